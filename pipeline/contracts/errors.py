@@ -1,0 +1,107 @@
+"""Every error a user can meet, each with the exit code of the command line.
+
+===== ===========================================================
+code  meaning
+===== ===========================================================
+0     done
+1     anything unforeseen (any exception that is not one of ours)
+2     the user's input or configuration is wrong
+3     the thresholds are infeasible on these samples
+4     no certified solution
+5     the evaluated policy does not satisfy the constraints
+===== ===========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class DualignError(Exception):
+    """Base of all errors raised on purpose; its text is meant for the user as it is."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(DualignError):
+    """The user's input is wrong: a value, a file, a table. The message names it, its value and the rule."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """One or more settings are wrong; ``faults`` lists all of them, not only the first."""
+
+    def __init__(self, faults: Sequence[str], *, source: str = "the configuration") -> None:
+        self.faults = tuple(faults)
+        head = f"{len(self.faults)} fault{'s' if len(self.faults) != 1 else ''} in {source}:"
+        super().__init__("\n".join([head, *(f"  - {fault}" for fault in self.faults)]))
+
+
+class StaleArtifactError(InputError):
+    """A step on disk was made with other settings or from other inputs than the ones asked for now."""
+
+
+class CorruptArtifactError(InputError):
+    """A file of a run is not what its manifest says, or cannot be read."""
+
+
+class RunLockedError(InputError):
+    """Another process works on the same run."""
+
+
+class MissingExtraError(InputError):
+    """A package of an optional extra is not installed."""
+
+    def __init__(self, *, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package `{package}`, which is not installed: pip install 'dualign[{extra}]'"
+        )
+
+
+@dataclass(frozen=True)
+class InfeasibilityCertificate:
+    """Proof that no reweighting of the samples meets all thresholds.
+
+    With ``v >= 0`` and ``E_x max_k <v, g(x, y_k) - b> < 0``, any policy supported on the samples has
+    ``<v, E[g] - b> < 0``, hence misses at least one threshold (a Farkas certificate; a theorem of the alternative).
+
+    Attributes:
+        direction: the vector v, shape (m,), non-negative, sums to 1.
+        support_value: E_x max_k <v, g - b>, in (v-weighted) score units; negative.
+        best_attainable: the largest mean of each constraint alone over reweightings, shape (m,), score units.
+        largest_feasible_scale: the largest t such that the margins scaled by t are feasible
+            (``reference + t * (threshold - reference)``), or None when no t >= 0 helps or the scale is undefined.
+    """
+
+    direction: np.ndarray
+    support_value: float
+    best_attainable: np.ndarray
+    largest_feasible_scale: float | None
+
+
+class InfeasibleError(DualignError):
+    """The thresholds cannot be met on these samples; ``certificate`` proves it."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, certificate: InfeasibilityCertificate) -> None:
+        super().__init__(message)
+        self.certificate = certificate
+
+
+class NotCertifiedError(DualignError):
+    """The solver stopped, but its answer failed the independent optimality check."""
+
+    exit_code = 4
+
+
+class ConstraintsNotSatisfiedError(DualignError):
+    """``evaluate --require-satisfied`` found a constraint that is not satisfied."""
+
+    exit_code = 5

@@ -1,0 +1,86 @@
+"""The constrained problem as the user states it, and the one place where signs are turned.
+
+    maximise over policies  E[r] - beta * KL(policy || reference)   subject to  E[g_j] >= b_j  for every constraint
+
+A user may write a constraint as ``<=``. :attr:`Constraint.sign` turns such a score and its threshold once, where they
+enter the dual; everything between sees "higher is better, slack >= 0 means satisfied", and what leaves is turned back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.contracts.errors import InputError
+
+Direction = Literal[">=", "<="]
+
+_TEXT = re.compile(
+    r"""^\s*(?P<name>[A-Za-z_][\w.-]*)\s*(?P<direction>>=|<=)\s*
+        (?:(?P<reference>ref)\s*(?P<sign>[+-])\s*)?(?P<number>[^\s]+)\s*$""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """One constraint in the user's own direction and units.
+
+    Attributes:
+        name: the score it bounds.
+        direction: ``">="`` keeps the mean score at or above the threshold, ``"<="`` at or below.
+        threshold: absolute threshold, score units, or None.
+        margin: signed offset from the mean score under the reference policy, score units, or None.
+            Exactly one of ``threshold`` and ``margin`` is given.
+
+    Raises:
+        InputError: both or neither of threshold and margin, or a value that is not finite.
+    """
+
+    name: str
+    direction: Direction
+    threshold: float | None = None
+    margin: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.threshold is None) == (self.margin is None):
+            given = "both" if self.threshold is not None else "neither"
+            raise InputError(f"constraint `{self.name}` gives {given} of `threshold` and `margin`; give exactly one")
+        for label, value in (("threshold", self.threshold), ("margin", self.margin)):
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"constraint `{self.name}`: `{label}` is {value}; it must be a finite number")
+
+    @property
+    def sign(self) -> float:
+        """+1 for ``>=``, -1 for ``<=``: the factor that makes the score "higher is better"."""
+        return 1.0 if self.direction == ">=" else -1.0
+
+    def absolute_threshold(self, reference_mean: float) -> float:
+        """The threshold b in the user's direction, given the grand mean of the score under the reference policy."""
+        if self.threshold is not None:
+            return self.threshold
+        assert self.margin is not None  # __post_init__
+        return reference_mean + self.margin
+
+
+def read_constraint(text: str) -> Constraint:
+    """Read ``NAME >= NUMBER``, ``NAME <= NUMBER``, ``NAME >= ref + NUMBER`` or ``NAME <= ref - NUMBER``.
+
+    Raises:
+        InputError: the text has another form.
+    """
+    match = _TEXT.match(text)
+    try:
+        if match is None:
+            raise ValueError
+        number = float(match["number"])
+    except ValueError:
+        raise InputError(
+            f"constraint {text!r} is not of the form 'NAME >= NUMBER', 'NAME <= NUMBER' or 'NAME >= ref + NUMBER'"
+        ) from None
+    direction: Direction = ">=" if match["direction"] == ">=" else "<="
+    if match["reference"]:
+        return Constraint(match["name"], direction, margin=number if match["sign"] == "+" else -number)
+    return Constraint(match["name"], direction, threshold=number)

@@ -1,0 +1,180 @@
+"""A table written in shards as the work finishes, so that a killed run loses one shard and repeats none.
+
+Layout of a folder: ``parts/`` holds finished shards of an unfinished step, ``data/<split>-00000-of-0000N.parquet`` the
+finished table, which ``datasets``, pandas, DuckDB and Ray read as it is. Finishing is renaming: no row is copied.
+A shard's place comes from its own metadata, never from its file name.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.contracts.artifacts import atomic_write_bytes, file_sha256
+from pipeline.contracts.errors import CorruptArtifactError
+from pipeline.contracts.tables import SAMPLE_KEY, SPLITS, with_metadata
+
+_ROWS_PER_GROUP = 4096
+_ORDER = b"dualign.shard"
+_SPLIT = b"dualign.split"
+
+
+@dataclass(frozen=True)
+class ShardedTable:
+    """One table of a run.
+
+    Attributes:
+        folder: the step's folder.
+        schema: the table's schema, checked on every write.
+        metadata: key-value entries for every file (run, config hash, model revisions, versions).
+    """
+
+    folder: Path
+    schema: pa.Schema
+    metadata: Mapping[str, str]
+
+    def write_shard(self, table: pa.Table, *, split: str, order: str) -> Path:
+        """Write one finished shard atomically.
+
+        Args:
+            table: rows with exactly this table's columns.
+            split: the split all its rows belong to.
+            order: sorts the shard among its split's shards and names its file; unique within the split.
+        """
+        schema = with_metadata(self.schema, {**self.metadata, "shard": order, "split": split})
+        sink = io.BytesIO()
+        pq.write_table(
+            table.cast(schema).replace_schema_metadata(schema.metadata),
+            sink,
+            compression="zstd",
+            row_group_size=_ROWS_PER_GROUP,
+            write_page_checksum=True,
+        )
+        path = self.folder / "parts" / f"{split}-{order}.parquet"
+        atomic_write_bytes(path, sink.getvalue())
+        return path
+
+    def paths(self, split: str) -> list[Path]:
+        """Finished files of a split, of an unfinished step too, in shard order."""
+        found = [*self.folder.glob(f"data/{split}-*.parquet"), *self.folder.glob(f"parts/{split}-*.parquet")]
+        return [path for _, path in sorted((_shard_order(path), path) for path in found)]
+
+    def present_keys(self, split: str) -> set[tuple[str, int]]:
+        """Keys (prompt_id, sample_index) of the rows already on disk.
+
+        Raises:
+            CorruptArtifactError: a shard cannot be read, or two shards hold the same row.
+        """
+        keys: set[tuple[str, int]] = set()
+        for path in self.paths(split):
+            columns = read_parquet(path, columns=SAMPLE_KEY)
+            found = set(zip(*(columns.column(name).to_pylist() for name in SAMPLE_KEY), strict=True))
+            if keys & found:
+                raise CorruptArtifactError(f"{path} repeats {len(keys & found)} rows of another file of the table")
+            keys |= found
+        return keys
+
+    def read(self, split: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of a split on disk, checksums verified.
+
+        Raises:
+            CorruptArtifactError: a shard is missing its footer, damaged, or has another schema.
+        """
+        wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        tables = [read_parquet(path, columns=columns, schema=wanted) for path in self.paths(split)]
+        return pa.concat_tables(tables) if tables else wanted.empty_table()
+
+    def finish(self) -> dict[str, str]:
+        """Move every shard to its final name; safe to repeat after a kill at any point.
+
+        Returns:
+            The path of each file relative to the folder, and its sha256.
+        """
+        for name in ("data", "parts"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        files: dict[str, str] = {}
+        for split in SPLITS:
+            paths = self.paths(split)
+            final = [self.folder / "data" / _file_name(split, place, len(paths)) for place in range(len(paths))]
+            # Two passes, because a final name may still be the present name of another shard.
+            waiting = []
+            for path, target in zip(paths, final, strict=True):
+                if path == target:
+                    waiting.append(path)
+                else:
+                    waiting.append(path.replace(self.folder / "parts" / f"{split}-{_shard_order(path)}.parquet"))
+            for path, target in zip(waiting, final, strict=True):
+                path.replace(target)
+                files[str(target.relative_to(self.folder))] = file_sha256(target)
+        for leftover in (self.folder / "parts").iterdir():  # temporary files of a killed write; every shard has moved
+            leftover.unlink()
+        (self.folder / "parts").rmdir()
+        return files
+
+
+def write_table(folder: Path, table: pa.Table, *, metadata: Mapping[str, str], rows_per_file: int = 1_000_000) -> dict[str, str]:
+    """Write a whole table that has a ``split`` column under ``folder/data``, one run of files a split.
+
+    Returns:
+        The path of each file relative to the folder, and its sha256.
+    """
+    sharded = ShardedTable(folder=folder, schema=table.schema.remove_metadata(), metadata=metadata)
+    for split in SPLITS:
+        rows = table.filter(pc.equal(table["split"], split))
+        for place, start in enumerate(range(0, rows.num_rows, rows_per_file)):
+            sharded.write_shard(rows.slice(start, rows_per_file), split=split, order=f"{place:06d}")
+    return sharded.finish()
+
+
+def read_parquet(path: Path, *, columns: Sequence[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+    """Read one Parquet file, verifying page checksums.
+
+    Raises:
+        CorruptArtifactError: truncated, damaged, or (where ``schema`` is given) with other columns or types.
+    """
+    try:
+        table = pq.ParquetFile(path, page_checksum_verification=True).read(
+            columns=list(columns) if columns is not None else None
+        )
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise CorruptArtifactError(f"{path} is damaged or not Parquet: {error}") from error
+    if schema is not None and not table.schema.remove_metadata().equals(schema.remove_metadata()):
+        raise CorruptArtifactError(
+            f"{path} has the columns {table.schema.names} of types {[str(kind) for kind in table.schema.types]}, "
+            f"expected {schema.names} of types {[str(kind) for kind in schema.types]}"
+        )
+    return table
+
+
+def iterate_missing(
+    plan: Sequence[Sequence[tuple[str, int]]], present: set[tuple[str, int]]
+) -> Iterator[tuple[int, list[tuple[str, int]]]]:
+    """Place and missing keys of each planned shard that is not wholly on disk.
+
+    A shard is planned from the full set of keys, whatever is already there: a continued run then computes the lost
+    shard in the same batches as an uninterrupted one would have.
+    """
+    for place, keys in enumerate(plan):
+        missing = [key for key in keys if key not in present]
+        if missing:
+            yield place, missing
+
+
+def _shard_order(path: Path) -> str:
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptArtifactError(f"{path} is damaged or not Parquet: {error}") from error
+    if _ORDER not in metadata or _SPLIT not in metadata:
+        raise CorruptArtifactError(f"{path} is not a shard of this project: its metadata has no shard entry")
+    return metadata[_ORDER].decode()
+
+
+def _file_name(split: str, place: int, total: int) -> str:
+    return f"{split}-{place:05d}-of-{total:05d}.parquet"

@@ -1,0 +1,1 @@
+"""Recipes: instances of the run configuration, as YAML."""

@@ -1,0 +1,1 @@
+"""Stage 1: sample from the reference policy, score, solve the dual."""

@@ -1,0 +1,1 @@
+"""Stage 2: fine-tune once on the tilted distribution."""
