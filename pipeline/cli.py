@@ -1,0 +1,123 @@
+"""The command line: one subcommand a step, `stage1`, `stage2` and `run` for several.
+
+Every setting of a recipe is an option: ``--sampling.samples_per_prompt 64``, ``--beta 0.5``. The command line wins.
+Exit codes are listed in :mod:`pipeline.contracts.errors`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config import load_config
+from pipeline.contracts.artifacts import environment
+from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError
+from pipeline.steps import STAGES, STEPS, Run, run_steps
+
+_DESCRIPTION = """Raise one score of a language model while keeping others above a line:
+sample, score, solve a small convex dual, fine-tune once."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of ``dualign``; returns the exit code."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    try:
+        return int(options.command(options, rest) or 0)
+    except DualignError as error:
+        print(f"dualign: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("dualign: interrupted; finished work is kept, run the same command to continue", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dualign", description=_DESCRIPTION, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, step in STEPS.items():
+        command = commands.add_parser(name, help=step.summary, allow_abbrev=False)
+        _add_run_options(command)
+        command.add_argument("--redo", action="store_true", help="remove this step and all after it, then do it anew")
+        if name == "evaluate":
+            command.add_argument(
+                "--require-satisfied", action="store_true", help="exit with 5 unless every constraint is satisfied"
+            )
+        command.set_defaults(command=_run_command, steps=(name,))
+    for name, steps in STAGES.items():
+        command = commands.add_parser(name, help=" → ".join(steps), allow_abbrev=False)
+        _add_run_options(command)
+        command.add_argument("--redo-from", metavar="STEP", choices=steps, help="redo this step and all after it")
+        command.set_defaults(command=_run_command, steps=steps)
+    command = commands.add_parser("env", help="versions and devices, for bug reports", allow_abbrev=False)
+    command.set_defaults(command=_env)
+    return parser
+
+
+def _add_run_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, default=Path("embedded"), metavar="FILE", help="recipe, or its name")
+    command.add_argument("--run", metavar="NAME", help="name of the run (default: the recipe's)")
+    command.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="holds runs/ and models/")
+    command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    command.epilog = "Settings of the recipe are options too, e.g. --sampling.samples_per_prompt 64"
+
+
+def _run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    config = load_config(options.config, _overrides(rest))
+    run = Run(
+        config=config,
+        name=options.run or options.config.stem,
+        data_dir=options.data_dir,
+        show_progress=not (options.no_progress or os.environ.get("TQDM_DISABLE")),
+    )
+    redo = getattr(options, "redo_from", None) or (options.steps[0] if getattr(options, "redo", False) else None)
+    status = run_steps(run, options.steps, redo_from=redo)
+    if getattr(options, "require_satisfied", False) and status != "satisfied":
+        raise ConstraintsNotSatisfiedError(f"the evaluation of run `{run.name}` is {status}, and must be satisfied")
+    return 0
+
+
+def _overrides(rest: Sequence[str]) -> dict[str, str]:
+    """Pairs of dotted key and text from ``--a.b value`` and ``--a.b=value``."""
+    overrides: dict[str, str] = {}
+    waiting = list(rest)
+    while waiting:
+        token = waiting.pop(0)
+        key, equals, text = token.removeprefix("--").partition("=")
+        if not token.startswith("--") or not key:
+            raise ConfigError([f"unexpected argument {token!r}; settings are --section.key VALUE"], source="the command line")
+        if not equals:
+            if not waiting:
+                raise ConfigError([f"`{token}` has no value"], source="the command line")
+            text = waiting.pop(0)
+        if key in overrides:
+            raise ConfigError([f"`--{key}` is given twice"], source="the command line")
+        overrides[key] = text
+    return overrides
+
+
+def _env(options: argparse.Namespace, rest: Sequence[str]) -> int:  # noqa: ARG001  # the signature of a command
+    if rest:
+        raise ConfigError([f"`dualign env` takes no arguments, {rest[0]!r} given"], source="the command line")
+    for name, value in environment().items():
+        print(f"{name:14} {value}")
+    for line in _devices():
+        print(line)
+    return 0
+
+
+def _devices() -> list[str]:
+    try:
+        import torch
+    except ImportError:
+        return ["torch is not installed: solve, frontier and report work, sample, score and train do not"]
+    if not torch.cuda.is_available():
+        return [f"{'devices':14} CPU only, {torch.get_num_threads()} threads"]
+    return [
+        f"{'device ' + str(index):14} {torch.cuda.get_device_name(index)}, "
+        f"{torch.cuda.get_device_properties(index).total_memory / 2**30:.0f} GiB"
+        for index in range(torch.cuda.device_count())
+    ]

@@ -1,0 +1,244 @@
+"""Predicted against realised: does the trained policy keep what the dual promised?
+
+Everything is on the test prompts, clustered by prompt: the responses to one prompt are not independent of each other,
+the prompts are. Inside, scores are turned so that higher is better; what is returned is in the user's own direction.
+
+A margin is a statement about the policy *and* the reference on the same prompts, so its interval is that of the paired
+difference, which the variation between prompts does not widen. An absolute threshold is compared with the plain mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy import stats
+
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.problem import Constraint
+
+Status = Literal["satisfied", "undecided", "violated"]
+_WORST_LAST: tuple[Status, ...] = ("satisfied", "undecided", "violated")
+FloatArray = np.ndarray
+
+
+@dataclass(frozen=True)
+class ScoredSamples:
+    """Scores of one policy's samples, one array a prompt, prompts in one fixed order.
+
+    Attributes:
+        reward: per prompt, shape (k_p,), reward units.
+        constraints: per prompt, shape (k_p, m), score units, in the user's own direction.
+    """
+
+    reward: Sequence[FloatArray]
+    constraints: Sequence[FloatArray]
+
+    def __post_init__(self) -> None:
+        if len(self.reward) != len(self.constraints) or not self.reward:
+            raise InputError(f"{len(self.reward)} prompts have rewards, {len(self.constraints)} have constraint scores")
+        if any(len(r_k) != len(g_km) or len(r_k) == 0 for r_k, g_km in zip(self.reward, self.constraints, strict=True)):
+            raise InputError("a prompt has no samples, or other numbers of rewards and constraint scores")
+
+    @property
+    def n_samples(self) -> int:
+        """Samples over all prompts."""
+        return sum(len(r_k) for r_k in self.reward)
+
+    def reward_means(self) -> FloatArray:
+        """Mean reward of each prompt, shape (p,)."""
+        return np.array([r_k.mean() for r_k in self.reward])
+
+    def constraint_means(self) -> FloatArray:
+        """Mean constraint scores of each prompt, shape (p, m)."""
+        return np.array([g_km.mean(axis=0) for g_km in self.constraints])
+
+
+@dataclass(frozen=True)
+class TiltPrediction:
+    """What the tilt at lambda* promises on the same prompts, from the reference policy's samples.
+
+    Attributes:
+        reward: mean reward under the tilted policy.
+        constraints: mean constraint scores, shape (m,), user's direction.
+        kl: KL(tilted || reference), nats per prompt.
+        optimum_p: beta * log-mean-exp((r + <lambda*, g - b>) / beta) of each prompt, shape (p,), reward units.
+    """
+
+    reward: float
+    constraints: FloatArray
+    kl: float
+    optimum_p: FloatArray
+
+
+def predict_tilt(
+    reference: ScoredSamples, *, signs_m: FloatArray, lam_star: FloatArray, b_m: FloatArray, beta: float
+) -> TiltPrediction:
+    """Self-normalised importance estimate of the tilted policy from reference samples.
+
+    Args:
+        reference: the reference policy's samples.
+        signs_m: +1 or -1, the factor that makes each score "higher is better", shape (m,).
+        lam_star: multipliers, shape (m,), reward per score unit.
+        b_m: thresholds in the turned orientation, shape (m,).
+        beta: KL strength, reward per nat.
+    """
+    reward_p, kl_p, optimum_p, constraints_pm = [], [], [], []
+    for r_k, g_km in zip(reference.reward, reference.constraints, strict=True):
+        logit_k = (r_k + (g_km * signs_m - b_m) @ lam_star) / beta
+        shift = logit_k.max()
+        log_z = shift + np.log(np.mean(np.exp(logit_k - shift)))
+        w_k = np.exp(logit_k - log_z) / len(r_k)
+        reward_p.append(w_k @ r_k)
+        constraints_pm.append(w_k @ g_km)
+        kl_p.append(w_k @ (logit_k - log_z))
+        optimum_p.append(beta * log_z)
+    return TiltPrediction(
+        reward=float(np.mean(reward_p)),
+        constraints=np.mean(constraints_pm, axis=0),
+        kl=float(np.mean(kl_p)),
+        optimum_p=np.array(optimum_p),
+    )
+
+
+def evaluate_policy(
+    *,
+    reference: ScoredSamples,
+    policy: ScoredSamples,
+    log_ratio: Sequence[FloatArray],
+    reward_name: str,
+    constraints: Sequence[Constraint],
+    lam_star: FloatArray,
+    beta: float,
+    n_replicates: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Compare the trained policy with the reference and with the promise of the dual, on the same test prompts.
+
+    Args:
+        reference: scores of the reference policy's samples on the test prompts.
+        policy: scores of the trained policy's samples, the same prompts in the same order.
+        log_ratio: log pi_theta(y|x) - log pi_ref(y|x) of the policy's samples, nats, one array (k_p,) a prompt.
+        reward_name: name of the reward.
+        constraints: the m constraints; a margin is taken over the reference mean on these prompts.
+        lam_star: multipliers, shape (m,).
+        beta: KL strength, reward per nat.
+        n_replicates: bootstrap replicates over prompts for the closed fraction.
+        rng: source of the bootstrap.
+
+    Returns:
+        The content of ``evaluation.json`` (docs/artifacts.md), without provenance.
+
+    Raises:
+        InputError: the two policies do not have the same number of prompts.
+    """
+    n_prompts = len(reference.reward)
+    if len(policy.reward) != n_prompts or len(log_ratio) != n_prompts:
+        raise InputError(f"the reference has {n_prompts} test prompts, the policy {len(policy.reward)}")
+    signs_m = np.array([constraint.sign for constraint in constraints])
+    ref_r_p, ref_g_pm = reference.reward_means(), reference.constraint_means()
+    pol_r_p, pol_g_pm = policy.reward_means(), policy.constraint_means()
+    thresholds = np.array(
+        [bound.absolute_threshold(float(mean)) for bound, mean in zip(constraints, ref_g_pm.mean(axis=0), strict=True)]
+    )
+    predicted = predict_tilt(reference, signs_m=signs_m, lam_star=lam_star, b_m=thresholds * signs_m, beta=beta)
+    kl_p = np.array([ratio_k.mean() for ratio_k in log_ratio])
+
+    entries = [
+        _constraint_entry(constraint, thresholds[j], predicted.constraints[j], ref_g_pm[:, j], pol_g_pm[:, j])
+        for j, constraint in enumerate(constraints)
+    ]
+    slack_weight_m = signs_m * lam_star  # <lambda, g - b> in the user's units
+    ref_lagrangian_p = ref_r_p + (ref_g_pm - thresholds) @ slack_weight_m
+    pol_lagrangian_p = pol_r_p + (pol_g_pm - thresholds) @ slack_weight_m - beta * kl_p
+    return {
+        "status": max((entry["status"] for entry in entries), key=_WORST_LAST.index),
+        "n_prompts": n_prompts,
+        "n_samples": policy.n_samples,
+        "reward": {
+            "name": reward_name,
+            "reference": float(ref_r_p.mean()),
+            "predicted": predicted.reward,
+            "realised": float(pol_r_p.mean()),
+            "ci95": mean_interval(pol_r_p),
+            "improvement": float((pol_r_p - ref_r_p).mean()),
+            "improvement_ci95": mean_interval(pol_r_p - ref_r_p),
+        },
+        "constraints": entries,
+        "kl": {"predicted": predicted.kl, "realised": float(kl_p.mean()), "realised_ci95": mean_interval(kl_p)},
+        "lagrangian": _lagrangian_entry(ref_lagrangian_p, pol_lagrangian_p, predicted.optimum_p, n_replicates, rng),
+    }
+
+
+def mean_interval(value_p: FloatArray) -> list[float]:
+    """95% interval of the mean over prompts (Student's t, one observation a prompt, shape (p,))."""
+    mean = float(value_p.mean())
+    if len(value_p) < 2:
+        # One cluster carries no information on the spread between clusters.
+        raise InputError("an interval needs at least 2 test prompts, 1 given")
+    half = float(stats.t.ppf(0.975, len(value_p) - 1) * value_p.std(ddof=1) / np.sqrt(len(value_p)))
+    return [mean - half, mean + half]
+
+
+def judge(interval: Sequence[float], threshold: float, direction: Literal[">=", "<="]) -> Status:
+    """Whether an interval lies on the right side of a threshold, contains it, or lies on the wrong side."""
+    low, high = interval
+    if direction == "<=":
+        low, high, threshold = -high, -low, -threshold
+    if low >= threshold:
+        return "satisfied"
+    return "violated" if high < threshold else "undecided"
+
+
+def _constraint_entry(
+    constraint: Constraint, threshold: float, predicted: float, ref_g_p: FloatArray, pol_g_p: FloatArray
+) -> dict[str, Any]:
+    realised = float(pol_g_p.mean())
+    difference_p = pol_g_p - ref_g_p
+    if constraint.margin is not None:
+        reference = float(ref_g_p.mean())
+        interval = [reference + bound for bound in mean_interval(difference_p)]
+    else:
+        interval = mean_interval(pol_g_p)
+    return {
+        "name": constraint.name,
+        "direction": constraint.direction,
+        "threshold": float(threshold),
+        "margin": constraint.margin,
+        "reference": float(ref_g_p.mean()),
+        "predicted": float(predicted),
+        "realised": realised,
+        "ci95": interval,
+        "slack": constraint.sign * (realised - float(threshold)),
+        "status": judge(interval, float(threshold), constraint.direction),
+        "improvement": float(difference_p.mean()),
+        "improvement_ci95": mean_interval(difference_p),
+    }
+
+
+def _lagrangian_entry(
+    ref_p: FloatArray, pol_p: FloatArray, optimum_p: FloatArray, n_replicates: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """The closed fraction: how much of the way from the reference to the tilted optimum the policy went.
+
+    D(lambda) - L(pi, lambda) = beta E_x KL(pi || pi_lambda) for every policy, so the fraction is 1 exactly at the
+    tilted optimum. It is a ratio of means over the same prompts; its interval is the percentile bootstrap over prompts.
+    """
+    gained_p, attainable_p = pol_p - ref_p, optimum_p - ref_p
+    attainable = float(attainable_p.mean())
+    entry: dict[str, Any] = {
+        "reference": float(ref_p.mean()),
+        "realised": float(pol_p.mean()),
+        "optimum": float(optimum_p.mean()),
+        "closed_fraction": None,
+        "closed_fraction_ci95": None,
+    }
+    # Where the tilt moves nothing there is nothing to close, and the ratio is noise over rounding error.
+    if attainable > 1e-9 * max(1.0, abs(entry["optimum"])):
+        draws = rng.integers(len(ref_p), size=(n_replicates, len(ref_p)))
+        ratio = gained_p[draws].mean(axis=1) / attainable_p[draws].mean(axis=1)
+        entry["closed_fraction"] = float(gained_p.mean() / attainable)
+        entry["closed_fraction_ci95"] = [float(bound) for bound in np.quantile(ratio, [0.025, 0.975])]
+    return entry
