@@ -1,0 +1,324 @@
+"""The training set: sampled token ids joined with tilted weights by key, and the order they are trained in."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch.utils.data import Dataset, Sampler
+
+from pipeline.contracts.artifacts import Manifest, checkpoint_sha256, file_sha256, read_json, read_manifest
+from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
+from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, require_unique
+
+_WEIGHT_TOLERANCE = 1e-6
+_SAMPLE_COLUMNS = (*SAMPLE_KEY, "prompt_token_ids", "completion_token_ids", "sampler_logp")
+
+
+@dataclass(frozen=True)
+class Responses(Dataset[int]):
+    """Scored responses of some prompts, sorted by prompt; the item of a row is the row's number.
+
+    Attributes:
+        prompt_ids: the prompts, in order.
+        prompt_p: place of each row's prompt in ``prompt_ids``, ascending, shape (n,).
+        sequences: prompt and completion token ids of each row, as sampled.
+        weight: tilted weight of each row, sums to 1 within a prompt, shape (n,).
+        tilt: r + <lam*, g - b> of each row, reward units, shape (n,).
+        sampler_logp: log pi_ref by the sampler's arithmetic, nats, shape (n,).
+    """
+
+    prompt_ids: tuple[str, ...]
+    prompt_p: np.ndarray
+    sequences: Sequence[tuple[np.ndarray, np.ndarray]]
+    weight: np.ndarray
+    tilt: np.ndarray
+    sampler_logp: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of responses."""
+        return len(self.sequences)
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+    @property
+    def n_samples(self) -> np.ndarray:
+        """How many responses the prompt of each row has, shape (n,)."""
+        return np.asarray(np.bincount(self.prompt_p)[self.prompt_p])
+
+    def select(self, prompts: Sequence[int]) -> Responses:
+        """The responses of some prompts, given by their places."""
+        rows = np.flatnonzero(np.isin(self.prompt_p, prompts))
+        return Responses(
+            prompt_ids=tuple(self.prompt_ids[place] for place in sorted(prompts)),
+            prompt_p=np.unique(self.prompt_p[rows], return_inverse=True)[1],
+            sequences=[self.sequences[row] for row in rows],
+            weight=self.weight[rows],
+            tilt=self.tilt[rows],
+            sampler_logp=self.sampler_logp[rows],
+        )
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What one training run reads.
+
+    Attributes:
+        train: responses trained on.
+        held_out: responses of the prompts kept back for the choice of the checkpoint.
+        beta: KL strength, reward per nat, as in dual.json.
+        dual: the content of dual.json.
+        identities: identity of each artifact read, by name.
+    """
+
+    train: Responses
+    held_out: Responses
+    beta: float
+    dual: Mapping[str, Any]
+    identities: Mapping[str, str]
+
+
+def read_training_data(
+    *, reference: Path, samples: Path, tilted: Path, dual: Path, held_out_fraction: float
+) -> TrainingData:
+    """Read and join the artifacts of stage 1, train split only.
+
+    Args:
+        reference: folder of the reference checkpoint.
+        samples: folder of the samples table.
+        tilted: folder of the tilted table.
+        dual: folder of dual.json.
+        held_out_fraction: share of the train prompts kept back, chosen by the hash of the prompt.
+
+    Raises:
+        CorruptArtifactError: a file is missing, damaged or not what its manifest says.
+        StaleArtifactError: the artifacts were not made from each other or from this reference.
+        InputError: rows that are missing or extra, weights that do not fit lam* and beta, or too few prompts.
+    """
+    manifests = {
+        name: read_manifest(path) for name, path in (("samples", samples), ("tilted", tilted), ("dual", dual))
+    }
+    _require_chain(manifests, reference=reference, tilted=tilted, samples=samples, dual=dual)
+    for name, folder in (("samples", samples), ("tilted", tilted), ("dual", dual)):
+        _require_files(folder, manifests[name])
+    solution = read_json(dual / "dual.json")
+    responses = _join(samples=samples, tilted=tilted, solution=solution)
+    held_out = choose_held_out(responses.prompt_ids, fraction=held_out_fraction)
+    kept = sorted(set(range(len(responses.prompt_ids))) - set(held_out))
+    return TrainingData(
+        train=responses.select(kept),
+        held_out=responses.select(held_out),
+        beta=float(solution["beta"]),
+        dual=solution,
+        identities={
+            "reference": manifests["samples"].inputs["reference"],
+            **{name: manifest.identity for name, manifest in manifests.items()},
+        },
+    )
+
+
+def choose_held_out(prompt_ids: Sequence[str], *, fraction: float) -> list[int]:
+    """Places of the prompts with the smallest hashes: about ``fraction`` of them, at least one and not all.
+
+    Raises:
+        InputError: fewer than two prompts.
+    """
+    if len(prompt_ids) < 2:
+        raise InputError(f"{len(prompt_ids)} train prompts: training needs at least 2, one of them held out")
+    count = min(max(1, round(fraction * len(prompt_ids))), len(prompt_ids) - 1)
+    # Hashed again: other choices, such as the test split, may already read the digits of the id itself.
+    order = sorted(
+        range(len(prompt_ids)), key=lambda place: hashlib.sha256(f"held-out {prompt_ids[place]}".encode()).digest()
+    )
+    return sorted(order[:count])
+
+
+class StepSampler(Sampler[list[int]]):
+    """Rows of each microbatch: every response once an epoch, in an order that depends on seed and epoch only.
+
+    Responses of one prompt stay together in groups, groups are shuffled and dealt to the optimisation steps, and a
+    step is cut into microbatches by length to save padding. The order of the steps is uniformly random, so that the
+    sum over a step's rows, times the number of steps, is an unbiased estimate of the sum over all rows.
+
+    Args:
+        responses: what is trained on.
+        tokens_per_step: about how many tokens an optimisation step reads.
+        tokens_per_microbatch: about how many tokens are in memory at once.
+        responses_per_group: how many responses of one prompt are read in the same step.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        responses: Responses,
+        *,
+        tokens_per_step: int,
+        tokens_per_microbatch: int,
+        responses_per_group: int,
+        seed: int,
+    ) -> None:
+        self._prompt_p = responses.prompt_p
+        self._length = np.array([len(prompt) + len(done) for prompt, done in responses.sequences])
+        self._responses_per_group = responses_per_group
+        self._seed = seed
+        self._epoch = 0
+        tokens = int(self._length.sum())
+        self.n_steps = min(max(1, round(tokens / tokens_per_step)), len(responses))
+        fewest_rows = len(responses) // self.n_steps
+        self.microbatches_per_step = min(math.ceil(tokens / self.n_steps / tokens_per_microbatch), fewest_rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """Microbatches of an epoch."""
+        return self.n_steps * self.microbatches_per_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Rows of each microbatch, as many microbatches for each step."""
+        rng = np.random.default_rng([self._seed, self._epoch])
+        order = rng.permutation(len(self._prompt_p))
+        order = order[np.argsort(self._prompt_p[order], kind="stable")]
+        _, counts = np.unique(self._prompt_p, return_counts=True)
+        groups = [
+            group
+            for rows in np.split(order, np.cumsum(counts)[:-1])
+            for group in np.split(rows, range(self._responses_per_group, len(rows), self._responses_per_group))
+        ]
+        rows = np.concatenate([groups[place] for place in rng.permutation(len(groups))])
+        steps = np.array_split(rows, self.n_steps)
+        for place in rng.permutation(self.n_steps):
+            yield from self._cut(steps[place])
+
+    def _cut(self, rows: np.ndarray) -> Iterator[list[int]]:
+        rows = rows[np.argsort(self._length[rows], kind="stable")]
+        tokens = np.cumsum(self._length[rows])
+        shares = np.arange(1, self.microbatches_per_step) / self.microbatches_per_step
+        # At least one row each: an empty microbatch would have nothing to back-propagate.
+        cuts = np.clip(
+            np.searchsorted(tokens, shares * tokens[-1]),
+            np.arange(1, self.microbatches_per_step),
+            len(rows) - np.arange(self.microbatches_per_step - 1, 0, -1),
+        )
+        for part in np.split(rows, cuts):
+            yield part.tolist()
+
+
+def _require_chain(
+    manifests: Mapping[str, Manifest], *, reference: Path, samples: Path, tilted: Path, dual: Path
+) -> None:
+    if not reference.is_dir():
+        raise InputError(f"the reference checkpoint {reference} is not a folder")
+    links = (
+        (tilted, "tilted", "dual", dual, manifests["dual"].identity),
+        (tilted, "tilted", "samples", samples, manifests["samples"].identity),
+        (dual, "dual", "samples", samples, manifests["samples"].identity),
+        (samples, "samples", "reference", reference, checkpoint_sha256(reference)),
+    )
+    for folder, name, input_name, source, found in links:
+        recorded = manifests[name].inputs.get(input_name)
+        if recorded is None:
+            raise CorruptArtifactError(f"{folder}/manifest.json does not record its input `{input_name}`")
+        if recorded != found:
+            raise StaleArtifactError(
+                f"{folder} was made from another `{input_name}` than {source}: "
+                f"{recorded[:12]} then, {found[:12]} now; redo the steps from `{input_name}` on"
+            )
+
+
+def _require_files(folder: Path, manifest: Manifest) -> None:
+    for name, recorded in manifest.files.items():
+        if file_sha256(folder / name) != recorded:
+            raise CorruptArtifactError(f"{folder / name} is not the file its manifest records (sha256 differs)")
+
+
+def _join(*, samples: Path, tilted: Path, solution: Mapping[str, Any]) -> Responses:
+    drawn = ShardedTable(folder=samples, schema=SAMPLES, metadata={}).read("train", columns=_SAMPLE_COLUMNS)
+    names = [constraint["name"] for constraint in solution["constraints"]]
+    weighted = _read_tilted(tilted, constraint_names=names)
+    drawn_keys, weighted_keys = _keys(drawn), _keys(weighted)
+    require_unique(drawn_keys, what=f"the samples in {samples}")
+    require_unique(weighted_keys, what=f"the tilted table in {tilted}")
+    place = {key: row for row, key in enumerate(weighted_keys)}
+    missing = [key for key in drawn_keys if key not in place]
+    extra = place.keys() - set(drawn_keys)
+    if missing or extra:
+        example = missing[0] if missing else min(extra)
+        raise InputError(
+            f"the tilted table in {tilted} does not fit the samples in {samples}: {len(missing)} samples have no "
+            f"weight and {len(extra)} weights have no sample (first: {example}); each sample needs exactly one weight"
+        )
+    prompt_ids, prompt_p = np.unique([prompt for prompt, _ in drawn_keys], return_inverse=True)
+    order = np.lexsort((np.array([index for _, index in drawn_keys]), prompt_p))
+    joined = np.array([place[drawn_keys[row]] for row in order])
+    weight = weighted["weight"].to_numpy()[joined]
+    tilt = _tilt(weighted, solution)[joined]
+    responses = Responses(
+        prompt_ids=tuple(str(prompt) for prompt in prompt_ids),
+        prompt_p=prompt_p[order],
+        sequences=_sequences(drawn, order),
+        weight=weight,
+        tilt=tilt,
+        sampler_logp=drawn["sampler_logp"].to_numpy()[order],
+    )
+    _require_weights(responses, beta=float(solution["beta"]), tilted=tilted)
+    return responses
+
+
+def _read_tilted(folder: Path, *, constraint_names: Sequence[str]) -> pa.Table:
+    columns = [*SAMPLE_KEY, "reward", *(CONSTRAINT_PREFIX + name for name in constraint_names), "weight"]
+    paths = sorted(folder.glob("data/train-*.parquet"))
+    if not paths:
+        raise InputError(f"the tilted table in {folder} has no train split")
+    return pa.concat_tables([read_parquet(path, columns=columns) for path in paths])
+
+
+def _keys(table: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(*(table[name].to_pylist() for name in SAMPLE_KEY), strict=True))
+
+
+def _tilt(weighted: pa.Table, solution: Mapping[str, Any]) -> np.ndarray:
+    tilt: np.ndarray = weighted["reward"].to_numpy().astype(np.float64)
+    for constraint in solution["constraints"]:
+        sign = 1.0 if constraint["direction"] == ">=" else -1.0
+        score = weighted[CONSTRAINT_PREFIX + constraint["name"]].to_numpy()
+        tilt = tilt + constraint["multiplier"] * sign * (score - constraint["threshold"])
+    return tilt
+
+
+def _sequences(drawn: pa.Table, order: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    columns = []
+    for name in ("prompt_token_ids", "completion_token_ids"):
+        lists = drawn[name].combine_chunks()
+        values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
+        columns.append([values[offsets[row] : offsets[row + 1]] for row in order])
+    return list(zip(*columns, strict=True))
+
+
+def _require_weights(responses: Responses, *, beta: float, tilted: Path) -> None:
+    """The weights must be those of this lam* and beta: w_pk proportional to exp(tilt / beta), summing to one."""
+    expected = segment_softmax(responses.tilt / beta, responses.prompt_p)
+    error = np.abs(responses.weight - expected)
+    worst = int(np.argmax(error))
+    if not error[worst] <= _WEIGHT_TOLERANCE:  # catches NaN too
+        prompt = responses.prompt_ids[responses.prompt_p[worst]]
+        raise InputError(
+            f"the weights in {tilted} are not those of dual.json: prompt {prompt} "
+            f"has a response of weight {responses.weight[worst]:.6g} where lam* and beta give {expected[worst]:.6g}"
+        )
+
+
+def segment_softmax(values: np.ndarray, prompt_p: np.ndarray) -> np.ndarray:
+    """Softmax within each prompt; rows sorted by prompt, shape (n,)."""
+    starts = np.flatnonzero(np.diff(prompt_p, prepend=-1))
+    shifted = np.exp(values - np.maximum.reduceat(values, starts)[prompt_p])
+    return np.asarray(shifted / np.add.reduceat(shifted, starts)[prompt_p])

@@ -1,0 +1,74 @@
+"""The trained policy as an ordinary checkpoint, with its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.contracts.artifacts import atomic_write_bytes, read_json, write_json
+
+_TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
+_PROVENANCE = "provenance.json"
+
+
+def save_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, policy_dir: Path) -> None:
+    """Write weights (safetensors), configuration, tokenizer, chat template and a neutral generation configuration.
+
+    The evaluated policy is the plain model, so defaults that bend its distribution (top-p, top-k, temperature) are
+    written out of the generation configuration.
+    """
+    former = model.generation_config
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+        bos_token_id=former.bos_token_id,
+        eos_token_id=former.eos_token_id,
+        pad_token_id=former.pad_token_id,
+        do_sample=True,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+    )
+    model.save_pretrained(policy_dir)
+    tokenizer.save_pretrained(policy_dir)
+
+
+def write_model_card(
+    policy_dir: Path,
+    *,
+    dual: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None,
+    identities: Mapping[str, str] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write README.md of a policy.
+
+    Args:
+        policy_dir: folder of the policy.
+        dual: content of dual.json.
+        evaluation: content of evaluation.json, or None before the policy is evaluated.
+        identities: identity of each artifact the policy was made from; remembered from the first call.
+        training: settings of the training run; remembered from the first call.
+
+    Raises:
+        CorruptArtifactError: no earlier call has recorded identities and training settings, and they are not given.
+    """
+    if identities is not None and training is not None:
+        write_json(policy_dir / _PROVENANCE, {"identities": dict(identities), "training": dict(training)})
+    provenance = read_json(policy_dir / _PROVENANCE)
+    realised = {} if evaluation is None else {row["name"]: row for row in evaluation["constraints"]}
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers",
+            pipeline_tag="text-generation",
+            tags=["alignment", "constrained-alignment", "dualign"],
+        ),
+        template_path=str(_TEMPLATE),
+        dual=dual,
+        evaluation=evaluation,
+        realised=realised,
+        **provenance,
+    )
+    atomic_write_bytes(policy_dir / "README.md", str(card).encode())

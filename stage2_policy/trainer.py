@@ -1,0 +1,408 @@
+"""The one training run of stage 2, on the Trainer of transformers."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from typing_extensions import override
+
+from pipeline.contracts.artifacts import write_json
+from pipeline.contracts.errors import InputError
+from stage2_policy.callbacks import ProgressBar, StopOnDivergence
+from stage2_policy.data import Responses, StepSampler, TrainingData, read_training_data
+from stage2_policy.export import save_policy, write_model_card
+from stage2_policy.held_out import HeldOutEstimate, estimate_held_out
+from stage2_policy.logprobs import SequenceBatch, build_batch, score_sequences, sequence_logp
+from stage2_policy.objectives import Objective, Targets, read_objective
+
+TRAINING_LOG = "training_log.json"
+_CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """The one fine-tuning run. There is no lambda and no beta here: they come from dual.json.
+
+    Attributes:
+        objective: name in :data:`stage2_policy.objectives.OBJECTIVES`.
+        learning_rate: peak rate of AdamW.
+        epochs: passes over the training responses.
+        tokens_per_step: tokens an optimisation step reads, prompt and response, about.
+        tokens_per_microbatch: tokens in memory at once; affects speed and memory only.
+        responses_per_group: how many responses of a prompt are read in the same step.
+        warmup_ratio: share of the steps over which the rate rises; after it, it falls to zero on a cosine.
+        weight_decay: of AdamW.
+        max_grad_norm: gradients are scaled down to this norm.
+        held_out_fraction: share of the train prompts that choose the checkpoint instead of training it.
+        evaluations: held-out evaluations, and checkpoints, over the run.
+        patience: stop after so many evaluations without a better one.
+        dtype: of the arithmetic; weights and optimiser stay in float32.
+        seed: of the order of the responses, and of dropout where a model has it.
+    """
+
+    objective: str = "tilted_nll"
+    learning_rate: float = 3e-4
+    epochs: float = 1.0
+    tokens_per_step: int = 16384
+    tokens_per_microbatch: int = 8192
+    responses_per_group: int = 8
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    held_out_fraction: float = 0.1
+    evaluations: int = 12
+    patience: int = 4
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What the run did.
+
+    Attributes:
+        steps: optimisation steps taken.
+        best_step: step of the checkpoint that was kept.
+        stop_reason: why the run ended.
+        held_out: estimate of the checkpoint that was kept.
+        held_out_reference: the same for the reference policy.
+        n_train_prompts: prompts trained on.
+        n_held_out_prompts: prompts that chose the checkpoint.
+        n_responses: responses trained on, each once an epoch.
+        sampler_gap: mean |log pi_ref by training arithmetic - by the sampler's|, nats per response, held-out prompts.
+        wall_seconds: of this call.
+        identities: identity of each artifact read, by name.
+    """
+
+    steps: int
+    best_step: int
+    stop_reason: str
+    held_out: HeldOutEstimate
+    held_out_reference: HeldOutEstimate
+    n_train_prompts: int
+    n_held_out_prompts: int
+    n_responses: int
+    sampler_gap: float
+    wall_seconds: float
+    identities: Mapping[str, str]
+
+
+class TiltedTrainer(Trainer):
+    """A Trainer whose batches are responses with tilted weights, and whose evaluation is held-out optimality.
+
+    Args:
+        model: the policy, initialised from the reference.
+        args: ordinary training arguments; ``gradient_accumulation_steps`` must be ``sampler.microbatches_per_step``.
+        objective: what is minimised.
+        train: responses trained on.
+        ref_logp: log pi_ref of them, nats, shape (n,).
+        held_out: responses that choose the checkpoint.
+        held_out_ref_logp: log pi_ref of them, nats.
+        sampler: rows of each microbatch.
+        beta: KL strength, reward per nat.
+        token_budget: tokens of a held-out batch.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        *,
+        objective: Objective,
+        train: Responses,
+        ref_logp: np.ndarray,
+        held_out: Responses,
+        held_out_ref_logp: np.ndarray,
+        sampler: StepSampler,
+        beta: float,
+        token_budget: int,
+        callbacks: Sequence[TrainerCallback],
+    ) -> None:
+        super().__init__(model, args, train_dataset=train, callbacks=list(callbacks))
+        self._policy = model
+        self._objective = objective
+        self._train = train
+        self._ref_logp = torch.from_numpy(ref_logp).float()
+        self._weight = torch.from_numpy(train.weight).float()
+        self._n_samples = torch.from_numpy(train.n_samples)
+        self._held_out = held_out
+        self._held_out_ref_logp = held_out_ref_logp
+        self._sampler = sampler
+        self._beta = beta
+        self._token_budget = token_budget
+
+    @override
+    def get_train_dataloader(self) -> DataLoader[int]:
+        """Microbatches in the sampler's order."""
+        loader: DataLoader[int] = DataLoader(
+            self._train,
+            batch_sampler=self._sampler,
+            collate_fn=self._collate,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        prepared: DataLoader[int] = self.accelerator.prepare(loader)
+        return prepared
+
+    def _collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        return {
+            **vars(build_batch([self._train.sequences[row] for row in rows])),
+            "ref_logp": self._ref_logp[rows],
+            "weight": self._weight[rows],
+            "n_samples": self._n_samples[rows],
+        }
+
+    @override
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Unbiased estimate of the objective from one microbatch, nats.
+
+        The mean over the microbatches of an epoch is exactly the mean over prompts of the sum over their responses.
+        """
+        batch = SequenceBatch(**{name: inputs[name] for name in SequenceBatch.__dataclass_fields__})
+        losses = self._objective.row_loss(
+            sequence_logp(model, batch),
+            Targets(ref_logp=inputs["ref_logp"], weight=inputs["weight"], n_samples=inputs["n_samples"]),
+        )
+        return losses.sum() * (len(self._sampler) / len(self._train.prompt_ids))
+
+    @override
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Held-out estimates of the policy as it is now."""
+        with self.compute_loss_context_manager():
+            logp = score_sequences(
+                self._policy, self._held_out.sequences, token_budget=self._token_budget, show_progress=False
+            )
+        metrics = self.estimate(logp).metrics(metric_key_prefix)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def estimate(self, logp: np.ndarray) -> HeldOutEstimate:
+        """Held-out estimates of a policy with these log-probabilities, nats, shape (n,)."""
+        return estimate_held_out(
+            self._held_out,
+            logp=logp,
+            ref_logp=self._held_out_ref_logp,
+            beta=self._beta,
+            row_loss=self._objective.row_loss,
+        )
+
+
+def train_policy(
+    *,
+    reference: Path,
+    samples: Path,
+    tilted: Path,
+    dual: Path,
+    output: Path,
+    settings: TrainSettings,
+    show_progress: bool,
+) -> TrainResult:
+    """Fine-tune the reference policy once on the tilted samples and save it as an ordinary checkpoint.
+
+    A killed run, called again with the same arguments, continues from its last checkpoint with the same order of
+    responses and optimiser state.
+
+    Args:
+        reference: folder of the checkpoint the samples were drawn from.
+        samples: folder of the samples table.
+        tilted: folder of the tilted table.
+        dual: folder of dual.json, which gives lam* and beta.
+        output: folder of the policy; also gets the loss curve, and checkpoints while training.
+        settings: of the run.
+        show_progress: show progress bars.
+
+    Raises:
+        InputError: inputs that do not belong together, or a setting out of range; see
+            :func:`stage2_policy.data.read_training_data`.
+        TrainingDivergedError: the loss is no longer a number.
+    """
+    started = time.monotonic()
+    _validate(settings)
+    objective = read_objective(settings.objective)
+    data = read_training_data(
+        reference=reference, samples=samples, tilted=tilted, dual=dual, held_out_fraction=settings.held_out_fraction
+    )
+    set_seed(settings.seed)
+    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+    trainer, held_out_ref_logp = _build_trainer(
+        model, data, objective=objective, settings=settings, folder=output / _CHECKPOINTS, show_progress=show_progress
+    )
+    start = trainer.estimate(held_out_ref_logp)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(output / _CHECKPOINTS))
+    state = trainer.state
+    curve = [{"step": 0, "epoch": 0.0, **start.metrics("eval")}, *state.log_history]
+    assert state.best_global_step is not None  # every run evaluates at least once, at a finite loss
+    best = next(entry for entry in curve if entry["step"] == state.best_global_step and "eval_loss" in entry)
+    write_json(output / TRAINING_LOG, curve)
+    save_policy(model, AutoTokenizer.from_pretrained(reference), output)
+    write_model_card(output, dual=data.dual, evaluation=None, identities=data.identities, training=vars(settings))
+    shutil.rmtree(output / _CHECKPOINTS)  # last: a run killed before this line still continues
+    return TrainResult(
+        steps=state.global_step,
+        best_step=state.best_global_step,
+        stop_reason=(
+            "all epochs done"
+            if state.global_step >= state.max_steps
+            else f"no better held-out loss in {settings.patience} evaluations"
+        ),
+        held_out=HeldOutEstimate(**{name: best[f"eval_{name}"] for name in HeldOutEstimate.__dataclass_fields__}),
+        held_out_reference=start,
+        n_train_prompts=len(data.train.prompt_ids),
+        n_held_out_prompts=len(data.held_out.prompt_ids),
+        n_responses=len(data.train),
+        sampler_gap=float(np.mean(np.abs(held_out_ref_logp - data.held_out.sampler_logp))),
+        wall_seconds=time.monotonic() - started,
+        identities=data.identities,
+    )
+
+
+def _build_trainer(
+    model: PreTrainedModel,
+    data: TrainingData,
+    *,
+    objective: Objective,
+    settings: TrainSettings,
+    folder: Path,
+    show_progress: bool,
+) -> tuple[TiltedTrainer, np.ndarray]:
+    sampler = StepSampler(
+        data.train,
+        tokens_per_step=settings.tokens_per_step,
+        tokens_per_microbatch=settings.tokens_per_microbatch,
+        responses_per_group=settings.responses_per_group,
+        seed=settings.seed,
+    )
+    steps = math.ceil(settings.epochs * sampler.n_steps)
+    interval = max(1, math.ceil(steps / settings.evaluations))
+    args = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        gradient_accumulation_steps=sampler.microbatches_per_step,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(settings.warmup_ratio * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.dtype == "bfloat16",
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=2,  # the best and the last
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        logging_steps=max(1, steps // 100),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=settings.seed,
+    )
+    torch.nn.Module.to(model, args.device)
+    held_out_ref_logp = score_sequences(
+        model,
+        data.held_out.sequences,
+        token_budget=settings.tokens_per_microbatch,
+        show_progress=show_progress,
+        description="reference, held-out responses",
+    )
+    ref_logp = np.zeros(len(data.train))
+    if objective.uses_reference:
+        ref_logp = score_sequences(
+            model,
+            data.train.sequences,
+            token_budget=settings.tokens_per_microbatch,
+            show_progress=show_progress,
+            description="reference, training responses",
+        )
+    trainer = TiltedTrainer(
+        model,
+        args,
+        objective=objective,
+        train=data.train,
+        ref_logp=ref_logp,
+        held_out=data.held_out,
+        held_out_ref_logp=held_out_ref_logp,
+        sampler=sampler,
+        beta=data.beta,
+        token_budget=settings.tokens_per_microbatch,
+        callbacks=[
+            StopOnDivergence(),
+            EarlyStoppingCallback(early_stopping_patience=settings.patience),
+            *([ProgressBar()] if show_progress else []),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, held_out_ref_logp
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; half-written ones are deleted.
+
+    trainer_state.json is the last file of a checkpoint.
+    """
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            TrainerState.load_from_json(str(path / "trainer_state.json"))
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+        else:
+            complete.append(path)
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+
+
+def _validate(settings: TrainSettings) -> None:
+    positive = (
+        "learning_rate",
+        "epochs",
+        "tokens_per_step",
+        "tokens_per_microbatch",
+        "responses_per_group",
+        "evaluations",
+        "patience",
+    )
+    for name in positive:
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"training setting `{name}` is {value}; it must be a positive number")
+    for name in ("warmup_ratio", "weight_decay", "max_grad_norm"):
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise InputError(f"training setting `{name}` is {value}; it must be a number of at least 0")
+    if not 0 < settings.held_out_fraction < 1:
+        raise InputError(f"training setting `held_out_fraction` is {settings.held_out_fraction}; it must be in (0, 1)")
+    if settings.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"training setting `dtype` is `{settings.dtype}`; it must be float32 or bfloat16")
