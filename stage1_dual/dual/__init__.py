@@ -1,0 +1,58 @@
+"""The dual of a constrained alignment problem on scored samples: pure NumPy and SciPy.
+
+    problem = DualProblem.from_arrays(reward_pk, constraints_pkm, thresholds=b_m, beta=1.0)
+    solution = solve_dual(problem)      # certified, or an error that says why and what to do
+    problem.tilted_weights(solution.multipliers)
+
+The sign convention, everywhere: a constraint score g is higher-better, slack = E[g] - threshold >= 0 means satisfied,
+and lam >= 0. This module is the whole public interface; it imports neither torch nor pandas.
+"""
+
+from pipeline.contracts.errors import InfeasibilityCertificate, InfeasibleError, InputError, NotCertifiedError
+from stage1_dual.dual.certificate import Certificate, certify
+from stage1_dual.dual.diagnostics import Diagnostics, diagnose
+from stage1_dual.dual.dual_function import DualEvaluation, Tilt, evaluate_dual, tilt
+from stage1_dual.dual.feasibility import AttainableMeans, Feasibility
+from stage1_dual.dual.frontier import Frontier, solve_frontier, threshold_at_multipliers
+from stage1_dual.dual.inference import (
+    BootstrapIntervals,
+    Estimates,
+    HeldoutPrediction,
+    StandardErrors,
+    bootstrap_intervals,
+    predict_heldout,
+    sandwich_standard_errors,
+)
+from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.solution import DualSolution
+from stage1_dual.dual.solver import solve_dual
+
+__all__ = [
+    "AttainableMeans",
+    "BootstrapIntervals",
+    "Certificate",
+    "Diagnostics",
+    "DualEvaluation",
+    "DualProblem",
+    "DualSolution",
+    "Estimates",
+    "Feasibility",
+    "Frontier",
+    "HeldoutPrediction",
+    "InfeasibilityCertificate",
+    "InfeasibleError",
+    "InputError",
+    "NotCertifiedError",
+    "StandardErrors",
+    "Tilt",
+    "bootstrap_intervals",
+    "certify",
+    "diagnose",
+    "evaluate_dual",
+    "predict_heldout",
+    "sandwich_standard_errors",
+    "solve_dual",
+    "solve_frontier",
+    "threshold_at_multipliers",
+    "tilt",
+]

@@ -1,0 +1,251 @@
+"""Can any reweighting of the samples meet the thresholds? Decided before solving, proved either way.
+
+The means a policy supported on the samples can attain form a polytope A, with support function
+F(v) = E_x max_k <v, g(x, y_k)>. By linear programming duality (a theorem of the alternative)
+
+    max over a in A of min_j (a_j - b_j) / s_j  =  min over v >= 0, <v, s> = 1 of  F(v) - <v, b>.
+
+Positive: a strictly feasible policy exists, hence a finite lam* (Slater). Negative: v proves infeasibility. Zero: the
+thresholds lie on the boundary of A, reached only by deterministic policies, and no finite lam attains the infimum.
+
+One constraint is a closed form. Several are solved by column generation: A has as many vertices as there are choices
+of one response per prompt, but the linear program holds only the few vertices its own prices asked for, so its size
+does not depend on the number of prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from pipeline.contracts.errors import InfeasibilityCertificate, InfeasibleError
+from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.segments import FloatArray, combine
+
+FeasibilityStatus = Literal["feasible", "boundary", "infeasible"]
+
+# Column generation on a polytope in m dimensions needs a few times m columns; this only bounds a defect.
+_MAX_COLUMNS = 1_000
+# HiGHS works to about 1e-9 on a program scaled like this one: closer than that it cannot tell zero from positive.
+_LP_RESOLUTION = 1e-9
+
+
+@dataclass(frozen=True, eq=False)
+class Feasibility:
+    """The verdict on one set of thresholds.
+
+    Attributes:
+        status: "feasible" (strictly), "boundary" or "infeasible".
+        margin: the optimum above, in standard deviations s of the constraints: how far inside (positive) or outside
+            (negative) the thresholds lie. For "feasible" it is a lower bound: the search stops at the proof.
+        direction_m: the vector v of the optimum, non-negative, sums to 1, shape (m,); None for "feasible".
+    """
+
+    status: FeasibilityStatus
+    margin: float
+    direction_m: FloatArray | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """Bounds on the largest t with base + t * direction attainable, and the prices that prove the upper one."""
+
+    lower: float
+    upper: float
+    prices_m: FloatArray
+
+
+class AttainableMeans:
+    """The polytope A of one set of samples, remembering the vertices found so that further thresholds come cheap.
+
+    Coordinates are (E[g_j] - E_x[shift_j]) / s_j over the constraints that vary within some prompt.
+    """
+
+    def __init__(self, problem: DualProblem) -> None:
+        self._problem = problem
+        self.varying = np.flatnonzero(~problem.is_constant_m)
+        self._scale = problem.score_scale_m[self.varying]
+        self._scores_vn = problem.centred_scores_mn[self.varying] / self._scale[:, np.newaxis]
+        # The reference itself: every program below starts feasible.
+        self._vertices: list[FloatArray] = [np.mean(problem.segments.mean(self._scores_vn), axis=1)]
+        best = [self._support(unit)[0] for unit in np.eye(len(self.varying))]
+        self._best_v = np.array(best, dtype=np.float64)
+        if len(self.varying) > 1:
+            self._support(np.full(len(self.varying), 1.0 / len(self.varying)))
+
+    def best_attainable_m(self) -> FloatArray:
+        """Largest attainable mean of each constraint alone, score units, shape (m,)."""
+        best_m = self._problem.reference_means_m.copy()
+        best_m[self.varying] = np.mean(self._problem.score_shift_mp[self.varying], axis=1) + self._best_v * self._scale
+        return best_m
+
+    def judge(self, problem: DualProblem) -> Feasibility:
+        """Decide feasibility for the thresholds of ``problem``, which must hold the same samples."""
+        rounding_m = _rounding(problem)
+        unmet = problem.is_constant_m & (problem.slack_shift_m < -rounding_m)
+        if bool(np.any(unmet)):
+            worst = int(np.flatnonzero(unmet)[0])
+            return Feasibility("infeasible", -math.inf, np.eye(problem.n_constraints)[worst])
+        n_varying = len(self.varying)
+        if n_varying == 0:
+            return Feasibility("feasible", math.inf, None)
+        base_v = -problem.slack_shift_m[self.varying] / self._scale
+        tolerance = float(np.max(rounding_m[self.varying] / self._scale))
+        alone_v = self._best_v - base_v
+        tightest = int(np.argmin(alone_v))
+        if n_varying == 1 or alone_v[tightest] <= tolerance:
+            unit = np.eye(n_varying)[tightest]
+            step = _Step(lower=float(alone_v[tightest]), upper=float(alone_v[tightest]), prices_m=unit)
+        else:
+            step = self._largest_step(base_v, np.ones(n_varying), enough=max(tolerance, _LP_RESOLUTION))
+            tolerance = max(tolerance, _LP_RESOLUTION)
+        direction_m = self._to_raw(step.prices_m, problem.n_constraints)
+        if step.upper < -tolerance:
+            return Feasibility("infeasible", step.upper, direction_m)
+        if step.lower > tolerance or self._is_equality(step.prices_m):
+            return Feasibility("feasible", step.lower, None)
+        return Feasibility("boundary", step.upper, direction_m)
+
+    def largest_scale(self, problem: DualProblem) -> float | None:
+        """Largest t such that reference + t * (threshold - reference) is attainable; None when no t > 0 is."""
+        margin_m = problem.thresholds_m - problem.reference_means_m
+        if bool(np.any(problem.is_constant_m & (margin_m > _rounding(problem)))):
+            return None
+        margin_v = margin_m[self.varying] / self._scale
+        if not bool(np.any(margin_v > 0)):
+            return None
+        if len(self.varying) == 1:
+            scale = float((self._best_v[0] - self._vertices[0][0]) / margin_v[0])
+        else:
+            scale = self._largest_step(self._vertices[0], margin_v, enough=math.inf).lower
+        return scale if scale > 0 else None
+
+    def support_value(self, problem: DualProblem, direction_m: FloatArray) -> float:
+        """E_x max_k <v, g - b>, score units."""
+        combined_n = combine(direction_m, problem.centred_scores_mn)
+        return float(np.mean(problem.segments.max(combined_n)) + direction_m @ problem.slack_shift_m)
+
+    def _support(self, prices_v: FloatArray) -> tuple[float, FloatArray]:
+        """F(v) and a vertex that attains it, remembered."""
+        rows_p = self._problem.segments.argmax_rows(combine(prices_v, self._scores_vn))
+        vertex = np.mean(self._scores_vn[:, rows_p], axis=1)
+        self._vertices.append(vertex)
+        return float(prices_v @ vertex), vertex
+
+    def _largest_step(self, base_v: FloatArray, direction_v: FloatArray, *, enough: float) -> _Step:
+        """Largest t with base + t * direction dominated by A, by column generation; stops once t > ``enough``."""
+        from scipy.optimize import linprog
+
+        n_varying = len(base_v)
+        upper, prices_v = math.inf, np.full(n_varying, 1.0 / n_varying)
+        while True:
+            vertices = np.array(self._vertices)
+            n_columns = len(vertices)
+            master = linprog(
+                np.append(np.zeros(n_columns), -1.0),
+                A_ub=np.column_stack([-vertices.T, direction_v]),
+                b_ub=-base_v,
+                A_eq=np.append(np.ones(n_columns), 0.0)[np.newaxis],
+                b_eq=[1.0],
+                bounds=[(0.0, None)] * n_columns + [(None, None)],
+                method="highs-ds",
+                options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
+            )
+            if master.x is None or master.status != 0:
+                raise RuntimeError(f"HiGHS did not solve the feasibility program: {master.message}")
+            mixture = np.maximum(master.x[:-1], 0.0)
+            attained_v = mixture @ vertices / np.sum(mixture)
+            # From the attained point, not from the solver's objective: this bound holds without trusting HiGHS.
+            pushing = direction_v > 0
+            lower = float(np.min((attained_v - base_v)[pushing] / direction_v[pushing]))
+            new_prices_v = np.maximum(-master.ineqlin.marginals, 0.0)
+            new_prices_v /= new_prices_v @ direction_v
+            value, vertex = self._support(new_prices_v)
+            bound = value - float(new_prices_v @ base_v)
+            if bound < upper:
+                upper, prices_v = bound, new_prices_v
+            known = bool(np.any(np.all(vertices == vertex, axis=1)))
+            closed = upper - lower <= 1e-13 * max(1.0, abs(upper))
+            if lower > enough or closed or known or n_columns > _MAX_COLUMNS:
+                return _Step(lower=lower, upper=upper, prices_m=prices_v)
+
+    def _is_equality(self, prices_v: FloatArray) -> bool:
+        """Whether <v, g> is the same for all responses of each prompt: then two-sided constraints pin a mean, which
+        policies of full support can attain, so a finite lam* exists although no slack can be positive.
+        """
+        combined_n = combine(prices_v, self._scores_vn)
+        size_n = combine(prices_v, np.abs(self._scores_vn))
+        return bool(np.max(np.abs(combined_n)) <= 1e-12 * np.max(size_n))
+
+    def _to_raw(self, prices_v: FloatArray, n_constraints: int) -> FloatArray:
+        direction_m = np.zeros(n_constraints)
+        direction_m[self.varying] = prices_v / self._scale
+        return np.asarray(direction_m / np.sum(direction_m), dtype=np.float64)
+
+
+def require_feasible(problem: DualProblem, attainable: AttainableMeans) -> None:
+    """Return when the thresholds are strictly feasible on the samples.
+
+    Raises:
+        InfeasibleError: they are not, or they lie on the boundary; the message names constraints, what was asked and
+            what is attainable, and the certificate can be checked by hand.
+    """
+    verdict = attainable.judge(problem)
+    if verdict.status == "feasible" or verdict.direction_m is None:
+        return
+    certificate = InfeasibilityCertificate(
+        direction=verdict.direction_m,
+        support_value=attainable.support_value(problem, verdict.direction_m),
+        best_attainable=attainable.best_attainable_m(),
+        largest_feasible_scale=attainable.largest_scale(problem),
+    )
+    raise InfeasibleError(_message(problem, verdict.status, certificate), certificate=certificate)
+
+
+def _rounding(problem: DualProblem) -> FloatArray:
+    """What rounding of the data alone can do to a slack, score units, shape (m,)."""
+    magnitude_m = problem.score_magnitude_m + np.abs(problem.thresholds_m)
+    return np.asarray(8 * np.finfo(np.float64).eps * magnitude_m, dtype=np.float64)
+
+
+def _message(problem: DualProblem, status: FeasibilityStatus, certificate: InfeasibilityCertificate) -> str:
+    reference_m = problem.reference_means_m
+    involved = [j for j in range(problem.n_constraints) if certificate.direction[j] > 1e-9]
+    together = " together" if len(involved) > 1 else ""
+    head = f"The thresholds cannot be met{together} by any policy on these {problem.n_samples} samples."
+    if status == "boundary":
+        head = (
+            f"The thresholds lie exactly on the boundary of what these {problem.n_samples} samples can attain"
+            f"{together}: no finite multiplier attains the infimum of the dual."
+        )
+    lines = [head]
+    lines.extend(
+        f"  {problem.constraint_names[j]}: threshold {_number(problem.thresholds_m[j])} asked, "
+        f"best attainable alone {_number(certificate.best_attainable[j])} "
+        f"(reference mean {_number(reference_m[j])}, margin {_number(problem.thresholds_m[j] - reference_m[j])} "
+        f"asked, largest {_number(certificate.best_attainable[j] - reference_m[j])})"
+        for j in involved
+    )
+    if len(involved) > 1:
+        mix = " + ".join(f"{certificate.direction[j]:.4g}*{problem.constraint_names[j]}" for j in involved)
+        asked = float(certificate.direction @ problem.thresholds_m)
+        lines.append(
+            f"  Proof: {mix} can reach at most {_number(asked + certificate.support_value)} on average, "
+            f"and the thresholds ask {_number(asked)}."
+        )
+    scale = certificate.largest_feasible_scale
+    if scale is not None and problem.n_constraints > 1:
+        scaled = ", ".join(
+            f"{name} {_number(reference_m[j] + scale * (problem.thresholds_m[j] - reference_m[j]))}"
+            for j, name in enumerate(problem.constraint_names)
+        )
+        lines.append(f"  With all margins scaled by one factor, anything below {scale:.6g} is feasible: {scaled}.")
+    lines.append("Lower a threshold below what is attainable, or draw more responses per prompt.")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"

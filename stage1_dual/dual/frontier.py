@@ -1,0 +1,179 @@
+"""Solutions for many thresholds at once: what each margin costs.
+
+Between neighbouring thresholds lam* moves by the inverse Hessian of the active constraints times the change of the
+thresholds, so each point starts from its nearest solved neighbour, moved along that tangent, and needs two or three
+evaluations of the dual.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.contracts.errors import InputError
+from stage1_dual.dual.certificate import certify
+from stage1_dual.dual.dual_function import tilt
+from stage1_dual.dual.feasibility import AttainableMeans
+from stage1_dual.dual.problem import DualProblem, validate_multipliers
+from stage1_dual.dual.segments import FloatArray
+from stage1_dual.dual.solution import DualSolution, build_solution
+from stage1_dual.dual.solver import minimise_dual
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """One point per threshold vector, in the order given. Numbers are NaN (and counts 0) where nothing is certified.
+
+    Attributes:
+        thresholds_gm: absolute thresholds, score units, shape (g, m).
+        status_g: "certified", "infeasible", "boundary" (on the edge of what the samples can attain: no finite
+            multiplier) or "not_certified" (float64 does not suffice), shape (g,).
+        multipliers_gm: lam*, also the shadow prices of the thresholds, reward per score unit, shape (g, m).
+        reward_g: predicted reward, reward units, shape (g,).
+        constraints_gm: predicted constraint scores, score units, shape (g, m).
+        kl_g: KL from the reference, nats per prompt, shape (g,).
+        ess_median_g: median over prompts of the effective sample size, samples, shape (g,).
+        dual_value_g: D(lam*), reward units, shape (g,).
+        kkt_residual_g: dimensionless, shape (g,).
+        n_evaluations_g: evaluations of the dual, shape (g,).
+    """
+
+    thresholds_gm: FloatArray
+    status_g: NDArray[np.str_]
+    multipliers_gm: FloatArray
+    reward_g: FloatArray
+    constraints_gm: FloatArray
+    kl_g: FloatArray
+    ess_median_g: FloatArray
+    dual_value_g: FloatArray
+    kkt_residual_g: FloatArray
+    n_evaluations_g: NDArray[np.int64]
+
+
+def solve_frontier(problem: DualProblem, thresholds_gm: ArrayLike) -> Frontier:
+    """Solve the problem for every row of thresholds; each certified as by :func:`solve_dual`.
+
+    Infeasible points are marked, not dropped. The thresholds of ``problem`` itself are not used.
+
+    Args:
+        problem: the samples and beta.
+        thresholds_gm: absolute thresholds, score units, shape (g, m), or (g,) for one constraint. Neighbouring rows
+            should be close, as along a curve or the rows of a grid.
+
+    Raises:
+        InputError: the thresholds are not finite numbers of that shape.
+    """
+    grid_gm = _validate_grid(thresholds_gm, problem.n_constraints)
+    n_points = len(grid_gm)
+    scale_m = np.where(problem.score_scale_m > 0, problem.score_scale_m, 1.0)
+    attainable = AttainableMeans(problem)
+    status: list[str] = []
+    solutions: list[DualSolution | None] = []
+    solved: list[int] = []
+    for row in range(n_points):
+        point = problem.with_thresholds(grid_gm[row])
+        verdict = attainable.judge(point).status
+        solution = None
+        if verdict == "feasible":
+            start_m = None
+            if solved:
+                distance = np.sum(((grid_gm[solved] - grid_gm[row]) / scale_m) ** 2, axis=1)
+                near = solved[int(np.argmin(distance))]
+                neighbour = solutions[near]
+                if neighbour is not None:
+                    start_m = _tangent_start(neighbour, grid_gm[row] - grid_gm[near])
+            solution = _solve_point(point, start_m)
+        status.append("certified" if solution else "not_certified" if verdict == "feasible" else verdict)
+        solutions.append(solution)
+        if solution:
+            solved.append(row)
+    return _collect(grid_gm, status, solutions)
+
+
+def threshold_at_multipliers(problem: DualProblem, lam: ArrayLike) -> FloatArray:
+    """The thresholds, shape (m,), for which ``lam`` is optimal with every constraint tight: E[g] under the tilt.
+
+    The inverse of the solve, in closed form. Where lam_j is 0, any lower threshold j has the same solution. The
+    thresholds of ``problem`` itself are not used.
+
+    Raises:
+        InputError: ``lam`` is not m finite, non-negative numbers.
+    """
+    tilted = tilt(problem, validate_multipliers("lam", lam, problem.n_constraints))
+    return np.asarray(np.mean(tilted.scores_mp, axis=1), dtype=np.float64)
+
+
+def _solve_point(problem: DualProblem, start_m: FloatArray | None) -> DualSolution | None:
+    minimum = minimise_dual(problem, start_m)
+    certificate = certify(problem, minimum.lam_m)
+    if not certificate.is_valid:
+        return None
+    return build_solution(
+        problem,
+        minimum.lam_m,
+        certificate=certificate,
+        hess_mm=minimum.hess_mm,
+        n_evaluations=minimum.n_evaluations,
+    )
+
+
+def _tangent_start(neighbour: DualSolution, change_m: FloatArray) -> FloatArray:
+    free = neighbour.multipliers > 0
+    start_m = neighbour.multipliers.copy()
+    if bool(np.any(free)):
+        # Least squares: dependent constraints leave the Hessian singular.
+        start_m[free] += np.linalg.lstsq(neighbour.hessian[np.ix_(free, free)], change_m[free], rcond=1e-10)[0]
+    return np.maximum(start_m, 0.0)
+
+
+def _collect(grid_gm: FloatArray, status: list[str], solutions: list[DualSolution | None]) -> Frontier:
+    n_points, n_constraints = grid_gm.shape
+    multipliers_gm = np.full((n_points, n_constraints), np.nan)
+    constraints_gm = np.full((n_points, n_constraints), np.nan)
+    scalars = np.full((5, n_points), np.nan)
+    n_evaluations_g = np.zeros(n_points, dtype=np.int64)
+    for row, solution in enumerate(solutions):
+        if solution is None:
+            continue
+        multipliers_gm[row] = solution.multipliers
+        constraints_gm[row] = solution.predicted_constraints
+        scalars[:, row] = (
+            solution.predicted_reward,
+            solution.predicted_kl,
+            np.median(solution.ess_p),
+            solution.dual_value,
+            solution.kkt_residual,
+        )
+        n_evaluations_g[row] = solution.n_evaluations
+    return Frontier(
+        thresholds_gm=grid_gm,
+        status_g=np.array(status, dtype=np.str_),
+        multipliers_gm=multipliers_gm,
+        reward_g=scalars[0],
+        constraints_gm=constraints_gm,
+        kl_g=scalars[1],
+        ess_median_g=scalars[2],
+        dual_value_g=scalars[3],
+        kkt_residual_g=scalars[4],
+        n_evaluations_g=n_evaluations_g,
+    )
+
+
+def _validate_grid(thresholds_gm: ArrayLike, n_constraints: int) -> FloatArray:
+    try:
+        grid_gm = np.array(thresholds_gm, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`thresholds_gm` is not a rectangular array of numbers: {error}") from error
+    if grid_gm.ndim == 1 and n_constraints == 1:
+        grid_gm = grid_gm[:, np.newaxis]
+    if grid_gm.ndim != 2 or grid_gm.shape[1] != n_constraints or len(grid_gm) == 0:
+        raise InputError(
+            f"`thresholds_gm` has shape {np.shape(thresholds_gm)}; it must be (points, {n_constraints}) with at least "
+            f"one point"
+        )
+    if not bool(np.all(np.isfinite(grid_gm))):
+        rows = np.flatnonzero(~np.all(np.isfinite(grid_gm), axis=1))[:5].tolist()
+        raise InputError(f"`thresholds_gm` has NaN or infinite values in rows {rows}; all must be finite")
+    return grid_gm

@@ -1,0 +1,355 @@
+"""How certain lam* and the predictions are: prompts are the independent units.
+
+Everything follows from sums by prompt at lam*. With psi_p the slack of prompt p (its tilted mean of g minus the
+threshold, and minus its share of the reference mean where the threshold is a margin over that mean), lam* solves
+mean_p psi_p(lam) = 0 on the active set: an M-estimator. The bootstrap draws prompts with replacement and takes one
+Newton step from lam* under lam >= 0 in every replicate; the error of that step is of the order of the square of the
+step, 1/p against the 1/sqrt(p) of the interval. The sandwich is the delta method for the same estimator, with the
+active set held fixed.
+
+Two kinds of interval, because two questions are asked:
+
+- *of the optimum*: the sample is redrawn and solved again. Its target is the population's lam*, and its reward,
+  constraints and KL at that optimum. The constraints of an active absolute threshold have no width here: each
+  re-solve meets the threshold.
+- *of the policy*: lam* is held fixed. Its target is what the policy tilted by exactly this lam* does in the
+  population, hence what an evaluation of that policy will find.
+
+References: Efron and Tibshirani, An Introduction to the Bootstrap (1993), for percentile intervals; van der Vaart,
+Asymptotic Statistics (1998), section 5.3 for M-estimators; Shorack (1982) and Schucany and Wang (1991) for one-step
+bootstraps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from pipeline.contracts.errors import InputError
+from stage1_dual.dual.dual_function import tilt
+from stage1_dual.dual.problem import DualProblem, validate_multipliers
+from stage1_dual.dual.segments import FloatArray
+from stage1_dual.dual.solution import DualSolution
+from stage1_dual.dual.solver import newton_step
+
+# Multinomial counts are drawn this many at a time: memory stays at about this many times the prompts.
+_REPLICATES_AT_ONCE = 250
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """A reward, constraint scores and a KL with the shape of what they were computed for.
+
+    Attributes:
+        reward: reward units.
+        constraints: score units, last axis m.
+        kl: nats per prompt.
+        slack: score units, last axis m; its threshold moves with the reference mean where it is a margin over it.
+    """
+
+    reward: FloatArray
+    constraints: FloatArray
+    kl: FloatArray
+    slack: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class BootstrapIntervals:
+    """Percentile intervals over replicates; the last axis of an interval is (low, high).
+
+    Attributes:
+        level: nominal coverage.
+        n_replicates: number of replicates.
+        multipliers: shape (m, 2), reward per score unit.
+        optimum: of the re-solved optimum; reward (2,), constraints (m, 2), kl (2,), slack (m, 2).
+        policy: of the policy tilted by lam* as it is; same shapes.
+        multiplier_replicates_bm: lam of every replicate, shape (replicates, m).
+    """
+
+    level: float
+    n_replicates: int
+    multipliers: FloatArray
+    optimum: Estimates
+    policy: Estimates
+    multiplier_replicates_bm: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class StandardErrors:
+    """Sandwich standard errors, clustered by prompt.
+
+    Attributes:
+        multipliers: shape (m,), reward per score unit; 0 for an inactive constraint.
+        optimum: of the re-solved optimum; reward (), constraints (m,), kl (), slack (m,).
+        policy: of the policy tilted by lam* as it is; same shapes.
+    """
+
+    multipliers: FloatArray
+    optimum: Estimates
+    policy: Estimates
+
+
+@dataclass(frozen=True, eq=False)
+class HeldoutPrediction:
+    """The tilted policy on prompts that did not choose lam*. Intervals are (low, high), by Student's t over prompts.
+
+    Attributes:
+        level: nominal coverage.
+        n_prompts: number of held-out prompts.
+        reward: E[r], reward units; interval shape (2,).
+        constraints: E[g], score units, shape (m,); interval shape (m, 2).
+        kl: nats per prompt; interval shape (2,).
+        slack: constraints minus the held-out problem's thresholds, score units, shape (m,); interval shape (m, 2).
+        ess_median: median effective sample size, samples.
+    """
+
+    level: float
+    n_prompts: int
+    reward: float
+    reward_interval: FloatArray
+    constraints: FloatArray
+    constraints_interval: FloatArray
+    kl: float
+    kl_interval: FloatArray
+    slack: FloatArray
+    slack_interval: FloatArray
+    ess_median: float
+
+
+@dataclass(frozen=True, eq=False)
+class _PromptSums:
+    """By prompt at lam*: values, and their derivatives with respect to lam, on which every interval rests."""
+
+    reward_p: FloatArray
+    scores_pm: FloatArray
+    kl_p: FloatArray
+    psi_pm: FloatArray
+    reward_slope_pm: FloatArray
+    scores_slope_pmm: FloatArray
+    kl_slope_pm: FloatArray
+
+
+def bootstrap_intervals(
+    problem: DualProblem,
+    solution: DualSolution,
+    *,
+    rng: np.random.Generator,
+    n_replicates: int = 1_000,
+    level: float = 0.95,
+    thresholds_are_relative_m: ArrayLike | None = None,
+) -> BootstrapIntervals:
+    """Cluster bootstrap over prompts by one Newton step per replicate.
+
+    Args:
+        problem: the problem solved.
+        solution: its solution.
+        rng: source of the resampling.
+        n_replicates: number of replicates, at least 2.
+        level: nominal coverage, between 0 and 1.
+        thresholds_are_relative_m: shape (m,), true where the threshold is a margin over the reference mean: that
+            mean is then estimated again in every replicate. The default is absolute thresholds throughout.
+
+    Raises:
+        InputError: fewer than two prompts or replicates, a level outside (0, 1), or a mask of the wrong shape.
+    """
+    if n_replicates < 2:
+        raise InputError(f"`n_replicates` is {n_replicates}; it must be at least 2")
+    _require_prompts_and_level(problem, level)
+    sums = _prompt_sums(problem, solution, thresholds_are_relative_m)
+    n_prompts, n_constraints = sums.psi_pm.shape
+    values_pv = np.column_stack(
+        [
+            sums.reward_p,
+            sums.scores_pm,
+            sums.kl_p,
+            sums.psi_pm,
+            sums.reward_slope_pm,
+            sums.scores_slope_pmm.reshape(n_prompts, -1),
+            sums.kl_slope_pm,
+        ]
+    )
+    # Replicate means of large offsets would lose digits: average differences from the sample mean instead.
+    centre_v = np.mean(values_pv, axis=0)
+    means_bv = np.empty((n_replicates, values_pv.shape[1]))
+    for first in range(0, n_replicates, _REPLICATES_AT_ONCE):
+        size = min(_REPLICATES_AT_ONCE, n_replicates - first)
+        counts_bp = rng.multinomial(n_prompts, np.full(n_prompts, 1.0 / n_prompts), size=size)
+        means_bv[first : first + size] = counts_bp @ (values_pv - centre_v) / n_prompts
+    means_bv += centre_v
+    widths = [1, n_constraints, 1, n_constraints, n_constraints, n_constraints**2]
+    parts = np.split(means_bv, np.cumsum(widths), axis=1)
+    reward_b, scores_bm, kl_b, psi_bm = parts[0][:, 0], parts[1], parts[2][:, 0], parts[3]
+    reward_slope_bm, kl_slope_bm = parts[4], parts[6]
+    hess_bmm = parts[5].reshape(n_replicates, n_constraints, n_constraints)
+    step_bm = _newton_steps(problem, solution.multipliers, psi_bm, hess_bmm)
+    moved_bm = np.einsum("bij,bj->bi", hess_bmm, step_bm)
+    policy = Estimates(reward=reward_b, constraints=scores_bm, kl=kl_b, slack=psi_bm)
+    optimum = Estimates(
+        reward=reward_b + np.einsum("bm,bm->b", reward_slope_bm, step_bm),
+        constraints=scores_bm + moved_bm,
+        kl=np.maximum(kl_b + np.einsum("bm,bm->b", kl_slope_bm, step_bm), 0.0),
+        slack=psi_bm + moved_bm,
+    )
+    multipliers_bm = np.maximum(solution.multipliers + step_bm, 0.0)
+    return BootstrapIntervals(
+        level=level,
+        n_replicates=n_replicates,
+        multipliers=_percentiles(multipliers_bm, level),
+        optimum=_percentile_estimates(optimum, level),
+        policy=_percentile_estimates(policy, level),
+        multiplier_replicates_bm=multipliers_bm,
+    )
+
+
+def sandwich_standard_errors(
+    problem: DualProblem, solution: DualSolution, *, thresholds_are_relative_m: ArrayLike | None = None
+) -> StandardErrors:
+    """Standard errors by the delta method with the active set of ``solution`` held fixed.
+
+    Args:
+        problem: the problem solved.
+        solution: its solution.
+        thresholds_are_relative_m: as in :func:`bootstrap_intervals`.
+
+    Raises:
+        InputError: fewer than two prompts, or a mask of the wrong shape.
+    """
+    _require_prompts_and_level(problem, 0.95)
+    sums = _prompt_sums(problem, solution, thresholds_are_relative_m)
+    free = solution.multipliers > 0
+    influence_pm = np.zeros_like(sums.psi_pm)
+    if bool(np.any(free)):
+        # The pseudo-inverse leaves out directions that dependent constraints do not determine.
+        inverse = np.linalg.pinv(solution.hessian[np.ix_(free, free)], rcond=1e-10, hermitian=True)
+        influence_pm[:, free] = -sums.psi_pm[:, free] @ inverse
+    moved_pm = influence_pm @ solution.hessian
+    return StandardErrors(
+        multipliers=_standard_error(influence_pm),
+        optimum=Estimates(
+            reward=_standard_error(sums.reward_p + influence_pm @ np.mean(sums.reward_slope_pm, axis=0)),
+            constraints=_standard_error(sums.scores_pm + moved_pm),
+            kl=_standard_error(sums.kl_p + influence_pm @ np.mean(sums.kl_slope_pm, axis=0)),
+            slack=_standard_error(sums.psi_pm + moved_pm),
+        ),
+        policy=Estimates(
+            reward=_standard_error(sums.reward_p),
+            constraints=_standard_error(sums.scores_pm),
+            kl=_standard_error(sums.kl_p),
+            slack=_standard_error(sums.psi_pm),
+        ),
+    )
+
+
+def predict_heldout(heldout: DualProblem, lam: ArrayLike, *, level: float = 0.95) -> HeldoutPrediction:
+    """What the policy tilted by ``lam`` does on held-out prompts.
+
+    Args:
+        heldout: scores of prompts that were not used to find ``lam``, with the same beta and thresholds.
+        lam: multipliers, reward per score unit, shape (m,).
+        level: nominal coverage, between 0 and 1.
+
+    Raises:
+        InputError: fewer than two prompts, a level outside (0, 1), or multipliers that are not m finite,
+            non-negative numbers.
+    """
+    from scipy.special import stdtrit
+
+    _require_prompts_and_level(heldout, level)
+    tilted = tilt(heldout, validate_multipliers("lam", lam, heldout.n_constraints))
+    quantile = float(stdtrit(heldout.n_prompts - 1, 0.5 + level / 2))
+
+    def interval(values_ip: FloatArray) -> FloatArray:
+        half_i = quantile * _standard_error(values_ip.T)
+        centre_i = np.mean(values_ip, axis=-1)
+        return np.stack([centre_i - half_i, centre_i + half_i], axis=-1)
+
+    return HeldoutPrediction(
+        level=level,
+        n_prompts=heldout.n_prompts,
+        reward=float(np.mean(tilted.reward_p)),
+        reward_interval=interval(tilted.reward_p),
+        constraints=np.mean(tilted.scores_mp, axis=1),
+        constraints_interval=interval(tilted.scores_mp),
+        kl=float(np.mean(tilted.kl_p)),
+        kl_interval=interval(tilted.kl_p),
+        slack=np.mean(tilted.slack_mp, axis=1),
+        slack_interval=interval(tilted.slack_mp),
+        ess_median=float(np.median(tilted.ess_p)),
+    )
+
+
+def _prompt_sums(problem: DualProblem, solution: DualSolution, relative: ArrayLike | None) -> _PromptSums:
+    relative_m = np.zeros(problem.n_constraints, dtype=np.bool_)
+    if relative is not None:
+        relative_m = np.atleast_1d(np.asarray(relative))
+        if relative_m.shape != (problem.n_constraints,) or relative_m.dtype != np.bool_:
+            raise InputError(
+                f"`thresholds_are_relative_m` is {relative!r}; it must be {problem.n_constraints} booleans, "
+                f"one per constraint"
+            )
+    segments, beta = problem.segments, problem.beta
+    tilted = tilt(problem, solution.multipliers)
+    with np.errstate(under="ignore"):
+        deviation_mn = segments.subtract(problem.centred_scores_mn, tilted.scores_mp - problem.score_shift_mp)
+        weighted_mn = deviation_mn * tilted.weights_n
+        reward_slope_mp = segments.sum(weighted_mn * problem.centred_reward_n) / beta
+        scores_slope_mmp = np.stack([segments.sum(weighted_mn * row_n) for row_n in deviation_mn]) / beta
+    reference_mp = problem.score_shift_mp + segments.mean(problem.centred_scores_mn)
+    reference_error_mp = reference_mp - problem.reference_means_m[:, np.newaxis]
+    # d KL = <d weights, log ratio> = Cov(r + <lam, g>, g) / beta^2.
+    kl_slope_mp = (reward_slope_mp + np.einsum("i,ijp->jp", solution.multipliers, scores_slope_mmp)) / beta
+    return _PromptSums(
+        reward_p=tilted.reward_p,
+        scores_pm=tilted.scores_mp.T,
+        kl_p=tilted.kl_p,
+        psi_pm=(tilted.slack_mp - relative_m[:, np.newaxis] * reference_error_mp).T,
+        reward_slope_pm=reward_slope_mp.T,
+        scores_slope_pmm=np.moveaxis(scores_slope_mmp, -1, 0),
+        kl_slope_pm=kl_slope_mp.T,
+    )
+
+
+def _newton_steps(
+    problem: DualProblem, lam_m: FloatArray, gradient_bm: FloatArray, hess_bmm: FloatArray
+) -> FloatArray:
+    """One step under lam + step >= 0 for every replicate, in the scaled multipliers of the solver."""
+    step_bm = np.zeros_like(gradient_bm)
+    varying = np.flatnonzero(~problem.is_constant_m)
+    if len(varying) == 0:
+        return step_bm
+    unit = problem.beta / problem.score_scale_m[varying]
+    mu = lam_m[varying] / unit
+    scale = problem.score_scale_m[varying]
+    hessians = hess_bmm[:, varying[:, np.newaxis], varying] * (unit[:, np.newaxis] / scale)
+    for replicate, (gradient, hessian) in enumerate(zip(gradient_bm[:, varying] / scale, hessians, strict=True)):
+        step_bm[replicate, varying] = unit * newton_step(mu, gradient, hessian)
+    return step_bm
+
+
+def _percentile_estimates(replicates: Estimates, level: float) -> Estimates:
+    return Estimates(
+        reward=_percentiles(replicates.reward, level),
+        constraints=_percentiles(replicates.constraints, level),
+        kl=_percentiles(replicates.kl, level),
+        slack=_percentiles(replicates.slack, level),
+    )
+
+
+def _percentiles(replicates_b: FloatArray, level: float) -> FloatArray:
+    """Replicates first, to (..., 2)."""
+    tail = (1.0 - level) / 2
+    return np.moveaxis(np.quantile(replicates_b, [tail, 1.0 - tail], axis=0), 0, -1)
+
+
+def _standard_error(values_p: FloatArray) -> FloatArray:
+    """Of the mean over the first axis, prompts."""
+    return np.asarray(np.std(values_p, axis=0, ddof=1) / np.sqrt(len(values_p)), dtype=np.float64)
+
+
+def _require_prompts_and_level(problem: DualProblem, level: float) -> None:
+    if problem.n_prompts < 2:
+        raise InputError(f"an interval needs at least 2 prompts; the problem has {problem.n_prompts}")
+    if not 0 < level < 1:
+        raise InputError(f"`level` is {level!r}; it must lie between 0 and 1")

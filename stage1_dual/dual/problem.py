@@ -1,0 +1,443 @@
+"""The constrained alignment problem on scored samples: validated, frozen, float64.
+
+    maximise over policies pi   E_x [ E_{y~pi} r(x, y) - beta KL(pi || pi_ref) ]
+    subject to                  E_x E_{y~pi} g_j(x, y) >= b_j ,   j = 1..m
+
+g is higher-better and a slack E[g_j] - b_j >= 0 means satisfied. Expectations under pi_ref are means over the
+responses of a prompt, then over prompts: every prompt counts the same however many responses it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.contracts.errors import InputError
+from stage1_dual.dual.dual_function import tilt
+from stage1_dual.dual.segments import FloatArray, IntArray, Segments
+
+# Cached properties of DualProblem that depend on neither thresholds nor beta.
+_SCORE_FACTS = (
+    "reference_reward",
+    "reference_means_m",
+    "reward_scale",
+    "score_scale_m",
+    "is_constant_m",
+    "score_magnitude_m",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class DualProblem:
+    """A problem ready to solve. Make one with :meth:`from_arrays` or :meth:`from_rows`; the inputs are copied.
+
+    Rewards and constraint scores are kept relative to their mean over each prompt's responses. A shift of r within
+    a prompt cancels in the tilted weights, and one of g moves only its slack, so the centring is exact mathematics;
+    it is what keeps scores of 1e6 plus or minus 1 as accurate as scores of 0 plus or minus 1.
+
+    Attributes:
+        beta: KL strength, reward per nat, positive.
+        thresholds_m: absolute thresholds b, score units, shape (m,).
+        constraint_names: one name per constraint, used in messages.
+        segments: which rows belong to which prompt; rows are grouped by prompt.
+        prompt_ids: the ids given to :meth:`from_rows` in the order prompts are kept (sorted), shape (p,); positions
+            for :meth:`from_arrays`.
+        centred_reward_n: r minus its prompt's mean, shape (n,).
+        reward_shift_p: what was subtracted, shape (p,).
+        centred_scores_mn: g minus its prompt's mean, shape (m, n).
+        score_shift_mp: what was subtracted, shape (m, p).
+        row_order_n: for :meth:`from_rows`, the caller's row of each kept row; None when rows were grouped already.
+        layout: shape of the caller's reward array.
+    """
+
+    beta: float
+    thresholds_m: FloatArray
+    constraint_names: tuple[str, ...]
+    segments: Segments
+    prompt_ids: NDArray[np.generic]
+    centred_reward_n: FloatArray
+    reward_shift_p: FloatArray
+    centred_scores_mn: FloatArray
+    score_shift_mp: FloatArray
+    row_order_n: IntArray | None
+    layout: tuple[int, ...]
+
+    @classmethod
+    def from_arrays(
+        cls,
+        reward_pk: ArrayLike,
+        constraints_pkm: ArrayLike,
+        *,
+        thresholds: ArrayLike,
+        beta: float,
+        constraint_names: Sequence[str] | None = None,
+    ) -> DualProblem:
+        """Build from dense arrays: the same number of responses for every prompt.
+
+        Args:
+            reward_pk: rewards, shape (p, k), reward units.
+            constraints_pkm: constraint scores, shape (p, k, m), or (p, k) for one constraint, score units.
+            thresholds: absolute thresholds, shape (m,), or a number for one constraint, score units.
+            beta: KL strength, reward per nat, positive.
+            constraint_names: m distinct names for messages; "constraint_0" and so on when not given.
+
+        Raises:
+            InputError: a value is NaN or infinite, a shape does not fit, beta is not positive, or there is no data.
+        """
+        reward = _as_float_array("reward_pk", reward_pk)
+        if reward.ndim != 2:
+            raise InputError(f"`reward_pk` has shape {reward.shape}; it must be (prompts, responses)")
+        if reward.size == 0:
+            raise InputError(
+                f"`reward_pk` has shape {reward.shape}; it must hold at least one prompt and one response"
+            )
+        scores = _as_float_array("constraints_pkm", constraints_pkm)
+        if scores.ndim == 2:
+            scores = scores[:, :, np.newaxis]
+        if scores.ndim != 3 or scores.shape[:2] != reward.shape:
+            raise InputError(
+                f"`constraints_pkm` has shape {np.shape(constraints_pkm)}; with `reward_pk` of shape {reward.shape} "
+                f"it must be {reward.shape} or {(*reward.shape, 'm')}".replace("'", "")
+            )
+        _require_finite("reward_pk", reward, axes="(prompt, response)")
+        _require_finite("constraints_pkm", scores, axes="(prompt, response, constraint)")
+        n_prompts, n_responses = reward.shape
+        return cls._build(
+            reward.reshape(-1),
+            np.ascontiguousarray(scores.reshape(n_prompts * n_responses, -1).T),
+            segments=Segments.from_counts(np.full(n_prompts, n_responses, dtype=np.int64)),
+            prompt_ids=np.arange(n_prompts),
+            row_order_n=None,
+            layout=reward.shape,
+            thresholds=thresholds,
+            beta=beta,
+            constraint_names=constraint_names,
+        )
+
+    @classmethod
+    def from_rows(
+        cls,
+        prompt_id_n: ArrayLike,
+        reward_n: ArrayLike,
+        constraints_nm: ArrayLike,
+        *,
+        thresholds: ArrayLike,
+        beta: float,
+        constraint_names: Sequence[str] | None = None,
+    ) -> DualProblem:
+        """Build from one row a response, in any order, with any number of responses per prompt.
+
+        Args:
+            prompt_id_n: the prompt of each row (integers or strings), shape (n,).
+            reward_n: rewards, shape (n,), reward units.
+            constraints_nm: constraint scores, shape (n, m), or (n,) for one constraint, score units.
+            thresholds: absolute thresholds, shape (m,), or a number for one constraint, score units.
+            beta: KL strength, reward per nat, positive.
+            constraint_names: m distinct names for messages; "constraint_0" and so on when not given.
+
+        Raises:
+            InputError: a value is NaN or infinite, a shape does not fit, beta is not positive, or there is no data.
+        """
+        reward = _as_float_array("reward_n", reward_n)
+        if reward.ndim != 1:
+            raise InputError(f"`reward_n` has shape {reward.shape}; it must be (rows,)")
+        if reward.size == 0:
+            raise InputError("`reward_n` is empty; it must hold at least one row")
+        scores = _as_float_array("constraints_nm", constraints_nm)
+        if scores.ndim == 1:
+            scores = scores[:, np.newaxis]
+        if scores.ndim != 2 or scores.shape[0] != reward.shape[0]:
+            raise InputError(
+                f"`constraints_nm` has shape {np.shape(constraints_nm)}; with {reward.shape[0]} rows in `reward_n` "
+                f"it must be ({reward.shape[0]},) or ({reward.shape[0]}, m)"
+            )
+        _require_finite("reward_n", reward, axes="row")
+        _require_finite("constraints_nm", scores, axes="(row, constraint)")
+        prompt_ids, prompt_of_row_n = _group_prompts(prompt_id_n, n_rows=reward.shape[0])
+        order_n: IntArray | None = None
+        if bool(np.any(np.diff(prompt_of_row_n) < 0)):
+            order_n = np.argsort(prompt_of_row_n, kind="stable").astype(np.int64)
+            reward, scores = reward[order_n], scores[order_n]
+        return cls._build(
+            reward,
+            np.ascontiguousarray(scores.T),
+            segments=Segments.from_counts(np.bincount(prompt_of_row_n).astype(np.int64)),
+            prompt_ids=prompt_ids,
+            row_order_n=order_n,
+            layout=reward.shape,
+            thresholds=thresholds,
+            beta=beta,
+            constraint_names=constraint_names,
+        )
+
+    @classmethod
+    def _build(
+        cls,
+        reward_n: FloatArray,
+        scores_mn: FloatArray,
+        *,
+        segments: Segments,
+        prompt_ids: NDArray[np.generic],
+        row_order_n: IntArray | None,
+        layout: tuple[int, ...],
+        thresholds: ArrayLike,
+        beta: float,
+        constraint_names: Sequence[str] | None,
+    ) -> DualProblem:
+        n_constraints = scores_mn.shape[0]
+        names = _validate_names(constraint_names, n_constraints)
+        centred_reward_n, reward_shift_p = _centre(reward_n, segments, "rewards")
+        centred_scores_mn, score_shift_mp = _centre(scores_mn, segments, "constraint scores")
+        positive_beta = _validate_beta(beta)
+        with np.errstate(over="ignore"):
+            largest_exponent = np.max(np.abs(centred_reward_n)) / positive_beta
+        if not np.isfinite(largest_exponent):
+            raise InputError(f"`beta` is {positive_beta!r}: rewards divided by it overflow; use a larger beta")
+        problem = cls(
+            beta=positive_beta,
+            thresholds_m=_validate_thresholds(thresholds, n_constraints),
+            constraint_names=names,
+            segments=segments,
+            prompt_ids=prompt_ids,
+            centred_reward_n=centred_reward_n,
+            reward_shift_p=reward_shift_p,
+            centred_scores_mn=centred_scores_mn,
+            score_shift_mp=score_shift_mp,
+            row_order_n=row_order_n,
+            layout=layout,
+        )
+        for array in (prompt_ids, centred_reward_n, reward_shift_p, centred_scores_mn, score_shift_mp):
+            array.flags.writeable = False
+        problem.thresholds_m.flags.writeable = False
+        return problem
+
+    def with_thresholds(self, thresholds: ArrayLike) -> DualProblem:
+        """The same samples under other absolute thresholds, shape (m,); no score is copied.
+
+        Raises:
+            InputError: the thresholds are not finite or not m of them.
+        """
+        thresholds_m = _validate_thresholds(thresholds, self.n_constraints)
+        thresholds_m.flags.writeable = False
+        return self._keep_facts(replace(self, thresholds_m=thresholds_m))
+
+    def with_beta(self, beta: float) -> DualProblem:
+        """The same samples and thresholds under another KL strength; no score is copied.
+
+        Raises:
+            InputError: beta is not a positive, finite number.
+        """
+        return self._keep_facts(replace(self, beta=_validate_beta(beta)))
+
+    def _keep_facts(self, other: DualProblem) -> DualProblem:
+        # Facts about the scores alone depend on neither thresholds nor beta: keep what is computed already.
+        for fact in _SCORE_FACTS:
+            if fact in self.__dict__:
+                other.__dict__[fact] = self.__dict__[fact]
+        return other
+
+    @property
+    def n_prompts(self) -> int:
+        """The number of prompts."""
+        return self.segments.n_prompts
+
+    @property
+    def n_samples(self) -> int:
+        """Number of responses over all prompts."""
+        return self.segments.n_rows
+
+    @property
+    def n_constraints(self) -> int:
+        """The number of constraints, m."""
+        return int(self.thresholds_m.shape[0])
+
+    @cached_property
+    def reference_reward(self) -> float:
+        """E_x E_{pi_ref}[r], reward units."""
+        return float(np.mean(self.reward_shift_p) + np.mean(self.segments.mean(self.centred_reward_n)))
+
+    @cached_property
+    def reference_means_m(self) -> FloatArray:
+        """E_x E_{pi_ref}[g_j], score units, shape (m,). A threshold is a margin plus this."""
+        centred_mp = self.segments.mean(self.centred_scores_mn)
+        return _mean_over_prompts(self.score_shift_mp) + _mean_over_prompts(centred_mp)
+
+    @cached_property
+    def reward_scale(self) -> float:
+        """Standard deviation of the reward within prompts, sqrt(E_x Var_{pi_ref}[r]), reward units."""
+        return float(self._spread_within(self.centred_reward_n[np.newaxis])[0])
+
+    @cached_property
+    def score_scale_m(self) -> FloatArray:
+        """s_j, the standard deviation of g_j within prompts: sqrt(E_x Var_{pi_ref}[g_j]), score units, shape (m,).
+
+        The spread between prompts is left out on purpose: no multiplier can move it, and it would make the
+        dimensionless KKT residual lax. Zero exactly where :attr:`is_constant_m`.
+        """
+        return self._spread_within(self.centred_scores_mn)
+
+    @cached_property
+    def is_constant_m(self) -> NDArray[np.bool_]:
+        """Constraints whose score is the same for all responses of each prompt: no policy changes them, shape (m,)."""
+        return np.asarray(~np.any(self.centred_scores_mn != 0.0, axis=1), dtype=np.bool_)
+
+    @cached_property
+    def score_magnitude_m(self) -> FloatArray:
+        """Largest |g_j|, score units, shape (m,): the scale of rounding in the data."""
+        return _largest(self.score_shift_mp) + _largest(self.centred_scores_mn)
+
+    @cached_property
+    def slack_shift_m(self) -> FloatArray:
+        """E_x[shift] - b: what to add to a tilted mean of the centred scores to get its slack, shape (m,)."""
+        # The difference of each prompt is taken before the mean: it is exact when shift and b are close.
+        return _mean_over_prompts(self.score_shift_mp - self.thresholds_m[:, np.newaxis])
+
+    def _spread_within(self, centred_in: FloatArray) -> FloatArray:
+        # Scaled first: squares of values below 1e-154 or above 1e154 would leave the range of float64.
+        largest_i = _largest(centred_in)
+        unit_i = np.where(largest_i > 0, largest_i, 1.0)
+        scaled_in = centred_in / unit_i[:, np.newaxis]
+        variance_ip = self.segments.mean(scaled_in * scaled_in) - self.segments.mean(scaled_in) ** 2
+        return np.asarray(unit_i * np.sqrt(np.maximum(_mean_over_prompts(variance_ip), 0.0)), dtype=np.float64)
+
+    def tilted_weights(self, lam: ArrayLike) -> FloatArray:
+        """Weights of the tilted policy, w proportional to exp{(r + <lam, g>)/beta}, summing to 1 within a prompt.
+
+        Args:
+            lam: multipliers, reward per score unit, shape (m,), non-negative.
+
+        Returns:
+            Weights in the layout of the reward given: (p, k), or (n,) in the caller's row order.
+
+        Raises:
+            InputError: ``lam`` is not m finite, non-negative numbers.
+        """
+        return self.to_caller_layout(tilt(self, validate_multipliers("lam", lam, self.n_constraints)).weights_n)
+
+    def to_caller_layout(self, values_n: FloatArray) -> FloatArray:
+        """Put one value per kept row, shape (n,), into the layout of the caller's reward."""
+        if self.row_order_n is None:
+            return values_n.reshape(self.layout)
+        values = np.empty_like(values_n)
+        values[self.row_order_n] = values_n
+        return values
+
+
+def _mean_over_prompts(values_mp: FloatArray) -> FloatArray:
+    return np.asarray(np.mean(values_mp, axis=1), dtype=np.float64)
+
+
+def _largest(values_mn: FloatArray) -> FloatArray:
+    return np.asarray(np.max(np.abs(values_mn), axis=1, initial=0.0), dtype=np.float64)
+
+
+def validate_multipliers(name: str, lam: ArrayLike, n_constraints: int) -> FloatArray:
+    """``lam`` as a fresh float64 array of shape (m,).
+
+    Raises:
+        InputError: it is not m finite, non-negative numbers.
+    """
+    lam_m = np.atleast_1d(_as_float_array(name, lam))
+    if lam_m.shape != (n_constraints,):
+        raise InputError(f"`{name}` has shape {lam_m.shape}; it must be ({n_constraints},), one per constraint")
+    if not bool(np.all(np.isfinite(lam_m) & (lam_m >= 0))):
+        raise InputError(f"`{name}` is {lam_m.tolist()}; multipliers must be finite and not negative")
+    return lam_m
+
+
+def _as_float_array(name: str, values: ArrayLike) -> FloatArray:
+    """A fresh C-ordered float64 copy, so that neither side sees the other's later changes."""
+    if isinstance(values, np.ma.MaskedArray) and bool(np.any(values.mask)):
+        raise InputError(f"`{name}` is a masked array with masked values; drop or fill those rows first")
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"`{name}` is not a rectangular array of numbers: {error}") from error
+    if array.dtype.kind not in "fiub" and not (array.dtype.kind == "O" and array.size):
+        raise InputError(f"`{name}` has dtype {array.dtype}; it must be an array of real numbers")
+    try:
+        return np.array(array, dtype=np.float64, order="C")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`{name}` has dtype {array.dtype}; it must be an array of real numbers: {error}") from error
+
+
+def _require_finite(name: str, values: FloatArray, *, axes: str) -> None:
+    if bool(np.all(np.isfinite(values))):
+        return
+    bad = np.argwhere(~np.isfinite(values))
+    shown = ", ".join(f"{_format_index(index)} = {values[tuple(index)]}" for index in bad[:5])
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    plural = "s" if len(bad) != 1 else ""
+    raise InputError(
+        f"`{name}` has {len(bad)} NaN or infinite value{plural}, at {axes}: {shown}{more}; all must be finite"
+    )
+
+
+def _format_index(index: NDArray[np.intp]) -> str:
+    return str(int(index[0])) if len(index) == 1 else str(tuple(int(i) for i in index))
+
+
+def _group_prompts(prompt_id_n: ArrayLike, *, n_rows: int) -> tuple[NDArray[np.generic], IntArray]:
+    ids_n = np.asarray(prompt_id_n)
+    if ids_n.shape != (n_rows,):
+        raise InputError(f"`prompt_id_n` has shape {ids_n.shape}; it must be ({n_rows},), one id per row")
+    if ids_n.dtype.kind == "f" and not bool(np.all(np.isfinite(ids_n))):
+        rows = np.flatnonzero(~np.isfinite(ids_n))[:5].tolist()
+        raise InputError(f"`prompt_id_n` has missing ids at rows {rows}; every row needs its prompt's id")
+    if ids_n.dtype.kind == "O":
+        missing = [row for row, value in enumerate(ids_n) if value is None or value != value]
+        if missing:
+            raise InputError(f"`prompt_id_n` has missing ids at rows {missing[:5]}; every row needs its prompt's id")
+    try:
+        prompt_ids, prompt_of_row_n = np.unique(ids_n, return_inverse=True)
+    except TypeError as error:
+        raise InputError(f"`prompt_id_n` mixes types that cannot be compared ({error}); use one type") from error
+    return prompt_ids, prompt_of_row_n.reshape(-1).astype(np.int64)
+
+
+def _validate_thresholds(thresholds: ArrayLike, n_constraints: int) -> FloatArray:
+    thresholds_m = np.atleast_1d(_as_float_array("thresholds", thresholds))
+    if thresholds_m.shape != (n_constraints,):
+        raise InputError(
+            f"`thresholds` has shape {thresholds_m.shape}; it must be ({n_constraints},), one per constraint"
+        )
+    if not bool(np.all(np.isfinite(thresholds_m))):
+        raise InputError(f"`thresholds` is {thresholds_m.tolist()}; thresholds must be finite")
+    return thresholds_m
+
+
+def _validate_beta(beta: float) -> float:
+    try:
+        value = float(beta)
+    except (TypeError, ValueError):
+        raise InputError(f"`beta` is {beta!r}; it must be a positive, finite number") from None
+    if not (np.isfinite(value) and value > 0):
+        raise InputError(f"`beta` is {value!r}; it must be a positive, finite number")
+    return value
+
+
+def _validate_names(names: Sequence[str] | None, n_constraints: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(f"constraint_{j}" for j in range(n_constraints))
+    kept = tuple(names)
+    if isinstance(names, str) or len(kept) != n_constraints or len(set(kept)) != n_constraints:
+        raise InputError(f"`constraint_names` is {names!r}; it must be {n_constraints} distinct names")
+    return kept
+
+
+def _centre(values: FloatArray, segments: Segments, what: str) -> tuple[FloatArray, FloatArray]:
+    """Subtract each prompt's mean; (..., n) to the centred values and the shifts (..., p)."""
+    low, high = segments.min(values), segments.max(values)
+    # Near the largest float64 the sum inside a mean overflows; any value between low and high serves as a shift.
+    with np.errstate(over="ignore", invalid="ignore"):
+        shift = np.clip(np.nan_to_num(segments.mean(values)), low, high)
+        # A rounded mean of equal values may differ from them; constants must centre to exactly zero.
+        shift = np.where(low == high, low, shift)
+        centred = segments.subtract(values, shift)
+    if not bool(np.all(np.isfinite(centred))):
+        raise InputError(f"the {what} of one prompt differ by more than float64 can hold; rescale them")
+    return centred, shift

@@ -1,0 +1,239 @@
+"""Minimise the dual over lam >= 0.
+
+Newton's method on a convex, smooth, low-dimensional function: each step minimises the exact quadratic model under
+the bounds (a non-negative least-squares problem, so the active set is found by the subproblem), and a line search on
+slopes makes it globally convergent. The work is done in the dimensionless multipliers lam_j s_j / beta, in which the
+reference Hessian has a unit diagonal, so that units of scores and rewards do not matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from stage1_dual.dual.certificate import certify, require_certified
+from stage1_dual.dual.dual_function import evaluate_dual
+from stage1_dual.dual.feasibility import AttainableMeans, require_feasible
+from stage1_dual.dual.problem import DualProblem, validate_multipliers
+from stage1_dual.dual.segments import FloatArray
+from stage1_dual.dual.solution import DualSolution, build_solution
+
+MAX_EVALUATIONS = 300
+
+# A warm start either converges quickly or was not close enough to help.
+_WARM_EVALUATIONS = 20
+# Where Newton from nothing needs few steps, in standard deviations of the reward within prompts; the factor between
+# one beta and the next, and how well the minimum is found on the way. Measured: 4 and 0.01 use the fewest evaluations.
+_EASY_BETA = 0.3
+_BETA_FACTOR = 4.0
+_PATH_TARGET = 1e-2
+# Newton converges quadratically: below this the next step would only meet rounding.
+_RESIDUAL_TARGET = 1e-12
+# Where rounding of ill-scaled data stops earlier than the target, this still counts as converged.
+_RESIDUAL_ACCEPTED = 1e-10
+# One step lets a multiplier grow by this factor at most, or to this many standard deviations.
+_GROWTH = 10.0
+# A slope this much smaller than at the start ends a line search; Newton's own step nearly always does better.
+_SLOPE_DECREASE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class DualMinimum:
+    """What the iteration found, certified by nothing yet.
+
+    Attributes:
+        lam_m: multipliers, reward per score unit, shape (m,).
+        hess_mm: Hessian of the dual there, score units squared per reward unit, shape (m, m).
+        n_evaluations: evaluations of the dual used, those of easier duals on the way included.
+    """
+
+    lam_m: FloatArray
+    hess_mm: FloatArray
+    n_evaluations: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """The dual at one dimensionless multiplier mu = lam s / beta; gradient and Hessian with respect to mu."""
+
+    mu: FloatArray
+    hess_mm: FloatArray
+    value: float
+    gradient: FloatArray
+    hessian: FloatArray
+
+    @property
+    def residual(self) -> float:
+        return float(np.max(np.abs(np.minimum(self.mu, self.gradient)), initial=0.0))
+
+
+class _ScaledDual:
+    """D / beta as a function of mu over the constraints that vary; counts its evaluations."""
+
+    def __init__(self, problem: DualProblem) -> None:
+        self._problem = problem
+        self._varying = np.flatnonzero(~problem.is_constant_m)
+        self._scale = problem.score_scale_m[self._varying]
+        self.n_evaluations = 0
+
+    def to_mu(self, lam_m: FloatArray) -> FloatArray:
+        return lam_m[self._varying] * (self._scale / self._problem.beta)
+
+    def to_lam(self, mu: FloatArray) -> FloatArray:
+        # A constraint no policy can change gets the multiplier 0: any other value changes nothing.
+        lam_m = np.zeros(self._problem.n_constraints)
+        lam_m[self._varying] = mu * (self._problem.beta / self._scale)
+        return lam_m
+
+    def at(self, mu: FloatArray) -> _Point:
+        self.n_evaluations += 1
+        evaluation = evaluate_dual(self._problem, self.to_lam(mu))
+        hess_mm = evaluation.hess_mm[np.ix_(self._varying, self._varying)]
+        return _Point(
+            mu=mu,
+            hess_mm=evaluation.hess_mm,
+            value=evaluation.centred_value / self._problem.beta,
+            gradient=evaluation.slack_m[self._varying] / self._scale,
+            hessian=hess_mm * (self._problem.beta / np.outer(self._scale, self._scale)),
+        )
+
+    def minimum(self, point: _Point, *, n_evaluations: int) -> DualMinimum:
+        return DualMinimum(lam_m=self.to_lam(point.mu), hess_mm=point.hess_mm, n_evaluations=n_evaluations)
+
+
+def solve_dual(problem: DualProblem, *, initial_multipliers: ArrayLike | None = None) -> DualSolution:
+    """Solve the dual and certify the answer.
+
+    Feasibility is decided first, so that a minimum exists; the dual is convex, so that the minimum found is global;
+    and code independent of the solver checks it. A returned solution therefore always has ``kkt_residual <= 1e-8``.
+
+    Args:
+        problem: the samples, thresholds and beta.
+        initial_multipliers: start of the iteration, reward per score unit, shape (m,); the default is zeros.
+
+    Raises:
+        InputError: ``initial_multipliers`` is not m finite, non-negative numbers.
+        InfeasibleError: no policy on the samples meets the thresholds, or only in the limit of infinite multipliers.
+        NotCertifiedError: float64 does not suffice for this problem.
+    """
+    start_m = None
+    if initial_multipliers is not None:
+        start_m = validate_multipliers("initial_multipliers", initial_multipliers, problem.n_constraints)
+    require_feasible(problem, AttainableMeans(problem))
+    minimum = minimise_dual(problem, start_m)
+    certificate = certify(problem, minimum.lam_m)
+    require_certified(problem, certificate)
+    return build_solution(
+        problem,
+        minimum.lam_m,
+        certificate=certificate,
+        hess_mm=minimum.hess_mm,
+        n_evaluations=minimum.n_evaluations,
+    )
+
+
+def minimise_dual(problem: DualProblem, start_m: FloatArray | None) -> DualMinimum:
+    """Minimise from ``start_m``, shape (m,), or from nothing; certifies nothing.
+
+    Far below the spread of the rewards the dual is almost piecewise linear and Newton's model is good only near the
+    answer. There the minimum is followed down from a larger beta, a factor at a time: each beta starts from the
+    extrapolation of the last two minima, which is close because lam* is nearly linear in beta as beta goes to 0.
+    """
+    n_evaluations = 0
+    if start_m is not None:
+        dual = _ScaledDual(problem)
+        point = _newton(dual, start_m, target=_RESIDUAL_TARGET, max_evaluations=_WARM_EVALUATIONS)
+        if point.residual <= _RESIDUAL_ACCEPTED:
+            return dual.minimum(point, n_evaluations=dual.n_evaluations)
+        n_evaluations = dual.n_evaluations
+    betas = [problem.beta]
+    while betas[-1] * _BETA_FACTOR < _EASY_BETA * problem.reward_scale:
+        betas.append(betas[-1] * _BETA_FACTOR)
+    path: list[tuple[float, FloatArray]] = []
+    lam_m = np.zeros(problem.n_constraints)
+    for beta in reversed(betas[1:]):
+        dual = _ScaledDual(problem.with_beta(beta))
+        limit = MAX_EVALUATIONS // len(betas)
+        point = _newton(dual, _extrapolate(path, beta, lam_m), target=_PATH_TARGET, max_evaluations=limit)
+        lam_m = dual.to_lam(point.mu)
+        path.append((beta, lam_m))
+        n_evaluations += dual.n_evaluations
+    dual = _ScaledDual(problem)
+    start_m = _extrapolate(path, problem.beta, lam_m)
+    point = _newton(dual, start_m, target=_RESIDUAL_TARGET, max_evaluations=MAX_EVALUATIONS)
+    return dual.minimum(point, n_evaluations=n_evaluations + dual.n_evaluations)
+
+
+def _extrapolate(path: list[tuple[float, FloatArray]], beta: float, lam_m: FloatArray) -> FloatArray:
+    if len(path) < 2:
+        return lam_m
+    (beta_0, lam_0), (beta_1, lam_1) = path[-2:]
+    return np.maximum(lam_1 + (lam_1 - lam_0) * ((beta - beta_1) / (beta_1 - beta_0)), 0.0)
+
+
+def _newton(dual: _ScaledDual, start_m: FloatArray, *, target: float, max_evaluations: int) -> _Point:
+    """Best point by residual after Newton steps from ``start_m``, until ``target`` or rounding stops progress."""
+    best = point = dual.at(dual.to_mu(start_m))
+    stalled = 0
+    while best.residual > target and stalled < 3 and dual.n_evaluations < max_evaluations:
+        point = _search(dual, point, newton_step(point.mu, point.gradient, point.hessian), max_evaluations)
+        stalled = 0 if point.residual < 0.5 * best.residual else stalled + (point.residual < 1e-6)
+        if point.residual < best.residual:
+            best = point
+    return best
+
+
+def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray) -> FloatArray:
+    """Minimiser d of <gradient, d> + d' hessian d / 2 subject to mu + d >= 0, shape (m,)."""
+    from scipy.optimize import nnls
+
+    if len(mu) == 0:
+        return np.zeros(0)
+    # A ridge far below rounding of the diagonal picks one of many minimisers when constraints are dependent.
+    ridge = 1e-13 * float(np.max(np.diag(hessian))) + np.finfo(np.float64).tiny
+    regular = hessian + ridge * np.eye(len(mu))
+    if len(mu) == 1:
+        return np.asarray(np.maximum(-mu, -gradient / regular[0]), dtype=np.float64)
+    eigenvalues, eigenvectors = np.linalg.eigh(regular)
+    root = np.sqrt(np.maximum(eigenvalues, ridge))
+    factor = root[:, np.newaxis] * eigenvectors.T
+    target = factor @ mu - (eigenvectors.T @ gradient) / root
+    free = nnls(factor, target)[0] > 0
+    # mu + d loses digits when d is small against mu: solve for d itself once the free set is known.
+    step = -mu.copy()
+    step[free] = np.linalg.solve(
+        regular[np.ix_(free, free)], -gradient[free] - regular[np.ix_(free, ~free)] @ step[~free]
+    )
+    return np.maximum(step, -mu)
+
+
+def _search(dual: _ScaledDual, start: _Point, step: FloatArray, max_evaluations: int) -> _Point:
+    """Move along ``step`` until the slope has dropped enough; a convex function needs only slopes for a bracket."""
+    # Far from the minimum the Hessian can be arbitrarily small: let one step grow mu by a factor, not without bound.
+    longest = float(np.max(np.abs(step)))
+    allowed = _GROWTH * max(1.0, float(np.max(start.mu)))
+    if longest > allowed:
+        step = step * (allowed / longest)
+    slope_start = float(start.gradient @ step)
+    low, slope_low = 0.0, slope_start
+    high, slope_high = 1.0, np.inf
+    fraction = 1.0
+    rounding = 1e-12 * (1.0 + abs(start.value))
+    while True:
+        trial = dual.at(np.maximum(start.mu + fraction * step, 0.0))
+        slope = float(trial.gradient @ step)
+        lower_value = trial.value <= start.value + rounding
+        if (slope <= _SLOPE_DECREASE * abs(slope_start) and lower_value) or dual.n_evaluations >= max_evaluations:
+            return trial
+        # Overshot: the slope here is positive, the minimum along the step lies in (low, fraction).
+        high, slope_high = fraction, slope
+        curvature = float(step @ trial.hessian @ step)
+        proposal = high - slope_high / curvature if curvature > 0 else low
+        if not low < proposal < high:
+            proposal = low + (high - low) * slope_low / (slope_low - slope_high)
+        width = high - low
+        fraction = min(max(proposal, low + 0.05 * width), low + 0.9 * width)
+        if width <= 1e-14:
+            return trial
