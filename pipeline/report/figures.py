@@ -1,0 +1,362 @@
+"""The figures: functions from plain data to a matplotlib figure.
+
+Each figure is one column of a paper wide. Values are in the user's own direction and units; slack is positive where a
+constraint is satisfied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from pipeline.contracts.problem import Direction
+from pipeline.report.style import BLUE, FORBIDDEN, GREY, INK, VERMILLION, new_figure, paper_style, printable
+
+FloatArray = NDArray[np.float64]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean and its 95% interval, where there is one."""
+
+    value: float
+    ci95: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A constraint as far as a figure needs it: what it bounds, from which side, at which absolute threshold."""
+
+    name: str
+    direction: Direction
+    threshold: float
+
+
+@dataclass(frozen=True, eq=False)
+class DualCurve:
+    """The dual along one multiplier, the others held at their optimum.
+
+    Attributes:
+        name: the constraint whose multiplier varies.
+        lam_k: multipliers, reward per score unit, shape (k,).
+        dual_value_k: D, reward units, shape (k,).
+        slack_k: slack of this constraint under the tilted policy, score units, shape (k,).
+        lam_star: the optimal multiplier with its interval.
+    """
+
+    name: str
+    lam_k: FloatArray
+    dual_value_k: FloatArray
+    slack_k: FloatArray
+    lam_star: Measured
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A policy in the plane of one constraint score and the reward."""
+
+    score: Measured
+    reward: Measured
+
+
+@dataclass(frozen=True, eq=False)
+class FrontierCurve:
+    """What the reward costs: solved problems that differ in one threshold.
+
+    Rewards are gains over the reference policy on the same prompts, so that outcomes on other prompts compare. So are
+    the scores of a constraint given as a margin; those of an absolute threshold are means.
+
+    Attributes:
+        bound: the constraint whose threshold varies; its threshold is the margin where it was given as one.
+        is_margin: whether scores and threshold are relative to the reference policy.
+        reward_name: name of the reward.
+        score_k: score of the constraint under each optimum, score units, ascending, shape (k,).
+        reward_k: gain in reward under each optimum, reward units, shape (k,).
+        multiplier_k: optimal multiplier of the constraint, reward per score unit, shape (k,).
+        reference: the reference policy.
+        predicted: this run's optimum on the prompts it was solved on.
+        predicted_test: this run's optimum on the test prompts.
+        realised: the trained policy on the test prompts.
+    """
+
+    bound: Bound
+    is_margin: bool
+    reward_name: str
+    score_k: FloatArray
+    reward_k: FloatArray
+    multiplier_k: FloatArray
+    reference: Outcome
+    predicted: Outcome
+    predicted_test: Outcome | None = None
+    realised: Outcome | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingCurve:
+    """The fine-tuning run.
+
+    Attributes:
+        step_t: optimiser step of each training loss, shape (t,).
+        loss_t: training loss, nats per prompt, shape (t,).
+        heldout_step_e: optimiser step of each held-out evaluation, shape (e,).
+        heldout_e: the same objective on held-out prompts, nats per prompt, shape (e,).
+        chosen_step: step of the checkpoint that was kept.
+        closed_fraction_e: estimate of the closed fraction on held-out prompts, shape (e,); may be None.
+    """
+
+    step_t: FloatArray
+    loss_t: FloatArray
+    heldout_step_e: FloatArray
+    heldout_e: FloatArray
+    chosen_step: int
+    closed_fraction_e: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One score under the reference, as predicted and as realised.
+
+    Attributes:
+        name: the score.
+        bound: the constraint on it, or None for the reward.
+        reference: mean under the reference policy.
+        predicted: mean predicted by the dual for these prompts.
+        realised: mean of the trained policy.
+    """
+
+    name: str
+    bound: Bound | None
+    reference: Measured
+    predicted: Measured
+    realised: Measured
+
+
+@dataclass(frozen=True)
+class GoldComparison:
+    """One score as its proxy model sees it and as the ground truth does.
+
+    Attributes:
+        name: the score.
+        proxy: mean under the reference and under the trained policy by the score model.
+        gold: the same two means by the ground truth, in its own units.
+    """
+
+    name: str
+    proxy: tuple[float, float]
+    gold: tuple[float, float]
+
+
+def dual_figure(curve: DualCurve) -> Figure:
+    """The dual (its minimum is lambda*) above the slack (which crosses zero there if the constraint binds)."""
+    name = printable(curve.name)
+    with paper_style():
+        figure = new_figure(height_inches=3.3)
+        top, bottom = figure.subplots(2, 1, sharex=True)
+        for axes in (top, bottom):
+            axes.axvline(curve.lam_star.value, color=VERMILLION, linewidth=1.0, label="optimum λ*")
+            if curve.lam_star.ci95 is not None:
+                axes.axvspan(*curve.lam_star.ci95, color=VERMILLION, alpha=0.15, linewidth=0, label="its 95% interval")
+        top.plot(curve.lam_k, curve.dual_value_k, color=BLUE, label="_curve")
+        bottom.axhline(0.0, color=INK, linewidth=0.6)
+        bottom.plot(curve.lam_k, curve.slack_k, color=BLUE, label="_curve")
+        at_star = np.interp(curve.lam_star.value, curve.lam_k, curve.dual_value_k)
+        top.plot([curve.lam_star.value], [at_star], "o", color=VERMILLION, clip_on=False, zorder=5)
+        at_star = np.interp(curve.lam_star.value, curve.lam_k, curve.slack_k)
+        bottom.plot([curve.lam_star.value], [at_star], "o", color=VERMILLION, clip_on=False, zorder=5)
+        top.set_ylabel("dual D(λ) (reward)")
+        bottom.set_ylabel("slack (score)")
+        bottom.set_xlabel(f"multiplier λ of {name} (reward per score)")
+        bottom.set_xlim(0.0, float(curve.lam_k[-1]))
+        _few_ticks(top, bottom)
+        figure.align_ylabels()
+        _legend_above(figure, top, columns=2)
+    return figure
+
+
+def frontier_figure(curve: FrontierCurve) -> Figure:
+    """The best predicted reward for each level of the constraint, with this run on it, above its price lambda*."""
+    with paper_style():
+        figure = new_figure(height_inches=3.8)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1.0])
+        top.plot(curve.score_k, curve.reward_k, color=BLUE, label="optimal trade-off")
+        _mark(top, curve.reference, "reference", marker="s", color=GREY)
+        _mark(top, curve.predicted, "predicted", marker="o", color=BLUE)
+        if curve.predicted_test is not None:
+            _mark(top, curve.predicted_test, "predicted, test prompts", marker="o", color=BLUE, hollow=True)
+        if curve.realised is not None:
+            _mark(top, curve.realised, "realised (95%)", marker="D", color=VERMILLION)
+        bottom.plot(curve.score_k, curve.multiplier_k, color=BLUE, label="_curve")
+        for axes in (top, bottom):
+            axes.margins(x=0.06, y=0.08)
+        bottom.set_ylim(bottom=0.0)
+        limits = top.get_xlim()
+        for axes in (top, bottom):
+            _show_bound(axes, curve.bound, limits)
+        top.set_ylabel(f"gain in {printable(curve.reward_name)} (reward)")
+        bottom.set_ylabel("price λ*\n(reward per score)")
+        quantity = "change against the reference, score" if curve.is_margin else "mean score"
+        bottom.set_xlabel(f"{printable(curve.bound.name)} ({quantity})")
+        _few_ticks(top, bottom)
+        figure.align_ylabels()
+        _legend_above(figure, top, columns=3)
+    return figure
+
+
+def sample_size_figure(share_p: FloatArray) -> Figure:
+    """How much of each prompt's samples the tilted weights use.
+
+    Args:
+        share_p: effective sample size over number of samples of each prompt, 0 to 1, shape (p,).
+    """
+    with paper_style():
+        figure = new_figure(height_inches=2.1)
+        axes = figure.subplots()
+        axes.hist(share_p, bins=np.linspace(0.0, 1.0, 26).tolist(), color=BLUE, edgecolor="white", linewidth=0.4)
+        median = float(np.median(share_p))
+        axes.axvline(median, color=VERMILLION, linewidth=1.2, label=f"median {median:.2f}")
+        axes.set_xlim(0.0, 1.0)
+        axes.set_xlabel("effective sample size / samples of the prompt")
+        axes.set_ylabel("prompts")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+        _legend_above(figure, axes, columns=1)
+    return figure
+
+
+def training_figure(curve: TrainingCurve) -> Figure:
+    """Training loss, held-out objective, the checkpoint kept, and the closed fraction where it was estimated."""
+    fraction = curve.closed_fraction_e
+    with paper_style():
+        figure = new_figure(height_inches=2.3 if fraction is None else 3.4)
+        ratios = [1.0] if fraction is None else [1.4, 1.0]
+        panels = _panels(figure, ratios, shared=True)
+        top = panels[0]
+        top.plot(curve.step_t, curve.loss_t, color=GREY, linewidth=0.8, alpha=0.8, label="training")
+        top.plot(curve.heldout_step_e, curve.heldout_e, "o-", color=BLUE, markersize=3, label="held-out prompts")
+        top.set_ylabel("loss (nats per prompt)")
+        if fraction is not None:
+            panels[1].plot(curve.heldout_step_e, fraction, "o-", color=BLUE, markersize=3, label="_curve")
+            panels[1].axhline(1.0, color=INK, linewidth=0.6)
+            panels[1].set_ylabel("closed fraction\n(held-out)")
+            panels[1].set_ylim(min(0.0, float(np.min(fraction))), max(1.05, 1.05 * float(np.max(fraction))))
+        for axes in panels:
+            axes.axvline(curve.chosen_step, color=VERMILLION, linewidth=1.0, label="checkpoint kept")
+        panels[-1].set_xlabel("optimiser step")
+        panels[-1].set_xlim(left=0.0)
+        panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        for axes in panels:
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        figure.align_ylabels()
+        _legend_above(figure, top, columns=3)
+    return figure
+
+
+def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
+    """Reference, predicted and realised means, one panel a score, with the side of the threshold that is ruled out."""
+    with paper_style():
+        figure = new_figure(height_inches=0.35 + 1.05 * len(comparisons))
+        panels = _panels(figure, [1.0] * len(comparisons), shared=False)
+        for axes, comparison in zip(panels, comparisons, strict=True):
+            rows = (
+                ("reference", comparison.reference, "s", GREY),
+                ("predicted", comparison.predicted, "o", BLUE),
+                ("realised", comparison.realised, "D", VERMILLION),
+            )
+            for place, (_, found, marker, color) in enumerate(rows):
+                bars = _bars(found)
+                axes.errorbar(
+                    found.value, place, xerr=bars, fmt=marker, color=color, markersize=4.5, capsize=2.5, zorder=4
+                )
+            axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.tick_params(axis="y", length=0)
+            axes.margins(x=0.12)
+            unit = "reward" if comparison.bound is None else "mean score"
+            axes.set_xlabel(f"{printable(comparison.name)} ({unit})")
+            if comparison.bound is not None:
+                axes.update_datalim([(comparison.bound.threshold, 0.0)])
+                axes.autoscale_view(scaley=False)
+                _show_bound(axes, comparison.bound, axes.get_xlim())
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        bounded = next((axes for axes, item in zip(panels, comparisons, strict=True) if item.bound is not None), None)
+        if bounded is not None:
+            _legend_above(figure, bounded, columns=1)
+    return figure
+
+
+def gold_figure(comparisons: Sequence[GoldComparison]) -> Figure:
+    """Movement from the reference to the trained policy, by the score model and by the ground truth."""
+    with paper_style():
+        figure = new_figure(height_inches=0.35 + 0.85 * len(comparisons))
+        panels = _panels(figure, [1.0] * len(comparisons), shared=False)
+        for axes, comparison in zip(panels, comparisons, strict=True):
+            for place, (before, after) in enumerate((comparison.proxy, comparison.gold)):
+                axes.plot([before, after], [place, place], color=GREY, linewidth=1.2, label="_move")
+                axes.plot(before, place, "s", color=GREY, zorder=4, label="reference" if place == 0 else "_again")
+                axes.plot(after, place, "D", color=VERMILLION, zorder=4, label="realised" if place == 0 else "_again")
+            axes.set_yticks([0, 1], ["score model", "ground truth"])
+            axes.set_ylim(1.5, -0.5)
+            axes.tick_params(axis="y", length=0)
+            axes.margins(x=0.12)
+            axes.set_xlabel(f"{printable(comparison.name)} (mean, each in its own units)")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        _legend_above(figure, panels[0], columns=2)
+    return figure
+
+
+def _panels(figure: Figure, height_ratios: Sequence[float], *, shared: bool) -> list[Axes]:
+    grid = figure.subplots(len(height_ratios), 1, sharex=shared, height_ratios=height_ratios, squeeze=False)
+    return list(grid[:, 0])
+
+
+def _bars(found: Measured) -> Any:
+    if found.ci95 is None:
+        return None
+    # A percentile interval may lie beside the mean it belongs to by a rounding; an error bar has no negative length.
+    return [[max(0.0, found.value - found.ci95[0])], [max(0.0, found.ci95[1] - found.value)]]
+
+
+def _mark(axes: Axes, outcome: Outcome, label: str, *, marker: str, color: str, hollow: bool = False) -> None:
+    axes.errorbar(
+        outcome.score.value,
+        outcome.reward.value,
+        xerr=_bars(outcome.score),
+        yerr=_bars(outcome.reward),
+        fmt=marker,
+        color=color,
+        markerfacecolor="white" if hollow else color,
+        markersize=5 if outcome.reward.ci95 is None else 3.5,  # an interval must show beside its marker
+        elinewidth=1.0,
+        capsize=2,
+        label=label,
+        zorder=5,
+    )
+
+
+def _show_bound(axes: Axes, bound: Bound, limits: tuple[float, float]) -> None:
+    """The threshold, and a shade over the side it rules out."""
+    room = 0.06 * (limits[1] - limits[0])
+    low, high = min(limits[0], bound.threshold - room), max(limits[1], bound.threshold + room)
+    ruled_out = (low, bound.threshold) if bound.direction == ">=" else (bound.threshold, high)
+    axes.axvspan(*ruled_out, color=FORBIDDEN, linewidth=0, zorder=0, label="misses the threshold")
+    axes.axvline(bound.threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label="_threshold")
+    axes.set_xlim(low, high)
+
+
+def _few_ticks(*panels: Axes) -> None:
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+
+
+def _legend_above(figure: Figure, axes: Axes, *, columns: int) -> None:
+    """A legend outside the axes: never over data."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)

@@ -1,0 +1,387 @@
+"""From the artifacts of a run to what the figures and the page show, all recomputed from the files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.contracts.artifacts import read_json
+from pipeline.contracts.errors import CorruptArtifactError
+from pipeline.contracts.shards import read_parquet
+from pipeline.contracts.tables import CONSTRAINT_PREFIX
+from pipeline.report.figures import (
+    Bound,
+    Comparison,
+    DualCurve,
+    FloatArray,
+    FrontierCurve,
+    GoldComparison,
+    Interval,
+    Measured,
+    Outcome,
+    TrainingCurve,
+)
+from stage1_dual.dual import DualProblem
+from stage1_dual.dual.dual_function import evaluate_dual
+
+_CURVE_POINTS = 81
+_SOLVED_SPLIT = "train"
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class TiltedScores:
+    """The scored samples the dual was solved on, one row a response.
+
+    Attributes:
+        prompt_n: number of each row's prompt, shape (n,).
+        reward_n: rewards, reward units, shape (n,).
+        scores_nm: constraint scores in the user's own direction, score units, shape (n, m).
+        weight_n: tilted weights, summing to 1 within a prompt, shape (n,).
+    """
+
+    prompt_n: NDArray[np.int64]
+    reward_n: FloatArray
+    scores_nm: FloatArray
+    weight_n: FloatArray
+
+
+@dataclass(frozen=True)
+class Example:
+    """A completion, with its scores where it has any.
+
+    Attributes:
+        text: the completion.
+        scores: name and mean score, in the table's order.
+        weight: tilted weight times the number of responses: 1 is the weight under the reference policy.
+    """
+
+    text: str
+    scores: Mapping[str, float]
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class PromptExamples:
+    """What the reference policy answered to one prompt, from both ends of the tilted weights."""
+
+    messages: Sequence[Message]
+    raised: Sequence[Example]
+    lowered: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class PolicyExamples:
+    """What the trained policy answered to one test prompt."""
+
+    messages: Sequence[Message]
+    texts: Sequence[str]
+
+
+def read_tilted_scores(folder: Path, constraint_names: Sequence[str]) -> TiltedScores:
+    """Read the rows the dual was solved on from the hand-off table.
+
+    Args:
+        folder: the folder ``tilted/`` of a run.
+        constraint_names: names of the constraints, in the order of ``dual.json``.
+
+    Raises:
+        CorruptArtifactError: no such table, a damaged file, a column that is missing, or no rows of the train split.
+    """
+    columns = [CONSTRAINT_PREFIX + name for name in constraint_names]
+    table = _read_tilted(folder, ["prompt_id", "reward", *columns, "weight", "split"])
+    rows = table.filter(pc.equal(table["split"], _SOLVED_SPLIT))
+    if rows.num_rows == 0:
+        raise CorruptArtifactError(f"{folder} has no rows of the split {_SOLVED_SPLIT!r}; the dual is solved on those")
+    codes = rows["prompt_id"].combine_chunks().dictionary_encode()
+    return TiltedScores(
+        prompt_n=np.asarray(codes.indices, dtype=np.int64),
+        reward_n=_floats(rows["reward"]),
+        scores_nm=np.column_stack([_floats(rows[name]) for name in columns]),
+        weight_n=_floats(rows["weight"]),
+    )
+
+
+def sample_size_shares(scores: TiltedScores) -> FloatArray:
+    """Effective sample size 1 / sum w^2 over the number of responses, per prompt, shape (p,)."""
+    counts_p = np.bincount(scores.prompt_n)
+    ess_p = 1.0 / np.bincount(scores.prompt_n, weights=scores.weight_n**2)
+    return np.asarray(ess_p / counts_p, dtype=np.float64)
+
+
+def build_dual_curves(dual: Mapping[str, Any], scores: TiltedScores) -> list[DualCurve]:
+    """The dual along each multiplier in turn, recomputed from the samples.
+
+    Args:
+        dual: the content of ``dual.json``: beta, thresholds and multipliers.
+        scores: the samples it was solved on.
+    """
+    bounds = dual["constraints"]
+    sign_m = np.array([1.0 if bound["direction"] == ">=" else -1.0 for bound in bounds])
+    problem = DualProblem.from_rows(
+        scores.prompt_n,
+        scores.reward_n,
+        scores.scores_nm * sign_m,
+        thresholds=np.array([bound["threshold"] for bound in bounds]) * sign_m,
+        beta=dual["beta"],
+        constraint_names=[bound["name"] for bound in bounds],
+    )
+    lam_star_m = np.array([bound["multiplier"] for bound in bounds])
+    curves = []
+    for place, bound in enumerate(bounds):
+        lam_star = _measured(bound["multiplier"], bound["multiplier_ci95"])
+        scale = float(problem.score_scale_m[place])
+        # beta / s tilts by one standard deviation of the score: the natural unit of a multiplier that is 0.
+        unit = problem.beta / scale if scale > 0 else 1.0
+        upper = lam_star.ci95[1] if lam_star.ci95 is not None else 0.0
+        end = max(2.0 * lam_star.value, 1.25 * upper) or unit
+        lam_k = np.union1d(np.linspace(0.0, end, _CURVE_POINTS), [lam_star.value])
+        lam_km = np.tile(lam_star_m, (len(lam_k), 1))
+        lam_km[:, place] = lam_k
+        found = [evaluate_dual(problem, lam_m) for lam_m in lam_km]
+        curves.append(
+            DualCurve(
+                name=bound["name"],
+                lam_k=lam_k,
+                dual_value_k=np.array([one.value for one in found]),
+                slack_k=np.array([one.slack_m[place] for one in found]),
+                lam_star=lam_star,
+            )
+        )
+    return curves
+
+
+def read_frontiers(path: Path, dual: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[FrontierCurve]:
+    """The feasible part of each constraint's frontier, with the run's own outcomes.
+
+    Args:
+        path: ``dual/frontier.parquet``.
+        dual: the content of ``dual.json``.
+        evaluation: the content of ``evaluation.json``, or None before stage 2.
+
+    Raises:
+        CorruptArtifactError: the file is damaged or a column is missing.
+    """
+    names = [bound["name"] for bound in dual["constraints"]]
+    needed = ["constraint", "feasible", "reward"]
+    needed += [f"{prefix}_{name}" for name in names for prefix in ("multiplier", "predicted")]
+    table = _require_columns(read_parquet(path), needed, path)
+    table = table.filter(table["feasible"])
+    evaluated = {bound["name"]: bound for bound in evaluation["constraints"]} if evaluation is not None else {}
+    reward = dual["reward"]
+    curves = []
+    for bound in dual["constraints"]:
+        name = bound["name"]
+        rows = table.filter(pc.equal(table["constraint"], name))
+        if rows.num_rows == 0:
+            continue
+        is_margin = bound["margin"] is not None
+        origin = bound["reference"] if is_margin else 0.0
+        score_k = _floats(rows[f"predicted_{name}"]) - origin
+        order_k = np.argsort(score_k, kind="stable")
+        predicted_test, realised = None, None
+        if evaluation is not None and name in evaluated:
+            predicted_test, realised = _test_outcomes(evaluated[name], evaluation["reward"], is_margin=is_margin)
+        curves.append(
+            FrontierCurve(
+                bound=Bound(name, bound["direction"], bound["threshold"] - origin),
+                is_margin=is_margin,
+                reward_name=reward["name"],
+                score_k=score_k[order_k],
+                reward_k=_floats(rows["reward"])[order_k] - reward["reference"],
+                multiplier_k=_floats(rows[f"multiplier_{name}"])[order_k],
+                reference=Outcome(Measured(bound["reference"] - origin), Measured(0.0)),
+                predicted=Outcome(
+                    Measured(bound["predicted"] - origin), Measured(reward["predicted"] - reward["reference"])
+                ),
+                predicted_test=predicted_test,
+                realised=realised,
+            )
+        )
+    return curves
+
+
+def build_comparisons(evaluation: Mapping[str, Any], reward_name: str) -> list[Comparison]:
+    """Reference, predicted and realised means of the reward and of each constraint."""
+    return [
+        Comparison(
+            name=name,
+            bound=_bound(found) if "threshold" in found else None,
+            reference=_measured(found["reference"]),
+            predicted=_measured(found["predicted"]),
+            realised=_measured(found["realised"], found["ci95"]),
+        )
+        for name, found in _scores_of(evaluation, reward_name)
+    ]
+
+
+def build_gold_comparisons(evaluation: Mapping[str, Any], reward_name: str) -> list[GoldComparison]:
+    """Movement by score model and by ground truth, for the scores that have a ground truth."""
+    gold = evaluation.get("gold") or {}
+    return [
+        GoldComparison(
+            name=name,
+            proxy=(found["reference"], found["realised"]),
+            gold=(gold[name]["reference"], gold[name]["realised"]),
+        )
+        for name, found in _scores_of(evaluation, reward_name)
+        if name in gold
+    ]
+
+
+def read_training_curve(path: Path) -> TrainingCurve:
+    """The training run from ``policy/training_log.json``: the Trainer's log history, with the reference at step 0.
+
+    The checkpoint kept is the one of the lowest held-out objective; the reference itself is not a checkpoint.
+
+    Raises:
+        CorruptArtifactError: the file is not such a log, or holds no held-out evaluation of the policy.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "step" in entry for entry in entries):
+        raise CorruptArtifactError(f"{path} is not a training log: it must be a list of objects with a `step`")
+    trained = [entry for entry in entries if "loss" in entry]
+    held_out = [entry for entry in entries if "eval_loss" in entry]
+    checkpoints = [entry for entry in held_out if entry["step"] > 0]
+    if not checkpoints:
+        raise CorruptArtifactError(f"{path} has no held-out evaluation: no entry with `eval_loss` after step 0")
+    has_fraction = all("eval_closed_fraction" in entry for entry in held_out)
+    return TrainingCurve(
+        step_t=_series(trained, "step"),
+        loss_t=_series(trained, "loss"),
+        heldout_step_e=_series(held_out, "step"),
+        heldout_e=_series(held_out, "eval_loss"),
+        chosen_step=min(checkpoints, key=lambda entry: float(entry["eval_loss"]))["step"],
+        closed_fraction_e=_series(held_out, "eval_closed_fraction") if has_fraction else None,
+    )
+
+
+def read_examples(folder: Path, dual: Mapping[str, Any], *, n_prompts: int, n_each: int) -> list[PromptExamples]:
+    """The completions whose weight the tilt raises and lowers most, for the first prompts of the hand-off table.
+
+    Args:
+        folder: the folder ``tilted/`` of a run.
+        dual: the content of ``dual.json``, for the names of the scores.
+        n_prompts: how many prompts.
+        n_each: how many distinct completions from either end.
+
+    Raises:
+        CorruptArtifactError: no such table, a damaged file, or a column that is missing.
+    """
+    labels = {CONSTRAINT_PREFIX + bound["name"]: bound["name"] for bound in dual["constraints"]}
+    names = {"reward": dual["reward"]["name"], **labels}
+    path = _tilted_files(folder)[0]
+    needed = ["prompt_id", "prompt", "completion", "weight", *names]
+    table = _require_columns(read_parquet(path), needed, path)
+    ids = pc.unique(table["prompt_id"])[:n_prompts]
+    found = []
+    for prompt_id in ids:
+        rows = table.filter(pc.equal(table["prompt_id"], prompt_id)).sort_by([("weight", "descending")]).to_pylist()
+        distinct = list({row["completion"]: row for row in rows}.values())
+        examples = [
+            Example(
+                text=row["completion"],
+                scores={label: row[column] for column, label in names.items()},
+                weight=row["weight"] * len(rows),
+            )
+            for row in distinct
+        ]
+        examples.sort(key=lambda example: -(example.weight or 0.0))
+        half = min(n_each, max(1, len(examples) // 2))
+        found.append(
+            PromptExamples(messages=rows[0]["prompt"], raised=examples[:half], lowered=examples[half:][-half:])
+        )
+    return found
+
+
+def read_policy_examples(run_dir: Path, *, n_prompts: int, n_each: int) -> list[PolicyExamples]:
+    """The first responses of the trained policy to the first test prompts; empty where the run keeps none.
+
+    Args:
+        run_dir: folder of the run, with ``prompts/`` and ``evaluation/samples/``.
+        n_prompts: how many prompts.
+        n_each: how many responses to each.
+
+    Raises:
+        CorruptArtifactError: a damaged file, or a column that is missing.
+    """
+    sampled = sorted((run_dir / "evaluation" / "samples").glob("data/test-*.parquet"))
+    asked = sorted((run_dir / "prompts").glob("data/test-*.parquet"))
+    if not sampled or not asked:
+        return []
+    needed = ["prompt_id", "sample_index", "completion"]
+    rows = _require_columns(read_parquet(sampled[0], columns=needed), needed, sampled[0])
+    needed = ["prompt_id", "prompt"]
+    prompts = pa.concat_tables([_require_columns(read_parquet(path, columns=needed), needed, path) for path in asked])
+    messages = dict(zip(prompts["prompt_id"].to_pylist(), prompts["prompt"].to_pylist(), strict=True))
+    ids = [one for one in pc.unique(rows["prompt_id"]).to_pylist() if one in messages]
+    found = []
+    for prompt_id in ids[:n_prompts]:
+        drawn = rows.filter(pc.equal(rows["prompt_id"], prompt_id)).sort_by("sample_index")
+        found.append(PolicyExamples(messages[prompt_id], drawn["completion"][:n_each].to_pylist()))
+    return found
+
+
+def _scores_of(evaluation: Mapping[str, Any], reward_name: str) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(reward_name, evaluation["reward"]), *((bound["name"], bound) for bound in evaluation["constraints"])]
+
+
+def _series(entries: Sequence[Mapping[str, Any]], key: str) -> FloatArray:
+    return np.array([entry[key] for entry in entries], dtype=np.float64)
+
+
+def _bound(record: Mapping[str, Any]) -> Bound:
+    return Bound(record["name"], record["direction"], record["threshold"])
+
+
+def _measured(value: float, ends: Sequence[float] | None = None) -> Measured:
+    ci95: Interval | None = None
+    if ends is not None and all(math.isfinite(end) for end in ends):
+        ci95 = (float(ends[0]), float(ends[1]))
+    return Measured(float(value), ci95)
+
+
+def _test_outcomes(bound: Mapping[str, Any], reward: Mapping[str, Any], *, is_margin: bool) -> tuple[Outcome, Outcome]:
+    """Predicted and realised on the test prompts, against the reference policy on those same prompts."""
+    origin = bound["reference"] if is_margin else 0.0
+    gain = _measured(reward["realised"] - reward["reference"], reward.get("improvement_ci95"))
+    realised = (
+        _measured(bound["realised"] - origin, bound.get("improvement_ci95"))
+        if is_margin
+        else _measured(bound["realised"], bound["ci95"])
+    )
+    predicted = Outcome(Measured(bound["predicted"] - origin), Measured(reward["predicted"] - reward["reference"]))
+    return predicted, Outcome(realised, gain)
+
+
+def _tilted_files(folder: Path) -> list[Path]:
+    # The train split first: its prompts are the ones the dual was solved on.
+    paths = [path for split in ("train", "test") for path in sorted(folder.glob(f"data/{split}-*.parquet"))]
+    if not paths:
+        raise CorruptArtifactError(f"{folder} has no table: there is no Parquet file in its folder `data`")
+    return paths
+
+
+def _read_tilted(folder: Path, columns: Sequence[str]) -> pa.Table:
+    paths = _tilted_files(folder)
+    return pa.concat_tables([_require_columns(read_parquet(path, columns=columns), columns, path) for path in paths])
+
+
+def _require_columns(table: pa.Table, columns: Sequence[str], path: Path) -> pa.Table:
+    missing = [name for name in columns if name not in table.column_names]
+    if missing:
+        raise CorruptArtifactError(f"{path} lacks the columns {missing}; it has {table.column_names}")
+    return table
+
+
+def _floats(column: pa.ChunkedArray) -> FloatArray:
+    return np.asarray(column.to_numpy(), dtype=np.float64)

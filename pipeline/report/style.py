@@ -1,0 +1,93 @@
+"""One look for all figures: single-column width, colours that colour-blind readers tell apart, nothing decorative."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
+from matplotlib.ft2font import FT2Font
+
+COLUMN_INCHES = 3.4
+"""Width of one column of a two-column paper."""
+
+# Okabe and Ito's colour-blind-safe palette (Color Universal Design, 2008).
+BLUE = "#0072B2"
+VERMILLION = "#D55E00"
+GREY = "#6B6B6B"
+INK = "#1A1A1A"
+FORBIDDEN = "#ECECEC"
+"""Shade of the side of a threshold that a constraint rules out."""
+
+_FONT = "DejaVu Sans"  # ships with matplotlib: the same figure on every machine
+_RC: Any = {
+    "font.family": _FONT,
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "legend.columnspacing": 1.2,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+    "axes.formatter.useoffset": False,
+    "axes.unicode_minus": True,
+    "text.parse_math": False,  # a dollar sign in a user's name is a dollar sign
+    "figure.dpi": 100,
+    "savefig.dpi": 300,
+    "svg.hashsalt": "dualign",  # element ids, and so the files, repeat
+}
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """Draw in the common look, whatever the user's own matplotlib settings are."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_RC)
+        yield
+
+
+def new_figure(*, height_inches: float) -> Figure:
+    """An empty figure of column width that no window system knows about."""
+    figure = Figure(figsize=(COLUMN_INCHES, height_inches), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem.png`` (300 dpi) and ``stem.svg``.
+
+    Returns:
+        The two paths, PNG first.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    with paper_style():
+        figure.savefig(paths[0], metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths
+
+
+def printable(text: str) -> str:
+    """A user's name as a label, with a mark in place of the characters that the font does not have."""
+    known = FT2Font(findfont(FontProperties(family=_FONT))).get_charmap()
+    return "".join(character if ord(character) in known else "\N{REPLACEMENT CHARACTER}" for character in text)

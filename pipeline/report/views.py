@@ -1,0 +1,343 @@
+"""What a table of results says, apart from where it is shown: the terminal and the page render the same cells.
+
+Values are in the user's own direction and units. Slack is positive where a constraint is satisfied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Tone = Literal["good", "doubtful", "bad", "neutral"]
+
+_TONES: Mapping[str, Tone] = {
+    "satisfied": "good",
+    "undecided": "doubtful",
+    "violated": "bad",
+    "binding": "neutral",
+    "inactive": "neutral",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: a value, and the detail shown below it."""
+
+    value: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One score: its cells in the order of the table's header, and how its verdict is to be coloured."""
+
+    cells: tuple[Cell, ...]
+    tone: Tone = "neutral"
+
+
+@dataclass(frozen=True)
+class TableView:
+    """A table of results.
+
+    Attributes:
+        title: what the table is about.
+        header: one cell per column; the detail explains the detail of the cells below.
+        rows: the reward, then the constraints.
+        verdict: one sentence, or empty.
+        tone: how the verdict is to be coloured.
+        facts: label and text of each line below the table.
+        warnings: what the reader must know before trusting the numbers.
+    """
+
+    title: str
+    header: tuple[Cell, ...]
+    rows: tuple[Row, ...]
+    verdict: str
+    tone: Tone
+    facts: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+
+def stage1_view(dual: Mapping[str, Any]) -> TableView:
+    """The tilted optimum: what was demanded, the multipliers, and what is predicted.
+
+    Args:
+        dual: the content of ``dual/dual.json``.
+    """
+    reward = dual["reward"]
+    digits = decimals(reward["reference"], reward["predicted"], reward["predicted_ci95"], reward.get("heldout"))
+    rows = [
+        Row(
+            (
+                Cell(reward["name"], "reward"),
+                Cell("maximise"),
+                Cell(number(reward["reference"], digits)),
+                Cell(),
+                Cell(number(reward["predicted"], digits), interval(reward["predicted_ci95"], digits)),
+                Cell(number(reward.get("heldout"), digits)),
+            )
+        )
+    ]
+    for bound in dual["constraints"]:
+        digits = _bound_decimals(bound, bound["predicted"], bound["predicted_ci95"])
+        lam_digits = decimals(0.0, bound["multiplier"], bound["multiplier_ci95"])
+            verdict = binding_verdict(bound)
+        rows.append(
+            Row(
+                (
+                    Cell(bound["name"], verdict),
+                    Cell(demanded(bound, digits), as_given(bound, digits)),
+                    Cell(number(bound["reference"], digits)),
+                    Cell(number(bound["multiplier"], lam_digits), interval(bound["multiplier_ci95"], lam_digits)),
+                    Cell(number(bound["predicted"], digits), interval(bound["predicted_ci95"], digits)),
+                    Cell(number(bound.get("heldout"), digits)),
+                ),
+                _TONES[verdict],
+            )
+        )
+    return TableView(
+        title=f"Stage 1: the tilted optimum, from {dual['n_samples']:,} samples of {dual['n_prompts']:,} prompts",
+        header=(
+            Cell("score", "verdict"),
+            Cell("demanded", "as given"),
+            Cell("reference"),
+            Cell("lambda*", "95% interval"),
+            Cell("predicted", "95% interval"),
+            Cell("held-out"),
+        ),
+        rows=tuple(rows),
+        verdict="",
+        tone="neutral",
+        facts=(
+            ("reward", _reward_path(reward, number(reward["predicted"], _reward_decimals(reward)), "predicted")),
+            ("KL", _predicted_kl(dual)),
+            ("ESS", _effective_sample_size(dual)),
+            (
+                "solution",
+                (
+                    f"{dual['status']}: KKT residual {dual['kkt_residual']:.0e}, "
+                    f"duality gap {dual['duality_gap']:.0e}, beta {dual['beta']:g}"
+                ),
+            ),
+        ),
+        warnings=tuple(dual.get("warnings", ())),
+    )
+
+
+def stage2_view(evaluation: Mapping[str, Any], dual: Mapping[str, Any]) -> TableView:
+    """The trained policy: what was demanded, what the dual predicted for these prompts, and what came out.
+
+    Args:
+        evaluation: the content of ``evaluation/evaluation.json``.
+        dual: the content of ``dual/dual.json`` it was trained from.
+    """
+    multipliers = {bound["name"]: bound for bound in dual["constraints"]}
+    reward = evaluation["reward"]
+    digits = decimals(reward["reference"], reward["predicted"], reward["realised"], reward["ci95"])
+    rows = [
+        Row(
+            (
+                Cell(dual["reward"]["name"], "reward"),
+                Cell("maximise"),
+                Cell(),
+                Cell(number(reward["reference"], digits)),
+                Cell(number(reward["predicted"], digits)),
+                Cell(number(reward["realised"], digits), interval(reward["ci95"], digits)),
+            )
+        )
+    ]
+    for bound in evaluation["constraints"]:
+        solved = multipliers[bound["name"]]
+        stated = {**bound, "margin": bound.get("margin", solved.get("margin"))}
+        digits = _bound_decimals(bound, bound["realised"], bound["ci95"])
+        lam_digits = decimals(0.0, solved["multiplier"], solved["multiplier_ci95"])
+        rows.append(
+            Row(
+                (
+                    Cell(bound["name"], bound["status"]),
+                    Cell(demanded(bound, digits), as_given(stated, digits)),
+                    Cell(number(solved["multiplier"], lam_digits)),
+                    Cell(number(bound["reference"], digits)),
+                    Cell(number(bound["predicted"], digits)),
+                    Cell(number(bound["realised"], digits), interval(bound["ci95"], digits)),
+                ),
+                _TONES[bound["status"]],
+            )
+        )
+    return TableView(
+        title=(
+            f"Stage 2: the trained policy, on {evaluation['n_samples']:,} samples of "
+            f"{evaluation['n_prompts']:,} test prompts"
+        ),
+        header=(
+            Cell("score", "verdict"),
+            Cell("demanded", "as given"),
+            Cell("lambda*"),
+            Cell("reference"),
+            Cell("predicted"),
+            Cell("realised", "95% interval"),
+        ),
+        rows=tuple(rows),
+        verdict=verdict_sentence(evaluation),
+        tone=_TONES[evaluation["status"]],
+        facts=(
+            ("reward", _realised_reward(dual["reward"]["name"], evaluation["reward"])),
+            *_gains(dual["reward"]["name"], evaluation),
+            ("KL", _realised_kl(evaluation["kl"])),
+            ("closed fraction", _closed_fraction(evaluation["lagrangian"])),
+            ("ESS", _effective_sample_size(dual)),
+        ),
+        warnings=(*dual.get("warnings", ()), *evaluation.get("warnings", ())),
+    )
+
+
+def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
+    """The verdict on the trained policy, with the reason, as one line per constraint that is not satisfied."""
+    bounds = evaluation["constraints"]
+    status = evaluation["status"]
+    if status == "satisfied":
+        those = "the constraint" if len(bounds) == 1 else f"each of the {len(bounds)} constraints"
+        return f"SATISFIED: for {those} the whole 95% interval is on the right side of the threshold."
+    lines = []
+    for bound in bounds:
+        if bound["status"] == "satisfied":
+            continue
+        digits = _bound_decimals(bound, bound["realised"], bound["ci95"])
+        threshold, found = number(bound["threshold"], digits), interval(bound["ci95"], digits)
+        if bound["status"] == "undecided":
+            lines.append(f"{bound['name']} cannot be told from its threshold: {threshold} lies inside {found}.")
+        else:
+            miss = number(abs(slack(bound, bound["realised"])), digits)
+            lines.append(
+                f"{bound['name']} misses its threshold {threshold} by {miss}: all of {found} is on the wrong side."
+            )
+    return "\n".join([f"{status.upper()}: {lines[0]}", *lines[1:]])
+
+
+def binding_verdict(bound: Mapping[str, Any]) -> str:
+    """Whether a constraint costs reward: ``binding`` where its multiplier is positive."""
+    return "binding" if bound["multiplier"] > 0 else "inactive"
+
+
+def slack(bound: Mapping[str, Any], value: float) -> float:
+    """How far a value is on the right side of a constraint's threshold, score units; negative on the wrong side."""
+    distance: float = value - bound["threshold"]
+    return distance if bound["direction"] == ">=" else -distance
+
+
+def demanded(bound: Mapping[str, Any], digits: int) -> str:
+    """``>= 0.400``."""
+    return f"{bound['direction']} {number(bound['threshold'], digits)}"
+
+
+def as_given(bound: Mapping[str, Any], digits: int) -> str:
+    """``ref + 0.800`` where the threshold was given as a margin, else empty."""
+    margin = bound.get("margin")
+    if margin is None:
+        return ""
+    return f"ref {'-' if margin < 0 else '+'} {number(abs(margin), digits)}"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number with a fixed count of decimals; a dash where there is none."""
+    if value is None:
+        return "-"
+    text = f"{value:,.{digits}f}"
+    # Rounding leaves "-0.000", which reads as a sign that means something.
+    return text.lstrip("-") if float(text.replace(",", "")) == 0 else text
+
+
+def signed(value: float, digits: int) -> str:
+    """A number with its sign."""
+    text = number(value, digits)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def interval(ends: Sequence[float] | None, digits: int) -> str:
+    """``[0.351, 0.449]``, or empty where there is none."""
+    return "" if ends is None else f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
+
+
+def decimals(*values: float | Sequence[float] | None) -> int:
+    """Decimals that suit the spread of a row's values: three for the usual scores, more or fewer for other scales."""
+    flat = list(_flatten(values))
+    spread = max(flat) - min(flat) if flat else 0.0
+    if spread <= 0 or not math.isfinite(spread):
+        return 3
+    if spread < 0.05:
+        return min(8, 2 - math.floor(math.log10(spread)))
+    return max(0, 3 - max(0, math.floor(math.log10(spread))))
+
+
+def _flatten(values: Iterable[float | Sequence[float] | None]) -> Iterable[float]:
+    for value in values:
+        if isinstance(value, Sequence):
+            yield from value
+        elif value is not None:
+            yield value
+
+
+def _bound_decimals(bound: Mapping[str, Any], value: float, ends: Sequence[float] | None) -> int:
+    return decimals(bound["reference"], bound["threshold"], value, ends)
+
+
+def _reward_decimals(reward: Mapping[str, Any]) -> int:
+    return decimals(reward["reference"], reward["predicted"], reward.get("predicted_ci95"), reward.get("heldout"))
+
+
+def _reward_path(reward: Mapping[str, Any], found: str, how: str) -> str:
+    digits = _reward_decimals(reward)
+    heldout = reward.get("heldout")
+    tail = "" if heldout is None else f" (held-out {number(heldout, digits)})"
+    return f"{reward['name']} {number(reward['reference'], digits)} reference -> {found} {how}{tail}"
+
+
+def _realised_reward(name: str, reward: Mapping[str, Any]) -> str:
+    digits = decimals(reward["reference"], reward["predicted"], reward["realised"], reward["ci95"])
+    return (
+        f"{name} {number(reward['reference'], digits)} reference -> {number(reward['predicted'], digits)} predicted "
+        f"-> {number(reward['realised'], digits)} realised"
+    )
+
+
+def _gains(reward_name: str, evaluation: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Change against the reference policy, paired by prompt, where the evaluation has it."""
+    parts = []
+    for name, found in [(reward_name, evaluation["reward"]), *((b["name"], b) for b in evaluation["constraints"])]:
+        if "improvement" in found:
+            ends = found.get("improvement_ci95")
+            digits = decimals(0.0, found["improvement"], ends)
+            parts.append(f"{name} {signed(found['improvement'], digits)} {interval(ends, digits)}".rstrip())
+    if parts:
+        yield "gain", ", ".join(parts)
+
+
+def _predicted_kl(dual: Mapping[str, Any]) -> str:
+    kl = dual["kl"]
+    return (
+        f"{kl['predicted']:.3f} nats per prompt from the reference (at most {kl['log_samples']:.2f} can show)"
+    )
+
+
+def _realised_kl(kl: Mapping[str, Any]) -> str:
+    ends = interval(kl.get("realised_ci95"), 3)
+    return f"{kl['predicted']:.3f} predicted -> {kl['realised']:.3f} realised {ends}".rstrip() + " nats per prompt"
+
+
+def _closed_fraction(lagrangian: Mapping[str, Any]) -> str:
+    fraction = lagrangian["closed_fraction"]
+    if fraction is None:
+        return "undefined: the reference is already the optimum"
+    ends = interval(lagrangian.get("closed_fraction_ci95"), 2)
+    return f"{fraction:.2f} {ends}".rstrip() + "  (0: the reference, 1: the tilted optimum)"
+
+
+def _effective_sample_size(dual: Mapping[str, Any]) -> str:
+    diagnostics = dual["diagnostics"]
+    typical = math.exp(dual["kl"]["log_samples"])  # geometric mean of the responses a prompt has
+    return (
+        f"median {diagnostics['ess_median']:.1f} of {typical:.0f} responses; "
+        f"below 2 on {100 * diagnostics['ess_fraction_below_2']:.1f}% of prompts"
+    )
