@@ -15,7 +15,8 @@ from pathlib import Path
 from pipeline.config import load_config
 from pipeline.contracts.artifacts import environment
 from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError
-from pipeline.steps import STAGES, STEPS, Run, run_steps
+from pipeline.run import Run
+from pipeline.steps import STAGES, STEPS, read_status, run_steps
 
 _DESCRIPTION = """Raise one score of a language model while keeping others above a line:
 sample, score, solve a small convex dual, fine-tune once."""
@@ -74,8 +75,8 @@ def _run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
         show_progress=not (options.no_progress or os.environ.get("TQDM_DISABLE")),
     )
     redo = getattr(options, "redo_from", None) or (options.steps[0] if getattr(options, "redo", False) else None)
-    status = run_steps(run, options.steps, redo_from=redo)
-    if getattr(options, "require_satisfied", False) and status != "satisfied":
+    run_steps(run, options.steps, redo_from=redo)
+    if getattr(options, "require_satisfied", False) and (status := read_status(run)) != "satisfied":
         raise ConstraintsNotSatisfiedError(f"the evaluation of run `{run.name}` is {status}, and must be satisfied")
     return 0
 
@@ -88,7 +89,9 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
         token = waiting.pop(0)
         key, equals, text = token.removeprefix("--").partition("=")
         if not token.startswith("--") or not key:
-            raise ConfigError([f"unexpected argument {token!r}; settings are --section.key VALUE"], source="the command line")
+            raise ConfigError(
+                [f"unexpected argument {token!r}; settings are --section.key VALUE"], source="the command line"
+            )
         if not equals:
             if not waiting:
                 raise ConfigError([f"`{token}` has no value"], source="the command line")

@@ -218,7 +218,9 @@ def resolve_model(settings: ModelSettings, embedded: Mapping[str, Path], *, sett
     if Path(name).is_dir():
         return name
     if name.startswith((".", "/", "~")) or not _HUB_ID.match(name):
-        raise InputError(f"`{setting}.model` is {name!r}; there is no such folder, and it is not a Hub id (owner/name)")
+        raise InputError(
+            f"`{setting}.model` is {name!r}; there is no such folder, and it is not a Hub id (owner/name)"
+        )
     return name
 
 
@@ -236,7 +238,9 @@ def _find_recipe(path: Path) -> Path:
     if path.parent == Path() and shipped.is_file():
         return shipped
     names = [recipe.stem for recipe in RECIPES.glob("*.yaml")]
-    raise ConfigError([f"there is no such file, and no such shipped recipe{nearest(path.stem, names)}"], source=str(path))
+    raise ConfigError(
+        [f"there is no such file, and no such shipped recipe{nearest(path.stem, names)}"], source=str(path)
+    )
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
@@ -250,7 +254,9 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
     try:
         node[leaf] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError([f"`{key}` is {text!r}, which is not a YAML value: {error}"], source="the command line") from error
+        raise ConfigError(
+            [f"`{key}` is {text!r}, which is not a YAML value: {error}"], source="the command line"
+        ) from error
 
 
 def _describe(fault: Any) -> str:
@@ -271,7 +277,7 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
     for part in location:
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             annotation: Any = model.model_fields[str(part)].annotation
-            arguments = getattr(annotation, "__args__", ())
+            arguments: Any = getattr(annotation, "__args__", ())
             model = arguments[1] if getattr(annotation, "__origin__", None) is dict else annotation
         # Keys of a dict section (names of scorers, constraints) leave the model as it is.
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
@@ -280,7 +286,7 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
 def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
     """Faults between sections; read from the raw tree, so that they are found beside the others."""
     scorers, constraints = tree.get("scorers"), tree.get("constraints")
-    faults = []
+    faults: list[str] = []
     if isinstance(scorers, Mapping):
         faults.extend(
             f"`scorers.{name}`: a name is letters, digits, `_` and `-`, and begins with a letter"

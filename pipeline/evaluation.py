@@ -38,8 +38,12 @@ class ScoredSamples:
 
     def __post_init__(self) -> None:
         if len(self.reward) != len(self.constraints) or not self.reward:
-            raise InputError(f"{len(self.reward)} prompts have rewards, {len(self.constraints)} have constraint scores")
-        if any(len(r_k) != len(g_km) or len(r_k) == 0 for r_k, g_km in zip(self.reward, self.constraints, strict=True)):
+            raise InputError(
+                f"{len(self.reward)} prompts have rewards, {len(self.constraints)} have constraint scores"
+            )
+        if any(
+            len(r_k) != len(g_km) or len(r_k) == 0 for r_k, g_km in zip(self.reward, self.constraints, strict=True)
+        ):
             raise InputError("a prompt has no samples, or other numbers of rewards and constraint scores")
 
     @property
@@ -224,7 +228,7 @@ def _lagrangian_entry(
     """The closed fraction: how much of the way from the reference to the tilted optimum the policy went.
 
     D(lambda) - L(pi, lambda) = beta E_x KL(pi || pi_lambda) for every policy, so the fraction is 1 exactly at the
-    tilted optimum. It is a ratio of means over the same prompts; its interval is the percentile bootstrap over prompts.
+    tilted optimum. It is a ratio of means over the same prompts; its interval is the bootstrap over prompts.
     """
     gained_p, attainable_p = pol_p - ref_p, optimum_p - ref_p
     attainable = float(attainable_p.mean())

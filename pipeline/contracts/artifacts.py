@@ -259,7 +259,9 @@ def run_lock(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         pid = owner.read_text().strip() if owner.is_file() else "unknown"
-        raise RunLockedError(f"the run {folder} is in use by another process (pid {pid}); wait for it or stop it") from None
+        raise RunLockedError(
+            f"the run {folder} is in use by another process (pid {pid}); wait for it or stop it"
+        ) from None
     try:
         owner.write_text(str(os.getpid()))
         yield

@@ -118,7 +118,9 @@ class ShardedTable:
         return files
 
 
-def write_table(folder: Path, table: pa.Table, *, metadata: Mapping[str, str], rows_per_file: int = 1_000_000) -> dict[str, str]:
+def write_table(
+    folder: Path, table: pa.Table, *, metadata: Mapping[str, str], rows_per_file: int = 1_000_000
+) -> dict[str, str]:
     """Write a whole table that has a ``split`` column under ``folder/data``, one run of files a split.
 
     Returns:
@@ -173,7 +175,7 @@ def _shard_order(path: Path) -> str:
         raise CorruptArtifactError(f"{path} is damaged or not Parquet: {error}") from error
     if _ORDER not in metadata or _SPLIT not in metadata:
         raise CorruptArtifactError(f"{path} is not a shard of this project: its metadata has no shard entry")
-    return metadata[_ORDER].decode()
+    return str(metadata[_ORDER].decode())
 
 
 def _file_name(split: str, place: int, total: int) -> str:

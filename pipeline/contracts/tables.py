@@ -73,7 +73,10 @@ def tilted_schema(constraint_names: Sequence[str]) -> pa.Schema:
 
 def with_metadata(schema: pa.Schema, metadata: Mapping[str, str]) -> pa.Schema:
     """The schema with ``dualign.<key>`` entries and the schema version in its key-value metadata."""
-    entries = {"dualign.schema_version": SCHEMA_VERSION, **{f"dualign.{key}": value for key, value in metadata.items()}}
+    entries = {
+        "dualign.schema_version": SCHEMA_VERSION,
+        **{f"dualign.{key}": value for key, value in metadata.items()},
+    }
     return schema.with_metadata(entries)
 
 

@@ -22,7 +22,13 @@ from pipeline.contracts.errors import CorruptArtifactError, InputError, RunLocke
 
 
 def manifest(**changes):
-    fields = {"step": "sample", "run": "r", "settings": {"seed": 0}, "inputs": {"reference": "abc"}, "files": {"a": "1"}}
+    fields = {
+        "step": "sample",
+        "run": "r",
+        "settings": {"seed": 0},
+        "inputs": {"reference": "abc"},
+        "files": {"a": "1"},
+    }
     return Manifest(**{**fields, **changes})
 
 
@@ -37,7 +43,12 @@ def test_a_step_is_complete_only_once_its_manifest_is_there(tmp_path):
 
 def test_identity_depends_on_content_and_not_on_circumstances():
     assert manifest(wall_seconds=1.0, environment={"numpy": "1"}, run="other").identity == manifest().identity
-    for change in ({"settings": {"seed": 1}}, {"inputs": {"reference": "abd"}}, {"files": {"a": "2"}}, {"step": "score"}):
+    for change in (
+        {"settings": {"seed": 1}},
+        {"inputs": {"reference": "abd"}},
+        {"files": {"a": "2"}},
+        {"step": "score"},
+    ):
         assert manifest(**change).identity != manifest().identity
 
 
@@ -69,8 +80,15 @@ def test_begin_step_accepts_the_same_and_names_every_difference(tmp_path):
     begin_step(tmp_path, settings={"seed": 0, "model": {"dtype": "float32"}}, inputs={"x": "1"}, remedy="use --redo")
     begin_step(tmp_path, settings={"model": {"dtype": "float32"}, "seed": 0}, inputs={"x": "1"}, remedy="use --redo")
     with pytest.raises(StaleArtifactError) as caught:
-        begin_step(tmp_path, settings={"seed": 1, "model": {"dtype": "bfloat16"}}, inputs={"x": "2"}, remedy="use --redo")
-    for text in ("seed: 0 then, 1 now", 'model.dtype: "float32" then, "bfloat16" now', 'inputs.x: "1" then', "use --redo"):
+        begin_step(
+            tmp_path, settings={"seed": 1, "model": {"dtype": "bfloat16"}}, inputs={"x": "2"}, remedy="use --redo"
+        )
+    for text in (
+        "seed: 0 then, 1 now",
+        'model.dtype: "float32" then, "bfloat16" now',
+        'inputs.x: "1" then',
+        "use --redo",
+    ):
         assert text in str(caught.value)
 
 

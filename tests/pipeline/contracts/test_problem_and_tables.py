@@ -27,7 +27,9 @@ def test_constraint_texts(text, expected):
     assert read_constraint(text) == expected
 
 
-@pytest.mark.parametrize("text", ["harmless", "harmless > 1", "harmless >= ref * 2", "harmless >= x", "1 >= harmless", ""])
+@pytest.mark.parametrize(
+    "text", ["harmless", "harmless > 1", "harmless >= ref * 2", "harmless >= x", "1 >= harmless", ""]
+)
 def test_malformed_constraint_texts_are_quoted(text):
     with pytest.raises(InputError, match="is not of the form"):
         read_constraint(text)

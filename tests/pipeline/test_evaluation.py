@@ -1,0 +1,179 @@
+"""The evaluation on populations where every quantity is known."""
+
+import numpy as np
+import pytest
+
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.problem import Constraint
+from pipeline.evaluation import ScoredSamples, evaluate_policy, judge, mean_interval, predict_tilt
+
+
+def discrete_world(rng, n_prompts=60, n_outcomes=6):
+    """Prompts with a few enumerable responses: reward (p, o), constraint (p, o), uniform reference policy."""
+    level_p = rng.normal(size=(n_prompts, 1))
+    reward_po = level_p + rng.normal(size=(n_prompts, n_outcomes))
+    score_po = 3 * level_p + rng.normal(size=(n_prompts, n_outcomes))
+    return reward_po, score_po
+
+
+def draw(rng, reward_po, score_po, policy_po, n):
+    reward, scores, outcomes = [], [], []
+    for r_o, g_o, pi_o in zip(reward_po, score_po, policy_po, strict=True):
+        drawn = rng.choice(len(r_o), size=n, p=pi_o)
+        outcomes.append(drawn)
+        reward.append(r_o[drawn])
+        scores.append(g_o[drawn][:, None])
+    return ScoredSamples(reward, scores), outcomes
+
+
+def gibbs(reward_po, score_po, lam, beta):
+    logit = (reward_po + lam * score_po) / beta
+    weight = np.exp(logit - logit.max(axis=1, keepdims=True))
+    return weight / weight.sum(axis=1, keepdims=True)
+
+
+def enumerate_all(reward_po, score_po):
+    return ScoredSamples(list(reward_po), [g[:, None] for g in score_po])
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_exact_tilted_policy_closes_all_and_the_reference_closes_nothing(sign):
+    """With enumerated responses D - L is exactly beta KL, so the fraction is 1 at the tilt and 0 at the reference.
+
+    The tilt is represented by repeating no samples: rewards and scores weighted to the same per-prompt means.
+    """
+    rng = np.random.default_rng(0)
+    reward_po, score_po = discrete_world(rng)
+    lam, beta = 0.7, 0.9
+    tilt_po = gibbs(reward_po, sign * score_po, lam, beta)
+    kl_p = (tilt_po * np.log(tilt_po * tilt_po.shape[1])).sum(axis=1)
+    exact = ScoredSamples(
+        [np.array([value]) for value in (tilt_po * reward_po).sum(axis=1)],
+        [np.array([[value]]) for value in (tilt_po * score_po).sum(axis=1)],
+    )
+    reference = enumerate_all(reward_po, score_po)
+    direction = ">=" if sign > 0 else "<="
+    arguments = {
+        "reference": reference,
+        "reward_name": "r",
+        "constraints": [Constraint("g", direction, threshold=0.3)],
+        "lam_star": np.array([lam]),
+        "beta": beta,
+        "n_replicates": 200,
+        "rng": rng,
+    }
+    at_tilt = evaluate_policy(policy=exact, log_ratio=[np.array([kl]) for kl in kl_p], **arguments)
+    assert at_tilt["lagrangian"]["closed_fraction"] == pytest.approx(1, abs=1e-12)
+    assert at_tilt["reward"]["predicted"] == pytest.approx(at_tilt["reward"]["realised"], abs=1e-12)
+    assert at_tilt["constraints"][0]["predicted"] == pytest.approx(at_tilt["constraints"][0]["realised"], abs=1e-12)
+    assert at_tilt["kl"]["predicted"] == pytest.approx(at_tilt["kl"]["realised"], abs=1e-12)
+    at_reference = evaluate_policy(policy=reference, log_ratio=[np.zeros(6)] * len(reward_po), **arguments)
+    assert at_reference["lagrangian"]["closed_fraction"] == pytest.approx(0, abs=1e-12)
+
+
+def test_closed_fraction_of_a_policy_halfway_in_logits_matches_enumeration():
+    rng = np.random.default_rng(1)
+    reward_po, score_po = discrete_world(rng, n_prompts=400)
+    lam, beta = 0.5, 1.0
+    half_po = gibbs(reward_po / 2, score_po / 2, lam, beta)
+    policy, outcomes = draw(rng, reward_po, score_po, half_po, 64)
+    log_ratio = [np.log(6 * pi_o[drawn]) for pi_o, drawn in zip(half_po, outcomes, strict=True)]
+    result = evaluate_policy(
+        reference=enumerate_all(reward_po, score_po),
+        policy=policy,
+        log_ratio=log_ratio,
+        reward_name="r",
+        constraints=[Constraint("g", ">=", margin=0.2)],
+        lam_star=np.array([lam]),
+        beta=beta,
+        n_replicates=500,
+        rng=rng,
+    )
+    total_po = reward_po + lam * score_po
+    attained = (half_po * (total_po - beta * np.log(6 * half_po))).sum(axis=1).mean()
+    optimum = (beta * np.log(np.exp(total_po / beta).mean(axis=1))).mean()
+    expected = (attained - total_po.mean()) / (optimum - total_po.mean())
+    low, high = result["lagrangian"]["closed_fraction_ci95"]
+    assert low < expected < high
+    assert high - low < 0.1
+
+
+def test_paired_intervals_are_tighter_and_cover():
+    """Prompts differ by far more than the policy gains: pairing must remove that, and 95% must mean 95%."""
+    rng = np.random.default_rng(2)
+    covered, paired_width, plain_width = 0, [], []
+    repeats = 300
+    for _ in range(repeats):
+        level_p = 3 * rng.normal(size=50)
+        ref_p, pol_p = level_p + 0.1 * rng.normal(size=50), level_p + 0.5 + 0.1 * rng.normal(size=50)
+        low, high = mean_interval(pol_p - ref_p)
+        covered += low <= 0.5 <= high
+        paired_width.append(high - low)
+        plain_width.append(np.diff(mean_interval(pol_p))[0])
+    assert abs(covered - 0.95 * repeats) < 4 * np.sqrt(0.95 * 0.05 * repeats)
+    assert np.mean(paired_width) < 0.1 * np.mean(plain_width)
+
+
+@pytest.mark.parametrize(
+    ("interval", "direction", "expected"),
+    [
+        ((0.1, 0.3), ">=", "satisfied"),
+        ((0.0, 0.3), ">=", "satisfied"),
+        ((-0.1, 0.3), ">=", "undecided"),
+        ((-0.3, -0.1), ">=", "violated"),
+        ((-0.3, -0.1), "<=", "satisfied"),
+        ((-0.1, 0.3), "<=", "undecided"),
+        ((0.1, 0.3), "<=", "violated"),
+    ],
+)
+def test_verdicts(interval, direction, expected):
+    assert judge(interval, 0.0, direction) == expected
+
+
+def test_the_worst_constraint_is_the_status():
+    rng = np.random.default_rng(3)
+    ones = [np.ones(4) for _ in range(20)]
+    scores = [np.column_stack([np.ones(4), np.ones(4)]) + 0.01 * rng.normal(size=(4, 2)) for _ in range(20)]
+    result = evaluate_policy(
+        reference=ScoredSamples(ones, scores),
+        policy=ScoredSamples(ones, scores),
+        log_ratio=[np.zeros(4)] * 20,
+        reward_name="r",
+        constraints=[Constraint("a", ">=", threshold=0.5), Constraint("b", "<=", threshold=0.5)],
+        lam_star=np.zeros(2),
+        beta=1.0,
+        n_replicates=100,
+        rng=rng,
+    )
+    assert [entry["status"] for entry in result["constraints"]] == ["satisfied", "violated"]
+    assert result["status"] == "violated"
+    assert result["constraints"][1]["slack"] == pytest.approx(-0.5, abs=0.02)
+    assert result["lagrangian"]["closed_fraction"] is None  # constant reward, no multiplier: nothing to close
+
+
+def test_predict_tilt_without_multiplier_at_large_beta_is_the_reference():
+    rng = np.random.default_rng(4)
+    samples = ScoredSamples([rng.normal(size=8) for _ in range(5)], [rng.normal(size=(8, 1)) for _ in range(5)])
+    predicted = predict_tilt(samples, signs_m=np.ones(1), lam_star=np.zeros(1), b_m=np.zeros(1), beta=1e9)
+    assert predicted.reward == pytest.approx(samples.reward_means().mean(), abs=1e-8)
+    assert predicted.kl == pytest.approx(0, abs=1e-12)
+
+
+def test_malformed_inputs_are_refused():
+    one = ScoredSamples([np.zeros(2)], [np.zeros((2, 1))])
+    with pytest.raises(InputError, match="has no samples"):
+        ScoredSamples([np.zeros(0)], [np.zeros((0, 1))])
+    with pytest.raises(InputError, match="at least 2 test prompts"):
+        mean_interval(np.zeros(1))
+    with pytest.raises(InputError, match="the policy 1"):
+        evaluate_policy(
+            reference=ScoredSamples([np.zeros(2)] * 2, [np.zeros((2, 1))] * 2),
+            policy=one,
+            log_ratio=[np.zeros(2)],
+            reward_name="r",
+            constraints=[Constraint("a", ">=", threshold=0.5)],
+            lam_star=np.zeros(1),
+            beta=1.0,
+            n_replicates=100,
+            rng=np.random.default_rng(0),
+        )

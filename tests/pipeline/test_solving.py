@@ -1,0 +1,118 @@
+"""dual.json: signs, thresholds and intervals in the user's own direction, and the message of an infeasible problem."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.contracts.errors import InfeasibleError
+from pipeline.contracts.problem import Constraint
+from pipeline.scores import ScoredRows
+from pipeline.solving import build_frontier_table, build_problem, read_dual_constraints, solve_scores, tilted_weights
+
+
+def scored_rows(rng, n_prompts=80, n_responses=40, n_constraints=1):
+    n = n_prompts * n_responses
+    reward = rng.normal(size=n)
+    scores = -0.5 * reward[:, None] + rng.normal(size=(n, n_constraints))
+    return ScoredRows(
+        prompt_id_n=np.repeat([f"p{i:03d}" for i in range(n_prompts)], n_responses),
+        sample_index_n=np.tile(np.arange(n_responses), n_prompts),
+        reward_n=reward,
+        constraints_nm=scores,
+    )
+
+
+def solved(scored, constraints, heldout=None):
+    return solve_scores(
+        scored,
+        heldout=heldout,
+        reward_name="helpful",
+        constraints=constraints,
+        beta=1.0,
+        n_replicates=200,
+        rng=np.random.default_rng(0),
+    )
+
+
+def flipped(scored):
+    return ScoredRows(scored.prompt_id_n, scored.sample_index_n, scored.reward_n, -scored.constraints_nm)
+
+
+def test_an_upper_bound_is_the_mirror_of_a_lower_bound():
+    scored = scored_rows(np.random.default_rng(0))
+    lower, _ = solved(scored, [Constraint("harmless", ">=", margin=0.3)])
+    upper, _ = solved(flipped(scored), [Constraint("harm", "<=", margin=-0.3)])
+    low, up = lower["constraints"][0], upper["constraints"][0]
+    assert low["multiplier"] > 0
+    assert up["multiplier"] == pytest.approx(low["multiplier"], rel=1e-12)
+    for key in ("threshold", "reference", "predicted"):
+        assert up[key] == pytest.approx(-low[key], abs=1e-12)
+    assert up["predicted_ci95"] == pytest.approx([-low["predicted_ci95"][1], -low["predicted_ci95"][0]], abs=1e-12)
+    assert up["slack"] == pytest.approx(low["slack"], abs=1e-12)
+    weights = tilted_weights(scored, lower)
+    np.testing.assert_allclose(tilted_weights(flipped(scored), upper), weights, rtol=1e-12)
+    assert np.bincount(np.unique(scored.prompt_id_n, return_inverse=True)[1], weights) == pytest.approx(1)
+
+
+def test_the_content_is_json_and_holds_what_others_rely_on():
+    rng = np.random.default_rng(1)
+    constraints = [Constraint("a", ">=", margin=0.1), Constraint("b", "<=", threshold=0.5)]
+    dual, _ = solved(scored_rows(rng, n_constraints=2), constraints, heldout=scored_rows(rng, 30, n_constraints=2))
+    json.dumps(dual, allow_nan=False)
+    assert {"schema_version", "status", "beta", "n_prompts", "n_samples", "dual_value", "primal_value"} <= dual.keys()
+    assert {"duality_gap", "kkt_residual", "n_evaluations", "reward", "kl", "constraints", "diagnostics"} <= dual.keys()
+    assert dual["kkt_residual"] <= 1e-8
+    assert abs(dual["duality_gap"]) <= 1e-8
+    expected = {"name", "direction", "threshold", "margin", "reference", "multiplier", "multiplier_ci95"}
+    for entry in dual["constraints"]:
+        assert expected | {"predicted", "predicted_ci95", "heldout", "slack"} <= entry.keys()
+        assert entry["slack"] >= -1e-9
+        low, high = entry["predicted_ci95"]
+        assert low <= entry["predicted"] <= high
+    assert read_dual_constraints(json.loads(json.dumps(dual))) == tuple(constraints)
+
+
+def test_a_margin_is_over_the_grand_mean_of_prompts_not_of_rows():
+    """Prompts with more responses must not count more."""
+    scored = ScoredRows(
+        prompt_id_n=np.array(["a"] * 2 + ["b"] * 6),
+        sample_index_n=np.arange(8),
+        reward_n=np.zeros(8),
+        constraints_nm=np.array([0.0, 2.0] + [4.0, 6.0] * 3)[:, None],
+    )
+    problem = build_problem(scored, constraints=[Constraint("g", ">=", margin=0.5)], beta=1.0)
+    assert problem.thresholds_m == pytest.approx([(1 + 5) / 2 + 0.5])
+
+
+def test_an_infeasible_margin_says_what_is_feasible_in_the_users_direction():
+    scored = scored_rows(np.random.default_rng(2))
+    per_prompt_best = scored.constraints_nm.reshape(80, 40).max(axis=1).mean()
+    best_margin = per_prompt_best - scored.constraints_nm.mean()
+    for sign, direction in ((1, ">="), (-1, "<=")):
+        rows = scored if sign > 0 else flipped(scored)
+        with pytest.raises(InfeasibleError) as caught:
+            solved(rows, [Constraint("g", direction, margin=sign * 50.0)])
+        assert caught.value.exit_code == 3
+        assert f"g {direction}" in str(caught.value)
+        assert f"(margin {sign * best_margin:.4g})" in str(caught.value)
+    with pytest.raises(InfeasibleError):
+        solved(scored, [Constraint("g", ">=", margin=best_margin * 1.001)])
+    solved(scored, [Constraint("g", ">=", margin=best_margin * 0.99)])
+
+
+def test_the_frontier_holds_the_runs_own_point():
+    scored = scored_rows(np.random.default_rng(3), n_constraints=2)
+    constraints = [Constraint("a", ">=", margin=0.2), Constraint("b", "<=", margin=-0.1)]
+    dual, problem = solved(scored, constraints)
+    frontier = build_frontier_table(problem, constraints, n_points=11).to_pandas()
+    assert list(frontier["constraint"].unique()) == ["a", "b"]
+    for entry in dual["constraints"]:
+        rows = frontier[(frontier["constraint"] == entry["name"]) & np.isclose(frontier["threshold"], entry["threshold"])]
+        assert len(rows) == 1
+        assert rows["reward"].item() == pytest.approx(dual["reward"]["predicted"], abs=1e-8)
+        assert rows[f"multiplier_{entry['name']}"].item() == pytest.approx(entry["multiplier"], abs=1e-7)
+        assert rows["margin"].item() == pytest.approx(entry["margin"], abs=1e-12)
+    certified = frontier[frontier["feasible"]]
+    assert len(certified) > 10
+    assert (certified["kkt_residual"] <= 1e-8).all()
