@@ -186,11 +186,11 @@ def frontier_figure(curve: FrontierCurve) -> Figure:
     with paper_style():
         figure = new_figure(height_inches=3.8)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1.0])
-        top.plot(curve.score_k, curve.reward_k, color=BLUE, label="optimal trade-off")
+        top.plot(curve.score_k, curve.reward_k, color=BLUE, label="best trade-off")
         _mark(top, curve.reference, "reference", marker="s", color=GREY)
         _mark(top, curve.predicted, "predicted", marker="o", color=BLUE)
         if curve.predicted_test is not None:
-            _mark(top, curve.predicted_test, "predicted, test prompts", marker="o", color=BLUE, hollow=True)
+            _mark(top, curve.predicted_test, "predicted (test)", marker="o", color=BLUE, hollow=True)
         if curve.realised is not None:
             _mark(top, curve.realised, "realised (95%)", marker="D", color=VERMILLION)
         bottom.plot(curve.score_k, curve.multiplier_k, color=BLUE, label="_curve")
@@ -345,7 +345,7 @@ def _show_bound(axes: Axes, bound: Bound, limits: tuple[float, float]) -> None:
     room = 0.06 * (limits[1] - limits[0])
     low, high = min(limits[0], bound.threshold - room), max(limits[1], bound.threshold + room)
     ruled_out = (low, bound.threshold) if bound.direction == ">=" else (bound.threshold, high)
-    axes.axvspan(*ruled_out, color=FORBIDDEN, linewidth=0, zorder=0, label="misses the threshold")
+    axes.axvspan(*ruled_out, color=FORBIDDEN, linewidth=0, zorder=0, label="ruled out")
     axes.axvline(bound.threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label="_threshold")
     axes.set_xlim(low, high)
 

@@ -96,6 +96,7 @@ def write_report(run_dir: Path, *, output: Path) -> list[Path]:
         lstrip_blocks=True,
     )
     environment.filters["typeset"] = _typeset
+    environment.filters["plain"] = _plain
     page = environment.get_template("report.html.jinja").render(
         run=run_dir.resolve().name,
         dual=dual,
@@ -137,8 +138,8 @@ def _stage1_plates(
             f"What {curve.bound.name} costs",
             "Each point of the line is a solved problem with another threshold: the largest predicted gain in reward "
             "for that level of the constraint. The shaded side does not meet this run's threshold. Below, the price: "
-            "how much reward one more unit of the constraint costs there. The realised point has 95% intervals; it "
-            "lies below the line by what training left undone.",
+            "how much reward one more unit of the constraint costs there. The hollow point is the same prediction for "
+            "the test prompts; the realised one, with 95% intervals, falls short of it by what training left undone.",
             frontier_figure(curve),
         )
         for curve in read_frontiers(run_dir / "dual" / "frontier.parquet", dual, evaluation)
@@ -232,6 +233,15 @@ def _file_stems(names: Sequence[str]) -> dict[str, str]:
 
 def _data_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _plain(value: Any) -> str:
+    """A diagnostic as text: numbers to four digits, in mappings and lists too."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {_plain(one)}" for name, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _typeset(text: str) -> str:

@@ -43,14 +43,12 @@ def stage2_table(evaluation: Mapping[str, Any], dual: Mapping[str, Any]) -> Grou
     return _render(stage2_view(evaluation, dual))
 
 
-def print_stage1_table(dual: Mapping[str, Any], *, console: Console | None = None) -> None:
+def print_stage1(dual: Mapping[str, Any], *, console: Console | None = None) -> None:
     """Print :func:`stage1_table`, by default to standard output."""
     (console or Console()).print(stage1_table(dual))
 
 
-def print_stage2_table(
-    evaluation: Mapping[str, Any], dual: Mapping[str, Any], *, console: Console | None = None
-) -> None:
+def print_stage2(evaluation: Mapping[str, Any], dual: Mapping[str, Any], *, console: Console | None = None) -> None:
     """Print :func:`stage2_table`, by default to standard output."""
     (console or Console()).print(stage2_table(evaluation, dual))
 

@@ -83,7 +83,7 @@ def stage1_view(dual: Mapping[str, Any]) -> TableView:
     for bound in dual["constraints"]:
         digits = _bound_decimals(bound, bound["predicted"], bound["predicted_ci95"])
         lam_digits = decimals(0.0, bound["multiplier"], bound["multiplier_ci95"])
-            verdict = binding_verdict(bound)
+        verdict = binding_verdict(bound)
         rows.append(
             Row(
                 (
@@ -92,7 +92,7 @@ def stage1_view(dual: Mapping[str, Any]) -> TableView:
                     Cell(number(bound["reference"], digits)),
                     Cell(number(bound["multiplier"], lam_digits), interval(bound["multiplier_ci95"], lam_digits)),
                     Cell(number(bound["predicted"], digits), interval(bound["predicted_ci95"], digits)),
-                    Cell(number(bound.get("heldout"), digits)),
+                    Cell(number(bound.get("heldout"), digits), _heldout_slack(bound, digits)),
                 ),
                 _TONES[verdict],
             )
@@ -105,7 +105,7 @@ def stage1_view(dual: Mapping[str, Any]) -> TableView:
             Cell("reference"),
             Cell("lambda*", "95% interval"),
             Cell("predicted", "95% interval"),
-            Cell("held-out"),
+            Cell("held-out", "slack"),
         ),
         rows=tuple(rows),
         verdict="",
@@ -201,7 +201,7 @@ def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
         those = "the constraint" if len(bounds) == 1 else f"each of the {len(bounds)} constraints"
         return f"SATISFIED: for {those} the whole 95% interval is on the right side of the threshold."
     lines = []
-    for bound in bounds:
+    for bound in sorted(bounds, key=lambda bound: bound["status"] != status):  # the one that decides comes first
         if bound["status"] == "satisfied":
             continue
         digits = _bound_decimals(bound, bound["realised"], bound["ci95"])
@@ -302,6 +302,12 @@ def _realised_reward(name: str, reward: Mapping[str, Any]) -> str:
     )
 
 
+def _heldout_slack(bound: Mapping[str, Any], digits: int) -> str:
+    """Slack on held-out prompts: for a margin, over the reference policy on those same prompts."""
+    found = bound.get("heldout_slack")
+    return "" if found is None else signed(found, digits)
+
+
 def _gains(reward_name: str, evaluation: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """Change against the reference policy, paired by prompt, where the evaluation has it."""
     parts = []
@@ -316,14 +322,12 @@ def _gains(reward_name: str, evaluation: Mapping[str, Any]) -> Iterable[tuple[st
 
 def _predicted_kl(dual: Mapping[str, Any]) -> str:
     kl = dual["kl"]
-    return (
-        f"{kl['predicted']:.3f} nats per prompt from the reference (at most {kl['log_samples']:.2f} can show)"
-    )
+    return f"{kl['predicted']:.3f} nats a prompt from the reference (at most {kl['log_samples']:.2f} can show)"
 
 
 def _realised_kl(kl: Mapping[str, Any]) -> str:
     ends = interval(kl.get("realised_ci95"), 3)
-    return f"{kl['predicted']:.3f} predicted -> {kl['realised']:.3f} realised {ends}".rstrip() + " nats per prompt"
+    return f"{kl['predicted']:.3f} predicted -> {kl['realised']:.3f} realised {ends}".rstrip() + " nats a prompt"
 
 
 def _closed_fraction(lagrangian: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from pipeline.contracts.artifacts import Manifest, write_json, write_manifest
@@ -22,9 +21,8 @@ from pipeline.contracts.problem import Constraint
 from pipeline.contracts.shards import write_table
 from pipeline.contracts.tables import PROMPTS, SAMPLES, prompt_id, tilted_schema
 from pipeline.evaluation import ScoredSamples, evaluate_policy
-from stage1_dual.dual import DualProblem, solve_dual
-from stage1_dual.dual.dual_function import tilt
-from stage1_dual.dual.frontier import solve_frontier
+from pipeline.scores import ScoredRows
+from pipeline.solving import build_frontier_table, solve_scores, tilted_weights, write_frontier
 
 BETA = 1.0
 COMPLETION = "Take a walk & call <someone> you trust."
@@ -41,6 +39,20 @@ class BuiltRun:
 
 
 RunBuilder = Callable[..., BuiltRun]
+
+
+@pytest.fixture(scope="session")
+def one_bound(build_run: RunBuilder) -> BuiltRun:
+    """A margin that binds and is nearly met, after both stages."""
+    return build_run([Constraint("harmless", ">=", margin=0.8)])
+
+
+@pytest.fixture(scope="session")
+def two_bounds(build_run: RunBuilder) -> BuiltRun:
+    """A margin and an absolute upper bound, both missed by a policy that went half of the way."""
+    return build_run(
+        [Constraint("harmless", ">=", margin=0.8), Constraint("toxicity", "<=", threshold=-0.2)], achieved=0.5
+    )
 
 
 @pytest.fixture(scope="session")
@@ -85,29 +97,28 @@ def _build_run(
         np.zeros(1 + n_constraints), cov, (n_prompts, n_samples)
     )
     train, test = slice(n_test, None), slice(None, n_test)
-
-    reference_m = scores_pkx[train, :, 1:].mean(axis=(0, 1)) * sign_m
-    threshold_m = np.array([one.absolute_threshold(mean) for one, mean in zip(constraints, reference_m, strict=True)])
-    problem = DualProblem.from_arrays(
-        scores_pkx[train, :, 0], scores_pkx[train, :, 1:], thresholds=threshold_m * sign_m, beta=BETA
-    )
-    solution = solve_dual(problem)
-    lam_star = solution.multipliers
-    weight_pk = np.concatenate(
-        [
-            DualProblem.from_arrays(
-                part[..., 0], part[..., 1:], thresholds=threshold_m * sign_m, beta=BETA
-            ).tilted_weights(lam_star)
-            for part in (scores_pkx[test], scores_pkx[train])
-        ]
-    )
-
     messages = [[{"role": "user", "content": f"Question {place}: what now? <b>&</b>"}] for place in range(n_prompts)]
     ids = [prompt_id(one) for one in messages]
+
+    rows = {split: _rows(ids[part], scores_pkx[part] * turn) for split, part in (("train", train), ("test", test))}
+    dual, problem = solve_scores(
+        rows["train"],
+        heldout=rows["test"],
+        reward_name="helpful",
+        constraints=constraints,
+        beta=BETA,
+        n_replicates=200,
+        rng=rng,
+    )
+    lam_star = np.array([bound["multiplier"] for bound in dual["constraints"]])
+    weight_pk = np.concatenate(
+        [tilted_weights(rows[split], dual).reshape(-1, n_samples) for split in ("test", "train")]
+    )
+    dual |= {"inputs": {"scores": "ab" * 32}, "environment": {"python": "3.11", "numpy": np.__version__}}
     _write_tilted(folder, constraints, ids, messages, splits, scores_pkx * turn, weight_pk, completion)
-    dual = _dual_record(constraints, threshold_m, reference_m, problem, solution, scores_pkx[test], rng)
     write_json(folder / "dual" / "dual.json", dual)
-    _write_frontier(folder / "dual" / "frontier.parquet", dual, problem, sign_m)
+    frontier = build_frontier_table(problem, constraints, n_points=31)
+    write_frontier(folder / "dual" / "frontier.parquet", frontier, metadata={})
     write_manifest(
         folder / "dual",
         Manifest(
@@ -150,6 +161,17 @@ def _build_run(
     return BuiltRun(folder, json.loads(json.dumps(dual)), json.loads(json.dumps(evaluation)), log)
 
 
+def _rows(ids: Sequence[str], scores_pkx: np.ndarray) -> ScoredRows:
+    n_prompts, n_samples, _ = scores_pkx.shape
+    flat_nx = scores_pkx.reshape(n_prompts * n_samples, -1)
+    return ScoredRows(
+        prompt_id_n=np.repeat(ids, n_samples),
+        sample_index_n=np.tile(np.arange(n_samples), n_prompts),
+        reward_n=flat_nx[:, 0],
+        constraints_nm=flat_nx[:, 1:],
+    )
+
+
 def _scored(scores_pkx: np.ndarray) -> ScoredSamples:
     return ScoredSamples(reward=list(scores_pkx[..., 0]), constraints=list(scores_pkx[..., 1:]))
 
@@ -180,126 +202,6 @@ def _write_tilted(
     ]
     table = pa.Table.from_pylist(rows, schema=tilted_schema([one.name for one in constraints]))
     write_table(folder / "tilted", table, metadata={})
-
-
-def _dual_record(
-    constraints: Sequence[Constraint],
-    threshold_m: np.ndarray,
-    reference_m: np.ndarray,
-    problem: DualProblem,
-    solution: Any,
-    test_pkx: np.ndarray,
-    rng: np.random.Generator,
-) -> dict[str, Any]:
-    sign_m = np.array([one.sign for one in constraints])
-    tilted = tilt(problem, solution.multipliers)
-    heldout = tilt(
-        DualProblem.from_arrays(test_pkx[..., 0], test_pkx[..., 1:], thresholds=problem.thresholds_m, beta=BETA),
-        solution.multipliers,
-    )
-    draws = _bootstrap(problem, rng)
-    lam_low, lam_high = np.quantile([one.multipliers for one in draws], [0.025, 0.975], axis=0)
-    reward_ends = np.quantile([one.predicted_reward for one in draws], [0.025, 0.975])
-    constraint_ends = np.quantile([one.predicted_constraints * sign_m for one in draws], [0.025, 0.975], axis=0)
-    return {
-        "schema_version": "1",
-        "status": "certified",
-        "beta": BETA,
-        "n_prompts": problem.n_prompts,
-        "n_samples": problem.n_samples,
-        "dual_value": solution.dual_value,
-        "primal_value": solution.primal_value,
-        "duality_gap": solution.duality_gap,
-        "kkt_residual": solution.kkt_residual,
-        "n_evaluations": solution.n_evaluations,
-        "reward": {
-            "name": "helpful",
-            "reference": problem.reference_reward,
-            "predicted": solution.predicted_reward,
-            "predicted_ci95": reward_ends.tolist(),
-            "heldout": float(heldout.reward_p.mean()),
-        },
-        "kl": {"predicted": solution.predicted_kl, "log_samples": float(np.log(problem.segments.counts_p).mean())},
-        "constraints": [
-            {
-                "name": one.name,
-                "direction": one.direction,
-                "threshold": float(threshold_m[j]),
-                "margin": one.margin,
-                "reference": float(reference_m[j]),
-                "multiplier": float(solution.multipliers[j]),
-                "multiplier_ci95": [float(lam_low[j]), float(lam_high[j])],
-                "predicted": float(solution.predicted_constraints[j] * sign_m[j]),
-                "predicted_ci95": constraint_ends[:, j].tolist(),
-                "heldout": float(heldout.scores_mp[j].mean() * sign_m[j]),
-                "slack": float(solution.slack[j]),
-            }
-            for j, one in enumerate(constraints)
-        ],
-        "diagnostics": {
-            "ess_median": float(np.median(tilted.ess_p)),
-            "ess_fraction_below_2": float(np.mean(tilted.ess_p < 2)),
-            "ess_quantiles": np.quantile(tilted.ess_p, [0.05, 0.5, 0.95]).tolist(),
-        },
-        "warnings": ["Only 27 prompts: intervals need at least 30 to mean what they say."],
-        "inputs": {"scores": "ab" * 32},
-        "environment": {"python": "3.11", "numpy": np.__version__},
-    }
-
-
-def _bootstrap(problem: DualProblem, rng: np.random.Generator) -> list[Any]:
-    shape = (problem.n_prompts, -1)
-    reward_pk = problem.centred_reward_n.reshape(shape) + problem.reward_shift_p[:, None]
-    scores_pkm = np.stack(
-        [
-            centred.reshape(shape) + shift[:, None]
-            for centred, shift in zip(problem.centred_scores_mn, problem.score_shift_mp, strict=True)
-        ],
-        axis=-1,
-    )
-    found = []
-    for _ in range(40):
-        rows = rng.integers(problem.n_prompts, size=problem.n_prompts)
-        found.append(
-            solve_dual(
-                DualProblem.from_arrays(reward_pk[rows], scores_pkm[rows], thresholds=problem.thresholds_m, beta=BETA)
-            )
-        )
-    return found
-
-
-def _write_frontier(path: Path, dual: dict[str, Any], problem: DualProblem, sign_m: np.ndarray) -> None:
-    bounds = dual["constraints"]
-    rows: list[dict[str, Any]] = []
-    for j, bound in enumerate(bounds):
-        # Past what the samples can attain, so that the infeasible end is there too.
-        grid_g = problem.reference_means_m[j] + problem.score_scale_m[j] * np.linspace(-1.0, 3.5, 31)
-        thresholds_gm = np.tile(problem.thresholds_m, (len(grid_g), 1))
-        thresholds_gm[:, j] = grid_g
-        found = solve_frontier(problem, thresholds_gm)
-        for g in range(len(grid_g)):
-            feasible = found.status_g[g] == "certified"
-            values = {
-                "reward": found.reward_g[g],
-                "kl": found.kl_g[g],
-                "dual_value": found.dual_value_g[g],
-                "ess_median": found.ess_median_g[g],
-                "kkt_residual": found.kkt_residual_g[g],
-                **{f"multiplier_{one['name']}": found.multipliers_gm[g, i] for i, one in enumerate(bounds)},
-                **{f"predicted_{one['name']}": found.constraints_gm[g, i] * sign_m[i] for i, one in enumerate(bounds)},
-            }
-            threshold = float(grid_g[g] * sign_m[j])
-            rows.append(
-                {
-                    "constraint": bound["name"],
-                    "threshold": threshold,
-                    "margin": threshold - bound["reference"],
-                    "feasible": bool(feasible),
-                    **{name: float(value) if feasible else None for name, value in values.items()},
-                }
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path)
 
 
 def _training_log(rng: np.random.Generator) -> list[dict[str, float]]:

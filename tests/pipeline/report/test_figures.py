@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from pipeline.report.figures import (
+    Bound,
+    Comparison,
+    DualCurve,
+    FrontierCurve,
+    GoldComparison,
+    Measured,
+    Outcome,
+    TrainingCurve,
+    comparison_figure,
+    dual_figure,
+    frontier_figure,
+    gold_figure,
+    sample_size_figure,
+    training_figure,
+)
+from pipeline.report.style import COLUMN_INCHES, paper_style, save_figure
+
+NAME = "harmless"
+LAM = np.linspace(0.0, 2.0, 21)
+STAR = Measured(1.0, (0.8, 1.3))
+STEPS = np.arange(0.0, 101.0, 10.0)
+
+
+def _dual(name: str = NAME, star: Measured = STAR) -> Figure:
+    return dual_figure(DualCurve(name, LAM, (LAM - 1.0) ** 2, 2.0 * (LAM - 1.0), star))
+
+
+def _frontier(name: str = NAME, direction: str = ">=", threshold: float = 0.8) -> Figure:
+    score = np.linspace(0.0, 2.0, 15) * (1.0 if direction == ">=" else -1.0)
+    return frontier_figure(
+        FrontierCurve(
+            bound=Bound(name, "<=" if direction == "<=" else ">=", threshold if direction == ">=" else -threshold),
+            is_margin=True,
+            reward_name=name,
+            score_k=np.sort(score),
+            reward_k=1.0 - np.sort(score) ** 2,
+            multiplier_k=np.abs(np.sort(score)),
+            reference=Outcome(Measured(0.0), Measured(0.0)),
+            predicted=Outcome(Measured(0.8), Measured(0.36)),
+            predicted_test=Outcome(Measured(0.9), Measured(0.3)),
+            realised=Outcome(Measured(0.7, (0.6, 0.8)), Measured(0.3, (0.2, 0.4))),
+        )
+    )
+
+
+def _training(name: str = NAME, fraction: bool = True) -> Figure:
+    loss = 40.0 + np.exp(-STEPS / 30)
+    return training_figure(TrainingCurve(STEPS, loss, STEPS, loss, 100, 1 - np.exp(-STEPS / 30) if fraction else None))
+
+
+def _comparison(name: str = NAME) -> Figure:
+    reward = Comparison(name, None, Measured(0.0), Measured(1.0), Measured(0.9, (0.7, 1.1)))
+    bound = Comparison(name, Bound(name, "<=", -0.5), Measured(0.0), Measured(-0.5), Measured(-0.4, (-0.6, -0.2)))
+    return comparison_figure([reward, bound])
+
+
+def _gold(name: str = NAME) -> Figure:
+    return gold_figure([GoldComparison(name, (0.0, 1.0), (5.0, 4.0))])
+
+
+FIGURES: dict[str, Callable[[], Figure]] = {
+    "dual": _dual,
+    "dual, no interval": lambda: _dual(star=Measured(0.0)),
+    "frontier": _frontier,
+    "frontier, upper bound": lambda: _frontier(direction="<="),
+    "frontier, threshold far away": lambda: _frontier(threshold=-3.0),
+    "sample size": lambda: sample_size_figure(np.array([0.02, 0.3, 0.31, 0.5, 1.0])),
+    "training": _training,
+    "training, no fraction": lambda: _training(fraction=False),
+    "comparison": _comparison,
+    "gold": _gold,
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_a_column_wide_and_not_empty(name: str, tmp_path: Path) -> None:
+    png, svg = save_figure(FIGURES[name](), tmp_path / "figure")
+    image = matplotlib.image.imread(png)
+    height, width, _ = image.shape
+    assert width == round(300 * COLUMN_INCHES)
+    assert 0.3 < height / width < 1.4
+    assert 0.01 < np.mean(image[..., :3].min(axis=-1) < 0.6) < 0.6
+    assert svg.read_text().lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_cut_off(name: str) -> None:
+    figure = FIGURES[name]()
+    with paper_style():
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    # Two pixels of the screen: where the outermost glyph may touch the edge.
+    assert box.x0 > -0.02
+    assert box.y0 > -0.02
+    assert box.x1 < width + 0.02
+    assert box.y1 < height + 0.02
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_legend_is_not_over_data(name: str) -> None:
+    figure = FIGURES[name]()
+    with paper_style():
+        figure.draw_without_rendering()
+    (legend,) = figure.legends
+    frame = legend.get_window_extent()
+    assert not any(frame.overlaps(axes.get_window_extent()) for axes in figure.axes)
+
+
+@pytest.mark.parametrize("make", [_dual, _frontier, _comparison, _gold])
+@pytest.mark.parametrize("name", ["a_b$c$_{x}", "質量", "🙂 ok", "\\frac"])
+def test_any_name_can_be_drawn(make: Callable[[str], Figure], name: str, tmp_path: Path) -> None:
+    """Mathematics is not interpreted, and missing glyphs (a warning, hence an error here) are replaced."""
+    assert save_figure(make(name), tmp_path / "figure")[0].stat().st_size > 0
+
+
+def test_the_same_data_give_the_same_files(tmp_path: Path) -> None:
+    first, second = save_figure(_dual(), tmp_path / "a"), save_figure(_dual(), tmp_path / "b")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert b"<dc:date>" not in first[1].read_bytes()
+
+
+@pytest.mark.parametrize(("direction", "side"), [(">=", "left"), ("<=", "right")])
+def test_the_shade_is_on_the_side_that_is_ruled_out(direction: str, side: str) -> None:
+    axes = _frontier(direction=direction).axes[0]
+    (shade,) = [patch for patch in axes.patches if patch.get_label() == "ruled out"]
+    low, high = shade.get_extents().transformed(axes.transData.inverted()).intervalx
+    threshold = 0.8 if direction == ">=" else -0.8
+    assert (high if side == "left" else low) == pytest.approx(threshold)
+    assert (low if side == "left" else high) == pytest.approx(axes.get_xlim()[0 if side == "left" else 1])

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.contracts.errors import CorruptArtifactError
+from pipeline.contracts.problem import Constraint
+from pipeline.report import write_report
+
+ATTACK = "<script>alert('x')</script><img src=\"https://example.org/p.png\"/> {{ 7 * 7 }}"
+
+
+def _tree(path: Path) -> ET.Element:
+    # The template is written so that an XML parser, which forgives nothing, reads it too.
+    return ET.fromstring(path.read_text(encoding="utf-8"))
+
+
+def _words(tree: ET.Element) -> str:
+    return " ".join("".join(tree.itertext()).split())
+
+
+@pytest.fixture(scope="session")
+def page_of_two(two_bounds: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("report")
+    return write_report(two_bounds.folder, output=output)[0]
+
+
+def test_the_page_says_verdict_numbers_and_origin(two_bounds: Any, page_of_two: Path) -> None:
+    tree = _tree(page_of_two)
+    words = _words(tree)
+    assert words.index("VIOLATED: harmless misses") < words.index("What was asked") < words.index("Stage 2")
+    assert "harmless ≥ 0." in words
+    assert "toxicity ≤ −0.200 on average" in words
+    for bound in two_bounds.evaluation["constraints"]:
+        assert f"{bound['realised']:.3f}".replace("-", "\N{MINUS SIGN}") in words
+    assert "given as ref + 0.800" in words
+    assert "cd" * 32 in words
+    assert "2.13.0+cpu" in words
+    assert "solve" in words
+    assert "1.2 s" in words
+    assert len(tree.findall(".//figure")) == 8
+    assert "Trained: Take a walk & call <someone> you trust." in words
+
+
+def test_the_page_is_self_contained(page_of_two: Path) -> None:
+    tree = _tree(page_of_two)
+    sources = [value for element in tree.iter() for key, value in element.attrib.items() if key in {"src", "href"}]
+    assert len(sources) == 8
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r"url\(|@import|https?:", page_of_two.read_text())
+    assert {element.tag for element in tree.iter()}.isdisjoint({"script", "link", "iframe", "object", "form"})
+
+
+def test_every_figure_is_written_as_png_and_svg(two_bounds: Any, tmp_path: Path) -> None:
+    paths = write_report(two_bounds.folder, output=tmp_path / "out")
+    assert all(path.is_file() for path in paths)
+    assert paths[0] == tmp_path / "out" / "report.html"
+    stems = {path.stem for path in paths[1:]}
+    assert stems == {
+        "dual_harmless",
+        "dual_toxicity",
+        "frontier_harmless",
+        "frontier_toxicity",
+        "effective_sample_size",
+        "predicted_realised",
+        "gold",
+        "training",
+    }
+    assert sorted(path.suffix for path in paths[1:]) == [".png"] * 8 + [".svg"] * 8
+    assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {path.name for path in paths[1:]}
+
+
+def test_the_text_of_a_model_cannot_become_markup(build_run: Any, tmp_path: Path) -> None:
+    run = build_run([Constraint("harmless", ">=", margin=0.3)], completion=ATTACK, n_prompts=12, n_samples=8)
+    tree = _tree(write_report(run.folder, output=tmp_path)[0])
+    assert ATTACK in _words(tree)
+    assert not tree.findall(".//script")
+    assert all(image.attrib["src"].startswith("data:") for image in tree.findall(".//img"))
+
+
+def test_before_stage_2_the_page_shows_stage_1(build_run: Any, tmp_path: Path) -> None:
+    run = build_run([Constraint("harmless", ">=", margin=0.8)], has_stage2=False)
+    paths = write_report(run.folder, output=tmp_path)
+    words = _words(_tree(paths[0]))
+    assert "stage 1 only" in words
+    assert "Stage 2" not in words
+    assert {path.stem for path in paths[1:]} == {"dual_harmless", "frontier_harmless", "effective_sample_size"}
+
+
+def test_names_that_collide_as_file_names_are_kept_apart(build_run: Any, tmp_path: Path) -> None:
+    constraints = [Constraint("calm.x", ">=", margin=0.2), Constraint("Calm_x", ">=", margin=0.2)]
+    run = build_run(constraints, has_stage2=False, n_prompts=12, n_samples=16)
+    stems = {path.stem for path in write_report(run.folder, output=tmp_path)}
+    assert {"dual_calm_x", "dual_Calm_x_1"} <= stems
+
+
+def test_a_run_without_a_dual_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CorruptArtifactError, match=r"dual\.json cannot be read"):
+        write_report(tmp_path, output=tmp_path / "report")

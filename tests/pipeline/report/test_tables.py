@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pipeline.report import print_stage1, print_stage2, stage1_table, stage2_table
+
+LONG_NAME = "refusal_of_questions_that_need_no_refusal"
+
+
+def _text(renderable: Any, *, width: int, terminal: bool = False) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width, force_terminal=terminal, color_system="truecolor" if terminal else None).print(
+        renderable
+    )
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_stage1_shows_what_was_demanded_and_predicted(two_bounds: Any, width: int) -> None:
+    text = _text(stage1_table(two_bounds.dual), width=width)
+    for bound in two_bounds.dual["constraints"]:
+        assert f"{bound['direction']} {bound['threshold']:.3f}" in text
+        assert f"{bound['multiplier']:.3f}" in text
+        assert "[{:.3f}, {:.3f}]".format(*bound["multiplier_ci95"]) in text
+        assert f"{bound['predicted']:.3f}" in text
+        assert "[{:.3f}, {:.3f}]".format(*bound["predicted_ci95"]) in text
+        assert f"{bound['heldout']:.3f}" in text
+        assert f"{bound['heldout_slack']:+.3f}" in text
+    assert "ref + 0.800" in text
+    assert "binding" in text
+    assert f"{two_bounds.dual['kl']['predicted']:.3f} nats" in text
+    assert f"median {two_bounds.dual['diagnostics']['ess_median']:.1f} of 48" in text
+    assert f"warning: {two_bounds.dual['warnings'][0]}"[:60] in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_stage2_shows_what_was_realised(two_bounds: Any, width: int) -> None:
+    text = _text(stage2_table(two_bounds.evaluation, two_bounds.dual), width=width)
+    assert two_bounds.evaluation["status"] == "violated"
+    assert "VIOLATED: harmless misses its threshold" in text
+    for bound in two_bounds.evaluation["constraints"]:
+        assert bound["status"] in text
+        assert f"{bound['direction']} {bound['threshold']:.3f}" in text
+        assert f"{bound['realised']:.3f}" in text
+        assert "[{:.3f}, {:.3f}]".format(*bound["ci95"]) in text
+    reward = two_bounds.evaluation["reward"]
+    path = f"{reward['reference']:.3f} reference -> {reward['predicted']:.3f} predicted -> {reward['realised']:.3f}"
+    assert path in " ".join(text.split())
+    lagrangian = two_bounds.evaluation["lagrangian"]
+    assert f"{lagrangian['closed_fraction']:.2f} [{lagrangian['closed_fraction_ci95'][0]:.2f}" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_nothing_is_cut_or_runs_over(two_bounds: Any, width: int) -> None:
+    long = [{**bound, "name": f"{LONG_NAME}_{bound['name']}"} for bound in two_bounds.dual["constraints"]]
+    dual = {**two_bounds.dual, "constraints": long}
+    evaluated = [{**bound, "name": f"{LONG_NAME}_{bound['name']}"} for bound in two_bounds.evaluation["constraints"]]
+    evaluation = {**two_bounds.evaluation, "constraints": evaluated}
+    shown = {
+        stage1_table(dual): "[{:.3f}, {:.3f}]".format(*long[0]["predicted_ci95"]),
+        stage2_table(evaluation, dual): "[{:.3f}, {:.3f}]".format(*evaluated[0]["ci95"]),
+    }
+    for renderable, interval in shown.items():
+        text = _text(renderable, width=width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "\N{HORIZONTAL ELLIPSIS}" not in text
+        assert interval in text
+
+
+def test_a_pipe_gets_no_colour_and_a_terminal_does(two_bounds: Any) -> None:
+    renderable = stage2_table(two_bounds.evaluation, two_bounds.dual)
+    assert "\x1b" not in _text(renderable, width=80)
+    assert "\x1b[1;31mviolated" in _text(renderable, width=80, terminal=True)
+
+
+def test_an_ascii_stream_is_enough(two_bounds: Any) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    console = Console(file=stream, width=80)
+    print_stage1(two_bounds.dual, console=console)
+    print_stage2(two_bounds.evaluation, two_bounds.dual, console=console)
+    stream.flush()
+    assert b"lambda*" in raw.getvalue()
+
+
+def test_markup_in_a_name_is_text(one_bound: Any) -> None:
+    reward = {**one_bound.dual["reward"], "name": "[red]x[/red]"}
+    assert "[red]x[/red]" in _text(stage1_table({**one_bound.dual, "reward": reward}), width=120)
