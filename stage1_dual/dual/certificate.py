@@ -148,8 +148,10 @@ def _dependent_constraints(problem: DualProblem, lam_m: FloatArray, slack_m: Flo
         h_mn = _centred_on_thresholds(problem, block)
         reward_n = problem.centred_reward_n[block.rows]
         policy_n, _, _ = _policy(reward_n, h_mn, lam_m, beta=problem.beta, segments=block.segments)
-        deviation_an = block.segments.subtract(h_mn[active], block.segments.sum(h_mn[active] * policy_n))
-        covariance += weighted_products(policy_n, deviation_an, deviation_an)
+        with np.errstate(under="ignore"):
+            mean_ap = block.segments.sum(h_mn[active] * policy_n)
+            deviation_an = block.segments.subtract(h_mn[active], mean_ap)
+            covariance += weighted_products(policy_n, deviation_an, deviation_an)
     spread = np.sqrt(np.diag(covariance))
     moving = spread > 0
     dependent = set(active[~moving].tolist())

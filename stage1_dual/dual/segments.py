@@ -110,7 +110,8 @@ class Segments:
         return np.asarray(at_max[np.searchsorted(at_max, self.starts_p)], dtype=np.int64)
 
     def _dense(self, values_n: FloatArray) -> FloatArray:
-        return values_n.reshape(*values_n.shape[:-1], self.n_prompts, -1)
+        # Written out, not -1: the leading axis may be empty.
+        return values_n.reshape(*values_n.shape[:-1], self.n_prompts, int(self.counts_p[0]))
 
     def _spread(
         self, ufunc: np.ufunc, values_n: FloatArray, values_p: FloatArray, out: FloatArray | None

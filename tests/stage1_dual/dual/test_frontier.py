@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.dual_problems import draw_scores
+
+from stage1_dual.dual import DualProblem, InputError, solve_dual, solve_frontier, threshold_at_multipliers
+
+
+def test_one_constraint_frontier_equals_single_solves_and_is_monotone() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=20, n_constraints=1, seed=2)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=0.0, beta=1.0)
+    reference = problem.reference_means_m[0]
+    best = float(g_pkm.max(axis=1).mean())
+    thresholds_g = np.concatenate([np.linspace(reference - 0.8, best - 0.05, 25), [best, best + 0.1]])
+    frontier = solve_frontier(problem, thresholds_g)
+    assert frontier.status_g.tolist() == ["certified"] * 25 + ["boundary", "infeasible"]
+    assert np.all(np.isnan(frontier.multipliers_gm[25:]))
+    assert np.all(np.isnan(frontier.reward_g[25:]))
+    solved = slice(0, 25)
+    assert np.all(np.diff(frontier.multipliers_gm[solved, 0]) >= 0)
+    assert np.all(np.diff(frontier.dual_value_g[solved]) <= 1e-12)
+    assert np.all(frontier.kkt_residual_g[solved] <= 1e-10)
+    for row in (0, 12, 24):
+        alone = solve_dual(problem.with_thresholds(thresholds_g[row]))
+        np.testing.assert_allclose(frontier.multipliers_gm[row], alone.multipliers, rtol=1e-9, atol=1e-11)
+        assert frontier.reward_g[row] == pytest.approx(alone.predicted_reward, abs=1e-10)
+        assert frontier.kl_g[row] == pytest.approx(alone.predicted_kl, abs=1e-10)
+        assert frontier.dual_value_g[row] == pytest.approx(alone.dual_value, abs=1e-10)
+        assert frontier.ess_median_g[row] == pytest.approx(np.median(alone.ess_p), abs=1e-8)
+        np.testing.assert_allclose(frontier.constraints_gm[row], alone.predicted_constraints, atol=1e-10)
+
+
+def test_multipliers_are_shadow_prices() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=20, n_constraints=2, seed=2)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=[0.0, 0.0], beta=1.0)
+    centre_m, step = problem.reference_means_m + 0.4, 1e-4
+    grid_gm = centre_m + step * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]])
+    frontier = solve_frontier(problem, grid_gm)
+    value_g = frontier.dual_value_g
+    price_m = -np.array([value_g[1] - value_g[2], value_g[3] - value_g[4]]) / (2 * step)
+    np.testing.assert_allclose(price_m, frontier.multipliers_gm[0], atol=1e-6)
+
+
+def test_grid_of_two_constraints_marks_the_infeasible_corner() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=50, n_responses=12, n_constraints=2, seed=4)
+    g_pkm[..., 1] = 0.3 * g_pkm[..., 1] - g_pkm[..., 0]
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=[0.0, 0.0], beta=1.0)
+    steps = np.linspace(-0.5, 1.2, 6)
+    grid_gm = problem.reference_means_m + np.array([(a, b) for a in steps for b in steps])
+    frontier = solve_frontier(problem, grid_gm)
+    certified = frontier.status_g == "certified"
+    assert set(frontier.status_g) == {"certified", "infeasible"}
+    assert frontier.status_g[-1] == "infeasible"
+    assert np.all(frontier.kkt_residual_g[certified] <= 1e-10)
+    assert np.all(frontier.constraints_gm[certified] >= grid_gm[certified] - 1e-9)
+    # Tightening one threshold never raises the optimal value.
+    value = frontier.dual_value_g.reshape(6, 6)
+    for axis in (0, 1):
+        change = np.diff(value, axis=axis)
+        assert np.all(change[np.isfinite(change)] <= 1e-12)
+    # Warm starts pay: at most a few evaluations a point.
+    assert np.median(frontier.n_evaluations_g[certified]) <= 4
+
+
+def test_inverse_query_is_the_inverse() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=50, n_responses=12, n_constraints=3, seed=4)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.zeros(3), beta=0.6)
+    lam_m = np.array([0.5, 0.1, 0.9])
+    thresholds_m = threshold_at_multipliers(problem, lam_m)
+    np.testing.assert_allclose(solve_dual(problem.with_thresholds(thresholds_m)).multipliers, lam_m, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([[0.0], [1.0]], r"`thresholds_gm` has shape \(2, 1\); it must be \(points, 2\)"),
+        ([0.0, 1.0], r"it must be \(points, 2\)"),
+        (np.empty((0, 2)), r"at least one point"),
+        ([[0.0, 1.0], [np.nan, 1.0]], r"NaN or infinite values in rows \[1\]"),
+        ([[0.0, 1.0], [1.0]], r"`thresholds_gm` is not a rectangular array"),
+    ],
+)
+def test_bad_grids_are_named(grid: object, message: str) -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=3, n_responses=3, n_constraints=2, seed=0)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=[0.0, 0.0], beta=1.0)
+    with pytest.raises(InputError, match=message):
+        solve_frontier(problem, grid)  # type: ignore[arg-type]
+
+
+def test_low_beta_frontier_is_certified() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=30, n_responses=10, n_constraints=2, seed=1)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=[0.0, 0.0], beta=2e-3)
+    frontier = solve_frontier(problem, problem.reference_means_m + np.linspace(-0.2, 0.5, 8)[:, np.newaxis])
+    assert set(frontier.status_g) == {"certified"}
