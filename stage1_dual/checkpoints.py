@@ -1,0 +1,143 @@
+"""Checks of a checkpoint that read its configuration files only, made before anything expensive starts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pipeline.contracts.errors import InputError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def is_local(checkpoint: str) -> bool:
+    """Whether the checkpoint is a folder on this machine, as opposed to an id on the Hugging Face Hub."""
+    return Path(checkpoint).is_dir()
+
+
+def check_policy_checkpoint(checkpoint: str, *, revision: str | None = None) -> None:
+    """Check that a folder holds a causal language model with a chat template, without loading it.
+
+    Args:
+        checkpoint: a folder, or the id of a model on the Hub, of which only the form is checked.
+        revision: branch, tag or commit of a Hub model.
+
+    Raises:
+        InputError: no such folder, a file of it is missing or unreadable, or it holds another kind of model.
+    """
+    folder = _local_folder(checkpoint, revision, what="the policy")
+    if folder is None:
+        return
+    config = _check_files(folder, what="the policy")
+    _check_architecture(folder, config, suffix="ForCausalLM", what="the policy", kind="a causal language model")
+    if not _has_chat_template(folder):
+        raise InputError(
+            f"the policy {folder} has no chat template (chat_template.jinja, or in tokenizer_config.json)"
+        )
+
+
+def check_scorer_checkpoint(checkpoint: str, *, head: int, template: str | None, revision: str | None = None) -> None:
+    """Check that a folder holds a sequence classifier with the head and a usable template, without loading it.
+
+    Args:
+        checkpoint: a folder, or the id of a model on the Hub, of which only the form is checked.
+        head: the index of the logit wanted.
+        template: as :class:`stage1_dual.scoring.templates.ScorerTemplate` takes it.
+        revision: branch, tag or commit of a Hub model.
+
+    Raises:
+        InputError: as :func:`check_policy_checkpoint`; the head is out of range; there is no template.
+    """
+    check_template(template)
+    folder = _local_folder(checkpoint, revision, what="the scorer")
+    if folder is None:
+        return
+    config = _check_files(folder, what="the scorer")
+    _check_architecture(
+        folder, config, suffix="ForSequenceClassification", what="the scorer", kind="a sequence classifier"
+    )
+    # transformers leaves id2label out of config.json where the number of labels is its default, two.
+    check_head(head, num_labels=len(config.get("id2label") or range(2)), checkpoint=str(folder))
+    if template is None and not _has_chat_template(folder):
+        raise InputError(
+            f"the scorer {folder} has no chat template; give `template`: a text with {{prompt}} and {{completion}}, "
+            "or the path of a chat template file"
+        )
+
+
+def check_head(head: int, *, num_labels: int, checkpoint: str) -> None:
+    """Raise InputError where a classifier has no such head."""
+    if not 0 <= head < num_labels:
+        raise InputError(
+            f"the scorer {checkpoint} has no head {head}: num_labels is {num_labels}, "
+            f"so `head` must be between 0 and {num_labels - 1}"
+        )
+
+
+def is_text_template(template: str) -> bool:
+    """Whether a scorer's template is a text with ``{prompt}`` and ``{completion}``, as opposed to a file's path."""
+    return "{prompt}" in template and "{completion}" in template
+
+
+def check_template(template: str | None) -> None:
+    """Raise InputError where a scorer's template is neither a text with both places nor a file that is there."""
+    if template is None or is_text_template(template):
+        return
+    if not Path(template).is_file():
+        raise InputError(
+            f"`template` is {template!r}, which is neither a text with {{prompt}} and {{completion}} "
+            "nor the path of a chat template file"
+        )
+
+
+def _local_folder(checkpoint: str, revision: str | None, *, what: str) -> Path | None:
+    if is_local(checkpoint):
+        return Path(checkpoint)
+    if Path(checkpoint).exists():
+        raise InputError(f"{what} {checkpoint} is a file; give the folder of the checkpoint")
+    if _HUB_ID.fullmatch(checkpoint) and revision is not None:
+        return None
+    raise InputError(
+        f"{what} {checkpoint} is not there: no such folder"
+        + ("; if it is the id of a model on the Hub, give its `revision` too" if _HUB_ID.fullmatch(checkpoint) else "")
+    )
+
+
+def _check_files(folder: Path, *, what: str) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"{what} {folder} has no config.json: it is not a Hugging Face checkpoint")
+    config = _read_object(path)
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{what} {folder} has no *.safetensors file; other weight formats are not read")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise InputError(f"{what} {folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
+    return config
+
+
+def _check_architecture(folder: Path, config: dict[str, Any], *, suffix: str, what: str, kind: str) -> None:
+    architectures = config.get("architectures") or []
+    if not any(str(name).endswith(suffix) for name in architectures):
+        raise InputError(
+            f"{what} {folder} is not {kind}: config.json names the architectures {architectures}, none *{suffix}"
+        )
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    path = folder / "tokenizer_config.json"
+    return path.is_file() and bool(_read_object(path).get("chat_template"))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds {type(value).__name__}, not an object")
+    return value

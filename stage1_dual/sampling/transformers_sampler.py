@@ -1,0 +1,182 @@
+"""Samples from transformers, for machines where vLLM does not run.
+
+A decoding loop of its own, because ``generate`` has one random state for a whole batch: here each row draws from its
+own stream, so that its batch mates decide nothing but the last bits of its logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.contracts.errors import InputError, MissingExtraError
+from stage1_dual.checkpoints import is_local
+from stage1_dual.sampling.prompts import load_tokenizer
+from stage1_dual.sampling.protocol import FinishReason, SampledCompletion, SampleRequest
+from stage1_dual.sampling.tokens import decode_completions, find_eos_token_ids
+
+if TYPE_CHECKING:
+    import torch
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class TransformersSampler:
+    """Draws samples with a transformers model, in batches of similar prompt length.
+
+    Args:
+        checkpoint: folder of a causal language model, or its id on the Hub.
+        revision: branch, tag or commit of a Hub model.
+        max_new_tokens: length limit of a completion, tokens.
+        dtype: of weights and arithmetic; the reference policy is the model in this precision.
+        batch_rows: completions computed at once.
+        device: torch device.
+
+    Raises:
+        MissingExtraError: torch or transformers is not installed.
+        InputError: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        max_new_tokens: int,
+        dtype: Dtype = "float32",
+        batch_rows: int = 128,
+        device: str = "cpu",
+    ) -> None:
+        try:
+            import torch
+            from transformers import AutoModelForCausalLM
+        except ImportError as error:
+            raise MissingExtraError(
+                package=error.name or "transformers", extra="sample", purpose="sampling with transformers"
+            ) from error
+        self._checkpoint = checkpoint
+        self._revision = revision
+        self._max_new_tokens = max_new_tokens
+        self._dtype = dtype
+        self._batch_rows = batch_rows
+        self._tokenizer = load_tokenizer(checkpoint, revision=revision)
+        self._eos_token_ids = find_eos_token_ids(checkpoint, self._tokenizer, revision=revision)
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                checkpoint,
+                revision=revision,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=is_local(checkpoint),
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"transformers cannot load {checkpoint}: {error}") from error
+        self._model = model.eval().to(device)
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a completion, ascending."""
+        return self._eos_token_ids
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[SampledCompletion]:
+        """One completion a request, in the order of the requests."""
+        import torch
+
+        order = sorted(range(len(requests)), key=lambda place: len(requests[place].prompt_token_ids))
+        drawn: dict[int, tuple[tuple[int, ...], float]] = {}
+        with torch.inference_mode():
+            for start in range(0, len(order), self._batch_rows):
+                places = order[start : start + self._batch_rows]
+                drawn.update(zip(places, self._draw([requests[place] for place in places]), strict=True))
+        token_ids = [drawn[place][0] for place in range(len(requests))]
+        texts = decode_completions(self._tokenizer, token_ids)
+        return [
+            SampledCompletion(text, ids, self._finish_reason(ids), drawn[place][1])
+            for place, (text, ids) in enumerate(zip(texts, token_ids, strict=True))
+        ]
+
+    def describe(self) -> Mapping[str, object]:
+        """The resolved sampling parameters, JSON-serialisable."""
+        return {
+            "sampler": "transformers",
+            "model": self._checkpoint,
+            "revision": self._revision,
+            "dtype": self._dtype,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "max_new_tokens": self._max_new_tokens,
+            "eos_token_ids": list(self._eos_token_ids),
+        }
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model = None
+
+    def _finish_reason(self, token_ids: Sequence[int]) -> FinishReason:
+        return "stop" if token_ids[-1] in self._eos_token_ids else "length"
+
+    def _draw(self, requests: Sequence[SampleRequest]) -> list[tuple[tuple[int, ...], float]]:
+        """Tokens and summed log-probability of each request of one batch; finished rows leave the batch."""
+        import torch
+        from transformers import DynamicCache
+
+        device = self._model.device
+        uniforms = torch.stack([self._uniforms(request.seed) for request in requests]).to(device)  # (rows, new tokens)
+        eos = torch.tensor(self._eos_token_ids, device=device)
+        rows = torch.arange(len(requests), device=device)  # which request each row of the shrinking batch belongs to
+        tokens, mask = (part.to(device) for part in _left_padded([request.prompt_token_ids for request in requests]))
+        cache = DynamicCache(config=self._model.config)
+        drawn: list[list[int]] = [[] for _ in requests]
+        logp = torch.zeros(len(requests), dtype=torch.float64, device=device)
+        for step in range(self._max_new_tokens):
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+            logits = self._model(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1, :]
+            log_probabilities = logits.double().log_softmax(-1)
+            chosen = _draw_inverse_cdf(log_probabilities, uniforms[rows, step])
+            logp[rows] += log_probabilities.gather(-1, chosen[:, None])[:, 0]
+            for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
+                drawn[row].append(token)
+            going = torch.nonzero(~torch.isin(chosen, eos))[:, 0]
+            if len(going) == 0:
+                break
+            if len(going) < len(rows):
+                rows, chosen, mask = rows[going], chosen[going], mask[going]
+                cache.batch_select_indices(going)
+            tokens = chosen[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
+        return [(tuple(ids), value) for ids, value in zip(drawn, logp.tolist(), strict=True)]
+
+    def _uniforms(self, seed: int) -> torch.Tensor:
+        import torch
+
+        return torch.rand(self._max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def _draw_inverse_cdf(log_probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The token where the cumulative probability first exceeds the uniform; (rows, vocabulary), (rows,) -> (rows,)."""
+    import torch
+
+    cumulative = log_probabilities.exp().cumsum(-1)
+    # Scaling by the last entry keeps the draw inside the vocabulary although the sum is one only up to rounding.
+    return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
+
+
+def _left_padded(token_ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids padded in front, and their mask, each (rows, longest); what the padding holds is never attended to."""
+    import torch
+
+    longest = max(len(ids) for ids in token_ids)
+    tokens = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in token_ids])
+    mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in token_ids])
+    return tokens, mask

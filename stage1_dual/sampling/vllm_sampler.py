@@ -1,0 +1,235 @@
+"""Samples from vLLM; the one file of the project that imports it.
+
+The engine runs in this process: its order of work, hence its arithmetic, then depends on the requests alone, which
+vLLM promises for no other mode (https://docs.vllm.ai/en/latest/usage/reproducibility/).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from pipeline.contracts.errors import InputError, MissingExtraError
+from stage1_dual.checkpoints import is_local
+from stage1_dual.sampling.prompts import load_tokenizer
+from stage1_dual.sampling.protocol import SampledCompletion, SampleRequest
+from stage1_dual.sampling.tokens import decode_completions, find_eos_token_ids
+
+_SAMPLING = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+}
+"""The policy itself, over its whole vocabulary: the formulas of both stages assume samples of exactly that."""
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class VllmSampler:
+    """Draws samples with an in-process vLLM engine.
+
+    Starting it takes seconds to minutes. While it lives, ``VLLM_*`` environment variables and a few torch settings
+    belong to vLLM; :meth:`close` puts them back.
+
+    Args:
+        checkpoint: folder of a causal language model, or its id on the Hub.
+        revision: branch, tag or commit of a Hub model.
+        max_new_tokens: length limit of a completion, tokens.
+        max_positions: length limit of prompt and completion together, tokens; at most the model's own.
+        dtype: of weights and arithmetic; the reference policy is the model in this precision.
+        max_num_seqs: completions computed at once (speed only).
+        max_num_batched_tokens: tokens computed at once (speed only).
+        kv_cache_bytes: memory for keys and values on a CPU, or None to use ``gpu_memory_utilization``.
+        gpu_memory_utilization: share of an accelerator's memory to use where ``kv_cache_bytes`` is None.
+        tensor_parallel_size: accelerators that share the model.
+        threads: CPU threads, or None for torch's number.
+        enforce_eager: run the model as it is instead of compiling it first.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+        InputError: the engine cannot load the model.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        revision: str | None = None,
+        max_new_tokens: int,
+        max_positions: int,
+        dtype: Dtype = "float32",
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int = 8192,
+        kv_cache_bytes: int | None = 512 * 2**20,
+        gpu_memory_utilization: float = 0.9,
+        tensor_parallel_size: int = 1,
+        threads: int | None = None,
+        enforce_eager: bool = True,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._revision = revision
+        self._max_new_tokens = max_new_tokens
+        self._dtype = dtype
+        self._tokenizer = load_tokenizer(checkpoint, revision=revision)
+        self._eos_token_ids = find_eos_token_ids(checkpoint, self._tokenizer, revision=revision)
+        self._process = _borrowed_process(offline=is_local(checkpoint), threads=threads)
+        self._process.__enter__()
+        try:
+            self._engine: Any = _start_engine(
+                checkpoint,
+                revision=revision,
+                max_positions=max_positions,
+                dtype=dtype,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                kv_cache_bytes=kv_cache_bytes,
+                gpu_memory_utilization=gpu_memory_utilization,
+                tensor_parallel_size=tensor_parallel_size,
+                enforce_eager=enforce_eager,
+            )
+        except BaseException:
+            self._process.__exit__(None, None, None)
+            raise
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a completion, ascending."""
+        return self._eos_token_ids
+
+    def sample(self, requests: Sequence[SampleRequest]) -> list[SampledCompletion]:
+        """One completion a request, in the order of the requests."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        # Cached prefixes of an earlier call would change the batches of this one, and with them the last bits.
+        self._engine.reset_prefix_cache()
+        outputs = self._engine.generate(
+            [TokensPrompt(prompt_token_ids=list(request.prompt_token_ids)) for request in requests],
+            [
+                SamplingParams(
+                    **_SAMPLING,
+                    seed=request.seed,
+                    max_tokens=self._max_new_tokens,
+                    stop_token_ids=list(self._eos_token_ids),
+                    logprobs=0,
+                    flat_logprobs=True,
+                    detokenize=False,
+                )
+                for request in requests
+            ],
+            use_tqdm=False,
+        )
+        drawn = [output.outputs[0] for output in outputs]
+        token_ids = [tuple(completion.token_ids) for completion in drawn]
+        texts = decode_completions(self._tokenizer, token_ids)
+        return [
+            SampledCompletion(text, ids, completion.finish_reason, float(completion.cumulative_logprob))
+            for text, ids, completion in zip(texts, token_ids, drawn, strict=True)
+        ]
+
+    def describe(self) -> Mapping[str, object]:
+        """The resolved sampling parameters, JSON-serialisable."""
+        return {
+            "sampler": "vllm",
+            "model": self._checkpoint,
+            "revision": self._revision,
+            "dtype": self._dtype,
+            **_SAMPLING,
+            "max_new_tokens": self._max_new_tokens,
+            "eos_token_ids": list(self._eos_token_ids),
+            "logprobs_mode": "raw_logprobs",
+            "generation_config": "vllm",
+        }
+
+    def close(self) -> None:
+        """Free the engine and give the process its settings back."""
+        if self._engine is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._engine.llm_engine.engine_core.shutdown()
+        self._engine = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+        self._process.__exit__(None, None, None)
+
+
+def _start_engine(
+    checkpoint: str,
+    *,
+    revision: str | None,
+    max_positions: int,
+    dtype: Dtype,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    kv_cache_bytes: int | None,
+    gpu_memory_utilization: float,
+    tensor_parallel_size: int,
+    enforce_eager: bool,
+) -> Any:
+    try:
+        from vllm import LLM
+    except ImportError as error:
+        raise MissingExtraError(package="vllm", extra="sample", purpose="sampling with vLLM") from error
+    try:
+        return LLM(
+            model=checkpoint,
+            revision=revision,
+            tokenizer_revision=revision,
+            trust_remote_code=False,
+            generation_config="vllm",  # not the sampling defaults of the model's own generation_config.json
+            logprobs_mode="raw_logprobs",
+            dtype=dtype,
+            max_model_len=max_positions,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max(max_num_batched_tokens, max_positions),
+            kv_cache_memory_bytes=kv_cache_bytes,
+            gpu_memory_utilization=gpu_memory_utilization,
+            tensor_parallel_size=tensor_parallel_size,
+            enforce_eager=enforce_eager,
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            seed=0,
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"vLLM cannot load {checkpoint}: {error}") from error
+
+
+@contextmanager
+def _borrowed_process(*, offline: bool, threads: int | None) -> Iterator[None]:
+    """Set what vLLM reads from the process, and undo afterwards what it and we changed."""
+    import torch
+
+    environment = dict(os.environ)
+    set_num_threads, n_threads = torch.set_num_threads, torch.get_num_threads()
+    accelerator = {name: getattr(torch.accelerator, name) for name in ("synchronize", "empty_cache")}
+    random_state = torch.get_rng_state()
+    os.environ.update(
+        {
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        }
+    )
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(n_threads)
+        for name, function in accelerator.items():
+            setattr(torch.accelerator, name, function)
+        torch.set_rng_state(random_state)

@@ -1,0 +1,1 @@
+"""Score samples: one protocol, sequence classifiers, and the resumable table of scores."""
