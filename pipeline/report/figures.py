@@ -22,6 +22,9 @@ from pipeline.report.style import BLUE, FORBIDDEN, GREY, INK, VERMILLION, new_fi
 FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]
 
+_FRONTIER_REACHES = 2.2
+"""How far the frontier is shown, in distances between the reference and the farthest outcome or threshold."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -183,17 +186,19 @@ def dual_figure(curve: DualCurve) -> Figure:
 
 def frontier_figure(curve: FrontierCurve) -> Figure:
     """The best predicted reward for each level of the constraint, with this run on it, above its price lambda*."""
+    shown_k = _near_the_run(curve)
     with paper_style():
         figure = new_figure(height_inches=3.8)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1.0])
-        top.plot(curve.score_k, curve.reward_k, color=BLUE, label="best trade-off")
-        _mark(top, curve.reference, "reference", marker="s", color=GREY)
-        _mark(top, curve.predicted, "predicted", marker="o", color=BLUE)
+        top.plot(curve.score_k[shown_k], curve.reward_k[shown_k], color=BLUE, label="best trade-off")
+        _mark(top, curve.reference, "reference", fmt="s", color=GREY, size=5)
+        _mark(top, curve.predicted, "predicted", fmt="o", color=BLUE, size=5)
+        # A ring around and a diamond within: outcomes that agree stay apart to the eye.
         if curve.predicted_test is not None:
-            _mark(top, curve.predicted_test, "predicted (test)", marker="o", color=BLUE, hollow=True)
+            _mark(top, curve.predicted_test, "predicted (test)", fmt="o", color=BLUE, size=8, hollow=True)
         if curve.realised is not None:
-            _mark(top, curve.realised, "realised (95%)", marker="D", color=VERMILLION)
-        bottom.plot(curve.score_k, curve.multiplier_k, color=BLUE, label="_curve")
+            _mark(top, curve.realised, "realised (95%)", fmt="D", color=VERMILLION, size=3)
+        bottom.plot(curve.score_k[shown_k], curve.multiplier_k[shown_k], color=BLUE, label="_curve")
         for axes in (top, bottom):
             axes.margins(x=0.06, y=0.08)
         bottom.set_ylim(bottom=0.0)
@@ -323,16 +328,29 @@ def _bars(found: Measured) -> Any:
     return [[max(0.0, found.value - found.ci95[0])], [max(0.0, found.ci95[1] - found.value)]]
 
 
-def _mark(axes: Axes, outcome: Outcome, label: str, *, marker: str, color: str, hollow: bool = False) -> None:
+def _near_the_run(curve: FrontierCurve) -> NDArray[np.bool_]:
+    """The part of the frontier to show, shape (k,): its far end, all cost, would squeeze the run into a corner."""
+    origin = curve.reference.score.value
+    outcomes = [curve.predicted, curve.predicted_test, curve.realised]
+    values = [curve.bound.threshold, *(outcome.score.value for outcome in outcomes if outcome is not None)]
+    reach = max(abs(value - origin) for value in values)
+    span = float(np.ptp(curve.score_k))
+    near_k: NDArray[np.bool_] = np.abs(curve.score_k - origin) <= max(_FRONTIER_REACHES * reach, span / 3)
+    return near_k
+
+
+def _mark(
+    axes: Axes, outcome: Outcome, label: str, *, fmt: str, color: str, size: float, hollow: bool = False
+) -> None:
     axes.errorbar(
         outcome.score.value,
         outcome.reward.value,
         xerr=_bars(outcome.score),
         yerr=_bars(outcome.reward),
-        fmt=marker,
+        fmt=fmt,
         color=color,
-        markerfacecolor="white" if hollow else color,
-        markersize=5 if outcome.reward.ci95 is None else 3.5,  # an interval must show beside its marker
+        markerfacecolor="none" if hollow else color,
+        markersize=size,
         elinewidth=1.0,
         capsize=2,
         label=label,

@@ -17,6 +17,8 @@ from pipeline.report.views import Cell, TableView, Tone, stage1_view, stage2_vie
 
 _STYLES: Mapping[Tone, str] = {"good": "bold green", "doubtful": "bold yellow", "bad": "bold red", "neutral": "bold"}
 
+_VERDICT_WIDTH = max(map(len, ("satisfied", "undecided", "violated", "binding", "inactive")))
+
 
 def stage1_table(dual: Mapping[str, Any]) -> Group:
     """What a person reads when stage 1 ends.
@@ -54,13 +56,14 @@ def print_stage2(evaluation: Mapping[str, Any], dual: Mapping[str, Any], *, cons
 
 
 def _render(view: TableView) -> Group:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, leading=0, header_style="")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="")
     for place, head in enumerate(view.header):
         first = place == 0
         table.add_column(
             _stack(head, style="bold"),
             justify="left" if place <= 1 else "right",
             no_wrap=not first,
+            min_width=_VERDICT_WIDTH if first else None,
             overflow="fold",
         )
     for row in view.rows:
@@ -69,7 +72,7 @@ def _render(view: TableView) -> Group:
         table.add_row(*cells, *(_stack(value) for value in values))
     parts: list[Text | Table] = [Text(), Text(view.title, style="bold"), Text(), table, Text()]
     if view.verdict:
-        parts.append(Text(view.verdict, style=_STYLES[view.tone]))
+        parts += [Text(view.verdict, style=_STYLES[view.tone]), Text()]
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")

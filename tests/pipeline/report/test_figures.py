@@ -139,3 +139,12 @@ def test_the_shade_is_on_the_side_that_is_ruled_out(direction: str, side: str) -
     threshold = 0.8 if direction == ">=" else -0.8
     assert (high if side == "left" else low) == pytest.approx(threshold)
     assert (low if side == "left" else high) == pytest.approx(axes.get_xlim()[0 if side == "left" else 1])
+
+
+def test_the_far_end_of_a_frontier_does_not_crowd_out_the_run() -> None:
+    score = np.linspace(0.0, 50.0, 101)
+    origin, near = Outcome(Measured(0.0), Measured(0.0)), Outcome(Measured(1.0), Measured(5.0))
+    bound = Bound(NAME, ">=", 1.0)
+    figure = frontier_figure(FrontierCurve(bound, True, NAME, score, -score, score, origin, near))
+    low, high = figure.axes[0].get_xlim()
+    assert low < 0.0 < near.score.value < high < 25.0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -69,6 +70,7 @@ def test_nothing_is_cut_or_runs_over(two_bounds: Any, width: int) -> None:
         assert max(map(len, text.splitlines())) <= width
         assert "\N{HORIZONTAL ELLIPSIS}" not in text
         assert interval in text
+        assert re.search(r"^(binding|violated)\b", text, re.MULTILINE)  # a verdict is never folded
 
 
 def test_a_pipe_gets_no_colour_and_a_terminal_does(two_bounds: Any) -> None:
