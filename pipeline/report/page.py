@@ -137,7 +137,8 @@ def _stage1_plates(
             f"frontier_{stems[curve.bound.name]}",
             f"What {curve.bound.name} costs",
             "Each point of the line is a solved problem with another threshold: the largest predicted gain in reward "
-            "for that level of the constraint (the whole of it is in frontier.parquet). The shaded side does not meet this run's threshold. Below, the price: "
+            "for that level of the constraint (the whole line is in frontier.parquet). "
+            "The shaded side does not meet this run's threshold. Below, the price: "
             "how much reward one more unit of the constraint costs there. The hollow point is the same prediction for "
             "the test prompts; the realised one, with 95% intervals, falls short of it by what training left undone.",
             frontier_figure(curve),
