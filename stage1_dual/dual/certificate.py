@@ -116,10 +116,11 @@ def _policy(
     with np.errstate(under="ignore"):
         exponent_n = (reward_n + np.einsum("m,mn->n", lam_m, h_mn)) / beta
         top_p = segments.max(exponent_n)
-        mass_p = segments.sum(np.exp(segments.subtract(exponent_n, top_p)))
+        tilt_n = np.exp(segments.subtract(exponent_n, top_p))
+        mass_p = segments.sum(tilt_n)
         log_z_p = top_p + np.log(mass_p / segments.counts_p)
+        policy_n = segments.divide(tilt_n, mass_p)
         log_ratio_n = segments.subtract(exponent_n, log_z_p)
-        policy_n = segments.divide(np.exp(log_ratio_n), segments.counts_p.astype(np.float64))
     return policy_n, log_ratio_n, log_z_p
 
 

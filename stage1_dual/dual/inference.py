@@ -2,10 +2,11 @@
 
 Everything follows from sums by prompt at lam*. With psi_p the slack of prompt p (its tilted mean of g minus the
 threshold, and minus its share of the reference mean where the threshold is a margin over that mean), lam* solves
-mean_p psi_p(lam) = 0 on the active set: an M-estimator. The bootstrap draws prompts with replacement and takes one
-Newton step from lam* under lam >= 0 in every replicate; the error of that step is of the order of the square of the
-step, 1/p against the 1/sqrt(p) of the interval. The sandwich is the delta method for the same estimator, with the
-active set held fixed.
+mean_p psi_p(lam) = 0 on the active set: an M-estimator. The bootstrap draws prompts with replacement and in every
+replicate takes a Newton step from lam* under lam >= 0, corrected once by the third derivative of the dual; what the
+policy then does is expanded to second order as well. The error is of third order in the step, p**-1.5 against the
+p**-0.5 of the interval: a plain Newton step and a linear KL were measured to move the ends of intervals for KL by half
+a standard error at 150 prompts. The sandwich is the delta method for the same estimator, active set held fixed.
 
 Two kinds of interval, because two questions are asked:
 
@@ -16,8 +17,7 @@ Two kinds of interval, because two questions are asked:
   population, hence what an evaluation of that policy will find.
 
 References: Efron and Tibshirani, An Introduction to the Bootstrap (1993), for percentile intervals; van der Vaart,
-Asymptotic Statistics (1998), section 5.3 for M-estimators; Shorack (1982) and Schucany and Wang (1991) for one-step
-bootstraps.
+Asymptotic Statistics (1998), section 5.3 for M-estimators; Schucany and Wang (1991) for one-step bootstraps.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.dual_function import tilt
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
-from stage1_dual.dual.segments import FloatArray
+from stage1_dual.dual.segments import FloatArray, Segments
 from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.solver import newton_step
 
@@ -120,7 +120,12 @@ class HeldoutPrediction:
 
 @dataclass(frozen=True, eq=False)
 class _PromptSums:
-    """By prompt at lam*: values, and their derivatives with respect to lam, on which every interval rests."""
+    """By prompt at lam*: values and their first two derivatives with respect to lam, on which every interval rests.
+
+    With weights w proportional to exp(s / beta), s = r + <lam, g>, derivatives of tilted means are joint cumulants:
+    d E[f] = Cov(f, g) / beta and d^2 E[f] = K3(f, g, g) / beta^2. The KL is E[s] / beta - log Z, so that
+    d KL = Cov(s, g) / beta^2 and d^2 KL = Cov(g, g) / beta^2 + K3(s, g, g) / beta^3.
+    """
 
     reward_p: FloatArray
     scores_pm: FloatArray
@@ -129,6 +134,29 @@ class _PromptSums:
     reward_slope_pm: FloatArray
     scores_slope_pmm: FloatArray
     kl_slope_pm: FloatArray
+    reward_bend_pmm: FloatArray
+    scores_bend_pmmm: FloatArray
+    kl_bend_pmm: FloatArray
+
+    def replicate_means(self, rng: np.random.Generator, n_replicates: int) -> _PromptSums:
+        """Means over prompts drawn with replacement: the same fields with replicates in place of prompts."""
+        fields = list(vars(self).values())
+        n_prompts = len(self.reward_p)
+        values_pv = np.column_stack([field.reshape(n_prompts, -1) for field in fields])
+        # Means of large offsets would lose digits: average differences from the sample mean instead.
+        centre_v = np.mean(values_pv, axis=0)
+        values_pv -= centre_v
+        means_bv = np.empty((n_replicates, len(centre_v)))
+        for first in range(0, n_replicates, _REPLICATES_AT_ONCE):
+            size = min(_REPLICATES_AT_ONCE, n_replicates - first)
+            counts_bp = rng.multinomial(n_prompts, np.full(n_prompts, 1.0 / n_prompts), size=size)
+            means_bv[first : first + size] = counts_bp @ values_pv / n_prompts
+        means_bv += centre_v
+        ends = np.cumsum([field[0].size for field in fields])
+        parts = np.split(means_bv, ends[:-1], axis=1)
+        return _PromptSums(
+            *(part.reshape(n_replicates, *field.shape[1:]) for part, field in zip(parts, fields, strict=True))
+        )
 
 
 def bootstrap_intervals(
@@ -140,7 +168,7 @@ def bootstrap_intervals(
     level: float = 0.95,
     thresholds_are_relative_m: ArrayLike | None = None,
 ) -> BootstrapIntervals:
-    """Cluster bootstrap over prompts by one Newton step per replicate.
+    """Cluster bootstrap over prompts by a corrected Newton step per replicate, without solving again.
 
     Args:
         problem: the problem solved.
@@ -158,41 +186,20 @@ def bootstrap_intervals(
         raise InputError(f"`n_replicates` is {n_replicates}; it must be at least 2")
     _require_prompts_and_level(problem, level)
     sums = _prompt_sums(problem, solution, thresholds_are_relative_m)
-    n_prompts, n_constraints = sums.psi_pm.shape
-    values_pv = np.column_stack(
-        [
-            sums.reward_p,
-            sums.scores_pm,
-            sums.kl_p,
-            sums.psi_pm,
-            sums.reward_slope_pm,
-            sums.scores_slope_pmm.reshape(n_prompts, -1),
-            sums.kl_slope_pm,
-        ]
-    )
-    # Replicate means of large offsets would lose digits: average differences from the sample mean instead.
-    centre_v = np.mean(values_pv, axis=0)
-    means_bv = np.empty((n_replicates, values_pv.shape[1]))
-    for first in range(0, n_replicates, _REPLICATES_AT_ONCE):
-        size = min(_REPLICATES_AT_ONCE, n_replicates - first)
-        counts_bp = rng.multinomial(n_prompts, np.full(n_prompts, 1.0 / n_prompts), size=size)
-        means_bv[first : first + size] = counts_bp @ (values_pv - centre_v) / n_prompts
-    means_bv += centre_v
-    widths = [1, n_constraints, 1, n_constraints, n_constraints, n_constraints**2]
-    parts = np.split(means_bv, np.cumsum(widths), axis=1)
-    reward_b, scores_bm, kl_b, psi_bm = parts[0][:, 0], parts[1], parts[2][:, 0], parts[3]
-    reward_slope_bm, kl_slope_bm = parts[4], parts[6]
-    hess_bmm = parts[5].reshape(n_replicates, n_constraints, n_constraints)
-    step_bm = _newton_steps(problem, solution.multipliers, psi_bm, hess_bmm)
-    moved_bm = np.einsum("bij,bj->bi", hess_bmm, step_bm)
-    policy = Estimates(reward=reward_b, constraints=scores_bm, kl=kl_b, slack=psi_bm)
-    optimum = Estimates(
-        reward=reward_b + np.einsum("bm,bm->b", reward_slope_bm, step_bm),
-        constraints=scores_bm + moved_bm,
-        kl=np.maximum(kl_b + np.einsum("bm,bm->b", kl_slope_bm, step_bm), 0.0),
-        slack=psi_bm + moved_bm,
-    )
+    means = sums.replicate_means(rng, n_replicates)
+    step_bm = _replicate_steps(problem, solution.multipliers, means)
     multipliers_bm = np.maximum(solution.multipliers + step_bm, 0.0)
+    # Complementary slackness is exact knowledge: a replicate's active constraints meet its thresholds.
+    moved_bm = _expand(means.scores_slope_pmm, means.scores_bend_pmmm, step_bm)
+    slack_bm = np.where(multipliers_bm > 0, 0.0, means.psi_pm + moved_bm)
+    kl_b = means.kl_p + _expand(means.kl_slope_pm, means.kl_bend_pmm, step_bm)
+    optimum = Estimates(
+        reward=means.reward_p + _expand(means.reward_slope_pm, means.reward_bend_pmm, step_bm),
+        constraints=means.scores_pm - means.psi_pm + slack_bm,
+        kl=np.maximum(kl_b, 0.0),
+        slack=slack_bm,
+    )
+    policy = Estimates(reward=means.reward_p, constraints=means.scores_pm, kl=means.kl_p, slack=means.psi_pm)
     return BootstrapIntervals(
         level=level,
         n_replicates=n_replicates,
@@ -296,10 +303,15 @@ def _prompt_sums(problem: DualProblem, solution: DualSolution, relative: ArrayLi
         weighted_mn = deviation_mn * tilted.weights_n
         reward_slope_mp = segments.sum(weighted_mn * problem.centred_reward_n) / beta
         scores_slope_mmp = np.stack([segments.sum(weighted_mn * row_n) for row_n in deviation_mn]) / beta
+        reward_deviation_n = segments.subtract(problem.centred_reward_n, tilted.reward_p - problem.reward_shift_p)
+        reward_bend_mmp = _third(segments, weighted_mn * reward_deviation_n, deviation_mn) / beta**2
+        scores_bend_mmmp = np.stack([_third(segments, weighted_mn * row_n, deviation_mn) for row_n in deviation_mn])
+        scores_bend_mmmp /= beta**2
     reference_mp = problem.score_shift_mp + segments.mean(problem.centred_scores_mn)
     reference_error_mp = reference_mp - problem.reference_means_m[:, np.newaxis]
-    # d KL = <d weights, log ratio> = Cov(r + <lam, g>, g) / beta^2.
-    kl_slope_mp = (reward_slope_mp + np.einsum("i,ijp->jp", solution.multipliers, scores_slope_mmp)) / beta
+    lam_m = solution.multipliers
+    kl_slope_mp = (reward_slope_mp + np.einsum("i,ijp->jp", lam_m, scores_slope_mmp)) / beta
+    kl_bend_mmp = (scores_slope_mmp + reward_bend_mmp + np.einsum("i,ijkp->jkp", lam_m, scores_bend_mmmp)) / beta
     return _PromptSums(
         reward_p=tilted.reward_p,
         scores_pm=tilted.scores_mp.T,
@@ -308,7 +320,29 @@ def _prompt_sums(problem: DualProblem, solution: DualSolution, relative: ArrayLi
         reward_slope_pm=reward_slope_mp.T,
         scores_slope_pmm=np.moveaxis(scores_slope_mmp, -1, 0),
         kl_slope_pm=kl_slope_mp.T,
+        reward_bend_pmm=np.moveaxis(reward_bend_mmp, -1, 0),
+        scores_bend_pmmm=np.moveaxis(scores_bend_mmmp, -1, 0),
+        kl_bend_pmm=np.moveaxis(kl_bend_mmp, -1, 0),
     )
+
+
+def _third(segments: Segments, weighted_in: FloatArray, deviation_jn: FloatArray) -> FloatArray:
+    """Sums within prompts of products, (i, n) and (j, n) to (i, j, p)."""
+    return np.stack([segments.sum(deviation_jn * row_n) for row_n in weighted_in])
+
+
+def _expand(slope_b: FloatArray, bend_b: FloatArray, step_bm: FloatArray) -> FloatArray:
+    """<slope, step> + step' bend step / 2 for every replicate; slopes (b, ..., m), bends (b, ..., m, m)."""
+    linear_b: FloatArray = np.einsum("b...m,bm->b...", slope_b, step_bm)
+    quadratic_b: FloatArray = np.einsum("b...ij,bi,bj->b...", bend_b, step_bm, step_bm)
+    return linear_b + 0.5 * quadratic_b
+
+
+def _replicate_steps(problem: DualProblem, lam_m: FloatArray, means: _PromptSums) -> FloatArray:
+    """Newton's step in every replicate, then again with the third derivative at that step added to the gradient."""
+    first_bm = _newton_steps(problem, lam_m, means.psi_pm, means.scores_slope_pmm)
+    bent_bm = 0.5 * np.einsum("bkij,bi,bj->bk", means.scores_bend_pmmm, first_bm, first_bm)
+    return _newton_steps(problem, lam_m, means.psi_pm + bent_bm, means.scores_slope_pmm)
 
 
 def _newton_steps(

@@ -35,6 +35,8 @@ _RESIDUAL_TARGET = 1e-12
 _RESIDUAL_ACCEPTED = 1e-10
 # One step lets a multiplier grow by this factor at most, or to this many standard deviations.
 _GROWTH = 10.0
+# A line search that has come down to this fraction of its step is lost in rounding.
+_SHORTEST = 1e-14
 # A slope this much smaller than at the start ends a line search; Newton's own step nearly always does better.
 _SLOPE_DECREASE = 0.5
 
@@ -191,13 +193,14 @@ def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray) -> Fl
 
     if len(mu) == 0:
         return np.zeros(0)
-    # A ridge far below rounding of the diagonal picks one of many minimisers when constraints are dependent.
-    ridge = 1e-13 * float(np.max(np.diag(hessian))) + np.finfo(np.float64).tiny
-    regular = hessian + ridge * np.eye(len(mu))
+    # The ridge picks one of many minimisers when constraints are dependent, and is far below what slows Newton down.
+    diagonal = np.diag(hessian)
+    ridge = 1e-10 * diagonal + 1e-13 * float(np.max(diagonal)) + np.finfo(np.float64).tiny
+    regular = hessian + np.diag(ridge)
     if len(mu) == 1:
         return np.asarray(np.maximum(-mu, -gradient / regular[0]), dtype=np.float64)
     eigenvalues, eigenvectors = np.linalg.eigh(regular)
-    root = np.sqrt(np.maximum(eigenvalues, ridge))
+    root = np.sqrt(np.maximum(eigenvalues, float(np.min(ridge))))
     factor = root[:, np.newaxis] * eigenvectors.T
     target = factor @ mu - (eigenvectors.T @ gradient) / root
     free = nnls(factor, target)[0] > 0
@@ -217,23 +220,20 @@ def _search(dual: _ScaledDual, start: _Point, step: FloatArray, max_evaluations:
     if longest > allowed:
         step = step * (allowed / longest)
     slope_start = float(start.gradient @ step)
-    low, slope_low = 0.0, slope_start
-    high, slope_high = 1.0, np.inf
-    fraction = 1.0
+    fraction, longest_left = 1.0, 1.0
     rounding = 1e-12 * (1.0 + abs(start.value))
     while True:
         trial = dual.at(np.maximum(start.mu + fraction * step, 0.0))
         slope = float(trial.gradient @ step)
-        lower_value = trial.value <= start.value + rounding
-        if (slope <= _SLOPE_DECREASE * abs(slope_start) and lower_value) or dual.n_evaluations >= max_evaluations:
+        # Still descending here means descending all the way, by convexity; no descent at the start is rounding.
+        accepted = slope <= 0 or slope_start >= 0
+        accepted |= slope <= _SLOPE_DECREASE * -slope_start and trial.value <= start.value + rounding
+        if accepted or longest_left <= _SHORTEST or dual.n_evaluations >= max_evaluations:
             return trial
-        # Overshot: the slope here is positive, the minimum along the step lies in (low, fraction).
-        high, slope_high = fraction, slope
+        # Overshot: the minimum along the step lies between 0 and here. Newton on the slope from here, else secant.
+        longest_left = fraction
         curvature = float(step @ trial.hessian @ step)
-        proposal = high - slope_high / curvature if curvature > 0 else low
-        if not low < proposal < high:
-            proposal = low + (high - low) * slope_low / (slope_low - slope_high)
-        width = high - low
-        fraction = min(max(proposal, low + 0.05 * width), low + 0.9 * width)
-        if width <= 1e-14:
-            return trial
+        proposal = fraction - slope / curvature if curvature > 0 else 0.0
+        if not 0.0 < proposal < fraction:
+            proposal = fraction * slope_start / (slope_start - slope)
+        fraction = min(max(proposal, 0.05 * longest_left), 0.9 * longest_left)

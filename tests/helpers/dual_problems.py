@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from stage1_dual.dual import AttainableMeans, DualProblem
 
 FloatArray = NDArray[np.float64]

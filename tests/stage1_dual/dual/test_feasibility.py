@@ -104,7 +104,9 @@ def test_verdict_scale_and_certificate_agree_with_the_full_linear_program(shape:
             assert expected <= 1e-9
         else:
             assert scale == pytest.approx(expected, abs=1e-7)
-            assert attainable.judge(problem.with_thresholds(reference_m + 0.999 * scale * margin_m)).status == "feasible"
+            assert (
+                attainable.judge(problem.with_thresholds(reference_m + 0.999 * scale * margin_m)).status == "feasible"
+            )
 
 
 def test_the_polytope_is_reused_for_other_thresholds() -> None:
@@ -163,9 +165,7 @@ def test_boundary_of_one_among_several() -> None:
 def test_constant_constraint_below_its_threshold_is_infeasible_and_named() -> None:
     r_pk, g_pkm = draw_scores(n_prompts=5, n_responses=4, n_constraints=2, seed=0)
     g_pkm[..., 1] = 0.25
-    problem = DualProblem.from_arrays(
-        r_pk, g_pkm, thresholds=[0.0, 0.5], beta=1.0, constraint_names=["kind", "fixed"]
-    )
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=[0.0, 0.5], beta=1.0, constraint_names=["kind", "fixed"])
     with pytest.raises(InfeasibleError, match=r"fixed: threshold 0\.5 asked, best attainable alone 0\.25") as caught:
         solve_dual(problem)
     _check_by_hand(caught.value, g_pkm, np.array([0.0, 0.5]))

@@ -33,7 +33,7 @@ def _resolve(
 
 
 @pytest.mark.parametrize("relative", [False, True])
-def test_one_step_replicates_match_full_solves(relative: bool) -> None:
+def test_replicates_match_full_solves(relative: bool) -> None:
     r_pk, g_pkm, problem = _problem()
     solution = solve_dual(problem)
     n_replicates = 120
@@ -53,28 +53,23 @@ def test_one_step_replicates_match_full_solves(relative: bool) -> None:
     full_bm = np.array([replicate.multipliers for replicate in full])
     spread_m = full_bm.std(axis=0)
     error_bm = np.abs(intervals.multiplier_replicates_bm - full_bm) / spread_m
-    # The step's error is of second order: a small part of a standard error, and it does not move the interval.
-    assert np.median(error_bm) < 0.05
-    assert np.quantile(error_bm, 0.95) < 0.25
-    low_m, high_m = np.quantile(full_bm, [0.025, 0.975], axis=0)
-    np.testing.assert_allclose((intervals.multipliers[:, 0] - low_m) / spread_m, 0.0, atol=0.2)
-    np.testing.assert_allclose((intervals.multipliers[:, 1] - high_m) / spread_m, 0.0, atol=0.2)
-    reward_b = np.array([replicate.predicted_reward for replicate in full])
-    np.testing.assert_allclose(
-        intervals.optimum.reward, np.quantile(reward_b, [0.025, 0.975]), atol=0.2 * reward_b.std()
-    )
-    kl_b = np.array([replicate.predicted_kl for replicate in full])
-    np.testing.assert_allclose(intervals.optimum.kl, np.quantile(kl_b, [0.025, 0.975]), atol=0.25 * kl_b.std())
-    constraints_bm = np.array([replicate.predicted_constraints for replicate in full])
-    np.testing.assert_allclose(
-        intervals.optimum.constraints.T,
-        np.quantile(constraints_bm, [0.025, 0.975], axis=0),
-        atol=max(1e-9, 0.2 * float(constraints_bm.std(axis=0).max())),
-    )
+    # Measured: median 0.001, 95% quantile 0.008 of a standard error.
+    assert np.median(error_bm) < 0.005
+    assert np.quantile(error_bm, 0.95) < 0.03
+    for found, name in [
+        (intervals.multipliers, "multipliers"),
+        (intervals.optimum.reward, "predicted_reward"),
+        (intervals.optimum.constraints, "predicted_constraints"),
+        (intervals.optimum.kl, "predicted_kl"),
+    ]:
+        values_b = np.array([getattr(replicate, name) for replicate in full])
+        ends = np.moveaxis(np.quantile(values_b, [0.025, 0.975], axis=0), 0, -1)
+        spread = np.maximum(values_b.std(axis=0), 1e-8)[..., np.newaxis]
+        np.testing.assert_allclose((found - ends) / spread, 0.0, atol=0.05, err_msg=name)
 
 
 def test_policy_intervals_are_the_bootstrap_of_the_policy_as_it_is() -> None:
-    r_pk, g_pkm, problem = _problem()
+    _, _, problem = _problem()
     solution = solve_dual(problem)
     intervals = bootstrap_intervals(problem, solution, rng=np.random.default_rng(5), n_replicates=200)
     counts_bp = np.random.default_rng(5).multinomial(150, np.full(150, 1 / 150), size=200)
@@ -94,9 +89,7 @@ def test_active_absolute_threshold_has_no_width_at_the_optimum_and_a_relative_on
     solution = solve_dual(problem)
     absolute = bootstrap_intervals(problem, solution, rng=np.random.default_rng(0))
     np.testing.assert_allclose(absolute.optimum.constraints[0], problem.thresholds_m[0], atol=1e-12)
-    relative = bootstrap_intervals(
-        problem, solution, rng=np.random.default_rng(0), thresholds_are_relative_m=[True]
-    )
+    relative = bootstrap_intervals(problem, solution, rng=np.random.default_rng(0), thresholds_are_relative_m=[True])
     reference_error = g_pkm.mean(axis=1).std(ddof=1) / np.sqrt(150)
     width = float(np.diff(relative.optimum.constraints[0])[0])
     assert width == pytest.approx(2 * 1.96 * reference_error, rel=0.15)
@@ -126,7 +119,7 @@ def test_sandwich_agrees_with_the_bootstrap(relative: bool) -> None:
     intervals = bootstrap_intervals(
         problem, solution, rng=np.random.default_rng(1), n_replicates=2_000, thresholds_are_relative_m=mask
     )
-    # 2,000 replicates leave 1.6% on a standard deviation; the one step and the percentiles add a few per cent.
+    # 2,000 replicates leave 1.6% on a standard deviation and a few on percentiles; the delta method is first order.
     np.testing.assert_allclose(intervals.multiplier_replicates_bm.std(axis=0), errors.multipliers, rtol=0.12)
     for interval, error in [
         (intervals.optimum.reward, errors.optimum.reward),
@@ -163,12 +156,10 @@ def test_coverage_on_the_gaussian_population() -> None:
     rng = np.random.default_rng(2026)
     n_trials, hits, z_values = 80, np.zeros(3), []
     for _ in range(n_trials):
-        r_pk, g_pk = population.draw(rng, n_prompts=100, n_responses=150)
+        r_pk, g_pk = population.draw(rng, n_prompts=50, n_responses=500)
         problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=g_pk.mean() + population.margin, beta=population.beta)
         solution = solve_dual(problem)
-        intervals = bootstrap_intervals(
-            problem, solution, rng=rng, n_replicates=300, thresholds_are_relative_m=[True]
-        )
+        intervals = bootstrap_intervals(problem, solution, rng=rng, n_replicates=300, thresholds_are_relative_m=[True])
         errors = sandwich_standard_errors(problem, solution, thresholds_are_relative_m=[True])
         z_values.append((solution.multipliers[0] - population.lam_star) / errors.multipliers[0])
         for at, (interval, truth) in enumerate(
@@ -188,7 +179,7 @@ def test_coverage_on_the_gaussian_population() -> None:
 
 
 def test_heldout_prediction_is_the_tilt_of_the_other_prompts() -> None:
-    r_pk, g_pkm, problem = _problem()
+    _, _, problem = _problem()
     lam_m = solve_dual(problem).multipliers
     other_r, other_g = draw_scores(n_prompts=40, n_responses=20, n_constraints=2, seed=99)
     heldout = DualProblem.from_arrays(other_r, other_g, thresholds=problem.thresholds_m, beta=1.0)

@@ -93,6 +93,44 @@ def test_strong_duality_and_certificate_everywhere(shape: dict[str, int], inside
         assert evaluate_dual(problem, other).value >= solution.dual_value - 1e-12 * max(1.0, beta)
 
 
+REGRESSIONS = [
+    # Fewer responses than constraints, ties and constants at low beta: singular Hessians and collapsed weights.
+    ({"n_prompts": 1, "n_responses": 2, "n_constraints": 7, "seed": 911466410}, 0.551, 0.0375, "plain"),
+    ({"n_prompts": 2, "n_responses": 2, "n_constraints": 6, "seed": 605269912}, 0.101, 0.00789, "binary"),
+    ({"n_prompts": 2, "n_responses": 2, "n_constraints": 9, "seed": 826941628}, 0.00196, 0.00279, "rounded"),
+    ({"n_prompts": 2, "n_responses": 3, "n_constraints": 9, "seed": 558129967}, 0.00209, 0.00492, "binary"),
+]
+
+RESHAPE = {
+    "plain": lambda g: g,
+    "rounded": np.round,
+    "skewed": lambda g: np.exp(2 * g),
+    "binary": lambda g: (g > 0.5).astype(float),
+}
+
+
+def _assert_odd_scores_certified(shape: dict[str, int], inside: float, beta: float, kind: str) -> None:
+    r_pk, g_pkm = draw_scores(**shape)
+    problem = problem_inside(r_pk, RESHAPE[kind](g_pkm), inside=inside, beta=beta, seed=shape["seed"])
+    with np.errstate(all="raise"):
+        assert_certified(problem, solve_dual(problem))
+
+
+@pytest.mark.parametrize(("shape", "inside", "beta", "kind"), REGRESSIONS)
+def test_odd_scores_that_once_failed(shape: dict[str, int], inside: float, beta: float, kind: str) -> None:
+    _assert_odd_scores_certified(shape, inside, beta, kind)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    shape=CONDITIONS, inside=st.floats(1e-3, 1.0), log_beta=st.floats(-3.0, 3.0), kind=st.sampled_from(sorted(RESHAPE))
+)
+def test_odd_scores_are_certified_at_every_beta(
+    shape: dict[str, int], inside: float, log_beta: float, kind: str
+) -> None:
+    _assert_odd_scores_certified(shape, inside, 10**log_beta, kind)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(shape=CONDITIONS, inside=st.floats(0.05, 1.0), scale=st.floats(0.01, 100.0))
 def test_symmetries(shape: dict[str, int], inside: float, scale: float) -> None:
@@ -111,8 +149,9 @@ def test_symmetries(shape: dict[str, int], inside: float, scale: float) -> None:
     def check(expected: np.ndarray, r: np.ndarray, g: np.ndarray, b: np.ndarray, beta: float) -> None:
         found = solve_dual(DualProblem.from_arrays(r, g, thresholds=b, beta=beta)).multipliers
         # Relative to the size of the multipliers: near the largest margin they are less well determined.
-        np.testing.assert_allclose(found / np.max(expected, initial=size), expected / np.max(expected, initial=size),
-                                   atol=1e-8)
+        np.testing.assert_allclose(
+            found / np.max(expected, initial=size), expected / np.max(expected, initial=size), atol=1e-8
+        )
 
     check(lam_m, r_pk + shift_p, g_pkm, b_m, 1.0)
     check(lam_m * scale, r_pk * scale, g_pkm, b_m, scale)
@@ -294,9 +333,7 @@ class TestDegenerate:
 
     def test_two_sided_constraints_pin_a_mean(self) -> None:
         g_pk = self.g_pkm[..., 0]
-        pinned = DualProblem.from_arrays(
-            self.r_pk, np.stack([g_pk, -g_pk], axis=2), thresholds=[0.3, -0.3], beta=1.0
-        )
+        pinned = DualProblem.from_arrays(self.r_pk, np.stack([g_pk, -g_pk], axis=2), thresholds=[0.3, -0.3], beta=1.0)
         solution = solve_dual(pinned)
         assert_certified(pinned, solution)
         assert solution.predicted_constraints[0] == pytest.approx(0.3, abs=1e-9)
