@@ -173,7 +173,8 @@ class StepSampler(Sampler[list[int]]):
         tokens = int(self._length.sum())
         self.n_steps = min(max(1, round(tokens / tokens_per_step)), len(responses))
         fewest_rows = len(responses) // self.n_steps
-        self.microbatches_per_step = min(math.ceil(tokens / self.n_steps / tokens_per_microbatch), fewest_rows)
+        # A quarter more room: for padding, and for steps longer than the average one.
+        self.microbatches_per_step = min(math.ceil(1.25 * tokens / self.n_steps / tokens_per_microbatch), fewest_rows)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""

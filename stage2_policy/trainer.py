@@ -141,7 +141,7 @@ class TiltedTrainer(Trainer):
         token_budget: int,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
-        super().__init__(model, args, train_dataset=train, callbacks=list(callbacks))
+        super().__init__(model, args, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks))
         self._policy = model
         self._objective = objective
         self._train = train

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.tiny_models import save_tiny_policy
+
+from pipeline.contracts.artifacts import file_sha256, read_manifest, write_json, write_manifest
+from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
+from stage2_policy.data import Responses, StepSampler, TrainingData, choose_held_out, read_training_data
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def read(stage_one: Any) -> TrainingData:
+    return read_training_data(**vars(stage_one), held_out_fraction=0.25)
+
+
+def test_tokens_and_weights_join_by_key(stage_one: Any, rows: Rows, tilted_rows: Rows) -> None:
+    # Samples lie in two interleaved shards, tilted rows shuffled in one.
+    data = read(stage_one)
+    wanted = {(row["prompt_id"], tuple(row["completion_token_ids"]), row["sample_index"]): row for row in tilted_rows}
+
+    found = set()
+    for part in (data.train, data.held_out):
+        counts: dict[str, int] = {}
+        for prompt_p, (prompt, done), weight in zip(part.prompt_p, part.sequences, part.weight, strict=True):
+            name = part.prompt_ids[prompt_p]
+            key = (name, tuple(done.tolist()), counts.setdefault(name, 0))
+            counts[name] += 1
+            found.add(key)
+            assert weight == wanted[key]["weight"]
+            assert prompt.tolist() == wanted[key]["prompt_token_ids"]
+    assert found == set(wanted)
+
+
+def test_held_out_prompts_are_apart_and_the_same_each_time(stage_one: Any) -> None:
+    first, second = read(stage_one), read(stage_one)
+
+    assert len(first.held_out.prompt_ids) == 2
+    assert not set(first.held_out.prompt_ids) & set(first.train.prompt_ids)
+    assert first.held_out.prompt_ids == second.held_out.prompt_ids
+
+
+def test_weights_and_tilt_belong_together(stage_one: Any) -> None:
+    train = read(stage_one).train
+    totals = np.bincount(train.prompt_p, weights=train.weight)
+
+    np.testing.assert_allclose(totals, 1.0, atol=1e-12)
+    assert train.n_samples.tolist() == [count for count in np.bincount(train.prompt_p) for _ in range(count)]
+
+
+@pytest.mark.parametrize("n_prompts", [2, 3, 10, 320])
+def test_held_out_is_never_empty_and_never_all(n_prompts: int) -> None:
+    held_out = choose_held_out([f"p{place}" for place in range(n_prompts)], fraction=0.1)
+
+    assert 1 <= len(held_out) < n_prompts
+    assert held_out == sorted(set(held_out))
+
+
+def test_one_prompt_is_too_few() -> None:
+    with pytest.raises(InputError, match="1 train prompts: training needs at least 2"):
+        choose_held_out(["p"], fraction=0.1)
+
+
+def test_a_tilted_table_of_another_dual_is_refused(
+    rows: Rows, write_stage_one: Callable[..., Any], tmp_path: Path
+) -> None:
+    ours = write_stage_one(tmp_path / "ours", rows)
+    theirs = write_stage_one(tmp_path / "theirs", rows, beta=0.6)
+    mixed = {**vars(ours), "dual": theirs.dual}
+
+    with pytest.raises(StaleArtifactError, match=r"tilted was made from another `dual` than .*theirs/dual"):
+        read_training_data(**mixed, held_out_fraction=0.25)
+
+
+def test_another_reference_than_the_sampled_one_is_refused(stage_one: Any, tmp_path: Path) -> None:
+    other = save_tiny_policy(tmp_path / "other", seed=1)
+
+    with pytest.raises(StaleArtifactError, match=r"was made from another `reference` than .*other"):
+        read_training_data(**{**vars(stage_one), "reference": other}, held_out_fraction=0.25)
+
+
+@pytest.mark.parametrize(
+    ("edit", "error", "message"),
+    [
+        (lambda rows: rows[1:], InputError, "1 samples have no weight and 0 weights have no sample"),
+        (
+            lambda rows: [*rows, {**rows[0], "sample_index": 99}],
+            InputError,
+            "0 samples have no weight and 1 weights have no sample",
+        ),
+        (lambda rows: [*rows, rows[0]], InputError, "1 repeated"),
+        (
+            lambda rows: [{**rows[0], "weight": rows[0]["weight"] + 1e-3}, *rows[1:]],
+            InputError,
+            "the weights in .* are not those of dual.json",
+        ),
+        (
+            lambda rows: [{**rows[0], "weight": float("nan")}, *rows[1:]],
+            InputError,
+            "the weights in .* are not those of dual.json",
+        ),
+    ],
+    ids=["missing", "extra", "repeated", "other weight", "NaN weight"],
+)
+def test_tables_that_do_not_fit_are_refused(
+    edit: Callable[[Rows], Rows],
+    error: type[Exception],
+    message: str,
+    rows: Rows,
+    tilted_rows: Rows,
+    write_stage_one: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    broken = write_stage_one(tmp_path, rows, tilted_rows=edit(tilted_rows))
+
+    with pytest.raises(error, match=message):
+        read(broken)
+
+
+def test_an_altered_file_is_refused(rows: Rows, write_stage_one: Callable[..., Any], tmp_path: Path) -> None:
+    broken = write_stage_one(tmp_path, rows)
+    path = broken.dual / "dual.json"
+    path.write_text(path.read_text().replace("0.7", "0.8"))
+
+    with pytest.raises(CorruptArtifactError, match=r"dual\.json is not the file its manifest records"):
+        read(broken)
+
+
+def test_lam_and_beta_retyped_in_the_dual_are_noticed(
+    rows: Rows, write_stage_one: Callable[..., Any], tmp_path: Path
+) -> None:
+    # A dual artifact that is whole and chained, but whose beta does not give these weights.
+    broken = write_stage_one(tmp_path, rows)
+    path = broken.dual / "dual.json"
+    write_json(path, {**json.loads(path.read_text()), "beta": 0.55})
+    for folder, name, files in (
+        (broken.dual, None, {"dual.json": file_sha256(path)}),
+        (broken.tilted, "dual", None),
+    ):
+        manifest = read_manifest(folder)
+        inputs = {**manifest.inputs, **({name: read_manifest(broken.dual).identity} if name else {})}
+        write_manifest(
+            folder, type(manifest)(**{**vars(manifest), "inputs": inputs, "files": files or manifest.files})
+        )
+
+    with pytest.raises(InputError, match=r"the weights in .* are not those of dual.json"):
+        read(broken)
+
+
+def responses_of(counts: Sequence[int], *, seed: int = 0) -> Responses:
+    rng = np.random.default_rng(seed)
+    n = sum(counts)
+    prompt_p = np.repeat(np.arange(len(counts)), counts)
+    weight = np.concatenate([rng.dirichlet(np.ones(count)) for count in counts])
+    return Responses(
+        prompt_ids=tuple(f"p{place}" for place in range(len(counts))),
+        prompt_p=prompt_p,
+        sequences=[
+            (np.zeros(5, dtype=np.int32), np.zeros(size, dtype=np.int32)) for size in rng.integers(1, 30, size=n)
+        ],
+        weight=weight,
+        tilt=np.log(weight),
+        sampler_logp=np.zeros(n),
+    )
+
+
+SAMPLERS = [
+    {"tokens_per_step": 400, "tokens_per_microbatch": 150, "responses_per_group": 4},
+    {"tokens_per_step": 60, "tokens_per_microbatch": 1000, "responses_per_group": 1},
+    {"tokens_per_step": 1, "tokens_per_microbatch": 1, "responses_per_group": 8},
+    {"tokens_per_step": 10**9, "tokens_per_microbatch": 300, "responses_per_group": 64},
+]
+
+
+@pytest.mark.parametrize("sizes", SAMPLERS)
+def test_every_response_is_read_once_an_epoch(sizes: dict[str, int]) -> None:
+    sampler = StepSampler(responses_of((3, 17, 8, 1, 40)), **sizes, seed=0)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert len(batches) == len(sampler) == sampler.n_steps * sampler.microbatches_per_step
+        assert all(batches)
+        assert sorted(row for batch in batches for row in batch) == list(range(69))
+
+
+def test_order_depends_on_seed_and_epoch_only() -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        sampler = StepSampler(responses_of((30, 40)), **SAMPLERS[0], seed=seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 0) != order(0, 1)
+    assert order(0, 0) != order(1, 0)
+
+
+def test_any_step_is_an_unbiased_estimate_with_prompts_counting_the_same() -> None:
+    # The weighted sum of any row value over the first step, scaled as the trainer does, has the mean over prompts as
+    # its expectation, for prompts of 2 and of 60 responses.
+    responses = responses_of((2, 60, 7, 11))
+    value = np.random.default_rng(7).normal(size=80)
+    exact = float(np.bincount(responses.prompt_p, weights=responses.weight * value).mean())
+    sampler = StepSampler(responses, tokens_per_step=300, tokens_per_microbatch=120, responses_per_group=4, seed=0)
+    assert sampler.n_steps > 3
+    estimates = []
+    for epoch in range(1500):
+        sampler.set_epoch(epoch)
+        first = [row for _, batch in zip(range(sampler.microbatches_per_step), sampler, strict=False) for row in batch]
+        estimates.append(
+            float(np.sum((responses.weight * value)[first])) * sampler.n_steps / len(responses.prompt_ids)
+        )
+
+    z = (np.mean(estimates) - exact) / (np.std(estimates) / len(estimates) ** 0.5)
+    assert abs(z) < 4
+
+
+def test_microbatches_are_near_their_budget_and_sorted_by_length() -> None:
+    responses = responses_of((200, 200))
+    length = np.array([len(prompt) + len(done) for prompt, done in responses.sequences])
+    sampler = StepSampler(responses, tokens_per_step=2000, tokens_per_microbatch=500, responses_per_group=8, seed=0)
+    padded = [len(batch) * length[batch].max() for batch in sampler]
+
+    assert max(padded) < 1.5 * 500
+    assert length.sum() / sum(padded) > 0.8

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from stage2_policy.data import Responses, segment_softmax
+from stage2_policy.held_out import estimate_held_out
+from stage2_policy.objectives import tilted_kl
+
+BETA = 0.5
+
+
+@pytest.fixture
+def responses() -> Responses:
+    rng = np.random.default_rng(0)
+    prompt_p = np.repeat([0, 1, 2], [5, 20, 9])
+    tilt = rng.normal(size=34)
+    return Responses(
+        prompt_ids=("a", "b", "c"),
+        prompt_p=prompt_p,
+        sequences=[(np.array([1]), np.array([2]))] * 34,
+        weight=segment_softmax(tilt / BETA, prompt_p),
+        tilt=tilt,
+        sampler_logp=np.zeros(34),
+    )
+
+
+def test_reference_closes_nothing_and_the_tilted_weights_everything(responses: Responses) -> None:
+    ref_logp = np.random.default_rng(1).normal(size=34)
+    reference = estimate_held_out(responses, logp=ref_logp, ref_logp=ref_logp, beta=BETA, row_loss=tilted_kl)
+    log_ratio = np.log(responses.weight * responses.n_samples)
+    tilted = estimate_held_out(responses, logp=ref_logp + log_ratio, ref_logp=ref_logp, beta=BETA, row_loss=tilted_kl)
+
+    assert reference.closed_fraction == pytest.approx(0, abs=1e-12)
+    assert reference.kl == pytest.approx(0, abs=1e-12)
+    assert reference.ess_fraction == pytest.approx(1)
+    assert tilted.closed_fraction == pytest.approx(1)
+    assert tilted.ratio == pytest.approx(1)
+    assert tilted.loss < reference.loss
+
+
+def test_lagrangian_is_the_dual_at_the_tilted_weights(responses: Responses) -> None:
+    # D = beta E_x log mean_k exp(tilt / beta), by a plain loop.
+    dual = np.mean(
+        [BETA * np.log(np.mean(np.exp(responses.tilt[responses.prompt_p == place] / BETA))) for place in range(3)]
+    )
+    log_ratio = np.log(responses.weight * responses.n_samples)
+    estimate = estimate_held_out(responses, logp=log_ratio, ref_logp=np.zeros(34), beta=BETA, row_loss=tilted_kl)
+
+    assert estimate.lagrangian == pytest.approx(dual, abs=1e-12)
+
+
+def test_any_other_policy_closes_less_than_everything(responses: Responses) -> None:
+    rng = np.random.default_rng(2)
+    log_ratio = np.log(responses.weight * responses.n_samples)
+    for scale in (0.1, 1.0, 3.0):
+        logp = log_ratio + scale * rng.normal(size=34)
+        estimate = estimate_held_out(responses, logp=logp, ref_logp=np.zeros(34), beta=BETA, row_loss=tilted_kl)
+        assert estimate.closed_fraction < 1

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from pipeline.contracts.errors import InputError
+from stage2_policy.logprobs import IGNORED, build_batch, iterate_budgeted, score_sequences, sequence_logp
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[tuple[list[int], list[int]]]:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 25, size=(40, 2))
+    return [(rng.integers(5, 300, size=p).tolist(), rng.integers(5, 300, size=c).tolist()) for p, c in lengths]
+
+
+@pytest.fixture(scope="module")
+def full_logit_logp(reference_model: PreTrainedModel, sequences: list[tuple[list[int], list[int]]]) -> np.ndarray:
+    """One sequence at a time, no padding, all logits, float64 sums."""
+    values = []
+    for prompt, completion in sequences:
+        with torch.no_grad():
+            logits = reference_model(torch.tensor([prompt + completion])).logits[0].double()
+        logp = torch.log_softmax(logits, dim=-1)
+        values.append(sum(float(logp[len(prompt) + t - 1, token]) for t, token in enumerate(completion)))
+    return np.array(values)
+
+
+@pytest.mark.parametrize("token_budget", [1, 100, 1000, 100_000])
+def test_equals_full_logits_whatever_the_batch(
+    reference_model: PreTrainedModel,
+    sequences: list[tuple[list[int], list[int]]],
+    full_logit_logp: np.ndarray,
+    token_budget: int,
+) -> None:
+    logp = score_sequences(reference_model, sequences, token_budget=token_budget, show_progress=False)
+
+    assert logp.dtype == np.float64
+    np.testing.assert_allclose(logp, full_logit_logp, rtol=0, atol=2e-4)  # float32 sums of up to 24 terms
+
+
+def test_order_of_rows_is_kept(reference_model: PreTrainedModel, sequences: list[tuple[list[int], list[int]]]) -> None:
+    forward = score_sequences(reference_model, sequences, token_budget=200, show_progress=False)
+    backward = score_sequences(reference_model, sequences[::-1], token_budget=200, show_progress=False)
+
+    np.testing.assert_allclose(forward, backward[::-1], rtol=0, atol=2e-4)
+
+
+def test_logits_of_prompt_tokens_are_never_computed(reference_model: PreTrainedModel) -> None:
+    batch = build_batch([([7] * 20, [8, 9]), ([7] * 3, [8, 9, 10])])
+    shapes = []
+    handle = reference_model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
+    try:
+        sequence_logp(reference_model, batch)
+    finally:
+        handle.remove()
+
+    assert [tuple(shape[:2]) for shape in shapes] == [(2, 3)]
+
+
+def test_batch_holds_the_given_tokens_and_nothing_else() -> None:
+    batch = build_batch([([1, 2, 3], [4, 5]), ([6], [7, 8, 9])])
+
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [0, 0, 6, 7, 8]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 1, 2]]
+    assert batch.targets.tolist() == [[4, 5, IGNORED], [7, 8, 9]]
+
+
+def test_budget_holds_and_every_row_comes_once() -> None:
+    rng = np.random.default_rng(1)
+    lengths = [(int(p), int(c)) for p, c in rng.integers(1, 60, size=(300, 2))]
+    batches = list(iterate_budgeted(lengths, 200))
+
+    assert sorted(row for batch in batches for row in batch) == list(range(300))
+    for batch in batches:
+        padded = len(batch) * (max(lengths[row][0] for row in batch) + max(lengths[row][1] for row in batch))
+        assert padded <= 200 or len(batch) == 1
+
+
+def test_training_mode_and_its_absence_are_kept(reference_model: PreTrainedModel) -> None:
+    for mode in (True, False):
+        reference_model.train(mode)
+        score_sequences(reference_model, [([1], [2])], token_budget=10, show_progress=False)
+        assert reference_model.training is mode
+
+
+@pytest.mark.parametrize(("sequence", "part"), [(([], [1]), "prompt"), (([1], []), "completion")])
+def test_empty_sequences_are_refused(sequence: tuple[list[int], list[int]], part: str) -> None:
+    with pytest.raises(InputError, match=f"sequence 1 has a {part} without tokens"):
+        build_batch([([1], [2]), sequence])
+
+
+def test_no_sequences_no_scores(reference_model: PreTrainedModel) -> None:
+    assert score_sequences(reference_model, [], token_budget=10, show_progress=False).shape == (0,)

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from pipeline.contracts.errors import InputError
+from stage2_policy.callbacks import TrainingDivergedError
+from stage2_policy.data import read_training_data
+from stage2_policy.logprobs import score_sequences
+from stage2_policy.trainer import TrainResult, TrainSettings, train_policy
+
+SETTINGS = TrainSettings(
+    objective="tilted_nll",
+    learning_rate=1e-3,
+    epochs=8,
+    tokens_per_step=300,
+    tokens_per_microbatch=160,
+    responses_per_group=2,
+    held_out_fraction=0.25,
+    evaluations=6,
+    patience=6,
+    seed=1,
+)
+
+_RUN = """
+import json, sys, torch
+from pathlib import Path
+from stage2_policy.trainer import TrainSettings, train_policy
+torch.set_num_threads(1)
+folders, output, settings = json.loads(sys.argv[1])
+train_policy(
+    **{name: Path(path) for name, path in folders.items()},
+    output=Path(output), settings=TrainSettings(**settings), show_progress=False,
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(stage_one: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainResult, Path]:
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("policy")
+    return train_policy(**vars(stage_one), output=output, settings=SETTINGS, show_progress=False), output
+
+
+def curve(output: Path) -> list[dict[str, float]]:
+    log = json.loads((output / "training_log.json").read_text())
+    timings = ("train_runtime", "train_samples_per_second", "train_steps_per_second")
+    return [entry for entry in log if not any(name in entry for name in timings)]
+
+
+def test_training_lowers_its_own_objective(stage_one: Any, trained: tuple[TrainResult, Path]) -> None:
+    result, output = trained
+    train = read_training_data(**vars(stage_one), held_out_fraction=0.25).train
+    losses = []
+    for folder in (stage_one.reference, output):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        logp = score_sequences(model, train.sequences, token_budget=1000, show_progress=False)
+        losses.append(-float(np.sum(train.weight * logp)) / len(train.prompt_ids))
+
+    assert losses[1] < losses[0] - 0.1
+    assert result.stop_reason == "all epochs done"
+    assert result.n_train_prompts + result.n_held_out_prompts == 8
+
+
+def test_kept_checkpoint_is_the_best_of_the_curve(stage_one: Any, trained: tuple[TrainResult, Path]) -> None:
+    result, output = trained
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in curve(output) if "eval_loss" in entry}
+    kept = min((step for step in evaluated if step > 0), key=lambda step: evaluated[step])
+
+    assert result.best_step == kept
+    held_out = read_training_data(**vars(stage_one), held_out_fraction=0.25).held_out
+    model = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
+    logp = score_sequences(model, held_out.sequences, token_budget=1000, show_progress=False)
+    loss = -float(np.sum(held_out.weight * logp)) / len(held_out.prompt_ids)
+    assert loss == pytest.approx(evaluated[kept], abs=1e-4)
+
+
+def test_curve_begins_at_the_reference(trained: tuple[TrainResult, Path]) -> None:
+    first = curve(trained[1])[0]
+
+    assert first["step"] == 0
+    assert first["eval_closed_fraction"] == pytest.approx(0, abs=1e-9)
+    assert trained[0].held_out_reference.kl == pytest.approx(0, abs=1e-9)
+
+
+def test_policy_is_an_ordinary_checkpoint(
+    stage_one: Any, trained: tuple[TrainResult, Path], reference_model: PreTrainedModel
+) -> None:
+    output = trained[1]
+    policy = AutoModelForCausalLM.from_pretrained(output)
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    original = AutoTokenizer.from_pretrained(stage_one.reference)
+    messages = [{"role": "user", "content": "call a friend"}]
+
+    assert type(policy) is type(reference_model)
+    assert tokenizer.chat_template == original.chat_template
+    assert tokenizer.apply_chat_template(messages, tokenize=False) == original.apply_chat_template(
+        messages, tokenize=False
+    )
+    assert {path.suffix for path in output.iterdir()} <= {".safetensors", ".json", ".jinja", ".md"}
+    generation = policy.generation_config
+    assert (generation.temperature, generation.top_p, generation.top_k) == (1.0, 1.0, 0)
+    assert generation.eos_token_id == reference_model.generation_config.eos_token_id
+
+
+def test_bending_defaults_of_the_reference_are_not_handed_on(reference: Path, tmp_path: Path) -> None:
+    from stage2_policy.export import save_policy
+
+    model = AutoModelForCausalLM.from_pretrained(reference)
+    model.generation_config.update(do_sample=True, top_p=0.8, temperature=0.6, top_k=20, repetition_penalty=1.1)
+    save_policy(model, AutoTokenizer.from_pretrained(reference), tmp_path)
+
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert saved.get("repetition_penalty", 1.0) == 1.0
+    assert (saved["do_sample"], saved["temperature"], saved["top_p"], saved["top_k"]) == (True, 1.0, 1.0, 0)
+
+
+def test_killed_run_continues_to_the_same_curve_and_policy(
+    stage_one: Any, trained: tuple[TrainResult, Path], tmp_path: Path
+) -> None:
+    folders = {name: str(path) for name, path in vars(stage_one).items()}
+    command = [sys.executable, "-c", _RUN, json.dumps([folders, str(tmp_path), vars(SETTINGS)])]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.stderr.read().decode()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "training_log.json").exists()
+    # What a kill in the middle of writing a checkpoint leaves.
+    torn = tmp_path / "checkpoints" / "checkpoint-10000"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"epoch": 1')
+
+    subprocess.run(command, check=True, capture_output=True, timeout=240)
+
+    whole, continued = curve(trained[1]), curve(tmp_path)
+    assert [entry["step"] for entry in continued] == [entry["step"] for entry in whole]
+    for before, after in zip(whole, continued, strict=True):
+        assert after == pytest.approx(before, rel=1e-5, abs=1e-6)
+    weights, again = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (trained[1], tmp_path))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(again[name], tensor, rtol=0, atol=1e-5)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_divergence_stops_with_the_reason(stage_one: Any, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, learning_rate=1e30, warmup_ratio=0.0)
+
+    with pytest.raises(TrainingDivergedError, match=r"training diverged: .* at step \d+ of \d+; try a learning_rate"):
+        train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
+
+
+def test_a_run_that_gets_no_better_stops_early(stage_one: Any, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, objective="tilted_kl", learning_rate=0.05, evaluations=40, patience=2)
+    result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=True)
+
+    assert result.best_step < result.steps
+    assert result.stop_reason == "no better held-out loss in 2 evaluations"
+
+
+def test_trained_tokens_are_the_sampled_tokens(
+    stage_one: Any,
+    rows: Sequence[Mapping[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from stage2_policy import trainer
+
+    seen = []
+    original: Callable[..., torch.Tensor] = trainer.sequence_logp
+
+    def record(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        width = batch.input_ids.shape[1] - batch.targets.shape[1] + 1
+        for ids, mask, targets in zip(batch.input_ids, batch.attention_mask, batch.targets, strict=True):
+            prompt = ids[:width][mask[:width] == 1]
+            completion = targets[targets != -100]
+            fed = ids[width:][mask[width:] == 1]
+            assert fed.tolist() == completion[:-1].tolist()
+            seen.append((tuple(prompt.tolist()), tuple(completion.tolist())))
+        return original(model, batch)
+
+    monkeypatch.setattr(trainer, "sequence_logp", record)
+    settings = replace(SETTINGS, epochs=1, evaluations=1)
+    train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
+
+    train = set(read_training_data(**vars(stage_one), held_out_fraction=0.25).train.prompt_ids)
+    sampled = [
+        (tuple(row["prompt_token_ids"]), tuple(row["completion_token_ids"]))
+        for row in rows
+        if row["prompt_id"] in train
+    ]
+    assert sorted(seen) == sorted(sampled)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.0}, "`learning_rate` is 0.0; it must be a positive number"),
+        ({"epochs": float("nan")}, "`epochs` is nan; it must be a positive number"),
+        ({"held_out_fraction": 1.0}, r"`held_out_fraction` is 1.0; it must be in \(0, 1\)"),
+        ({"weight_decay": -0.1}, "`weight_decay` is -0.1; it must be a number of at least 0"),
+        ({"dtype": "float16"}, "`dtype` is `float16`; it must be float32 or bfloat16"),
+        ({"objective": "nll"}, "objective is `nll`"),
+    ],
+)
+def test_bad_settings_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(InputError, match=message):
+        train_policy(
+            reference=nowhere,
+            samples=nowhere,
+            tilted=nowhere,
+            dual=nowhere,
+            output=tmp_path,
+            settings=replace(SETTINGS, **change),
+            show_progress=False,
+        )
