@@ -7,6 +7,7 @@ Exit codes are listed in :mod:`pipeline.contracts.errors`.
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ sample, score, solve a small convex dual, fine-tune once."""
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``dualign``; returns the exit code."""
+    _show_log()
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     try:
@@ -34,6 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dualign: interrupted; finished work is kept, run the same command to continue", file=sys.stderr)
         return 130
+
+
+def _show_log() -> None:
+    """Messages of the run to standard error; standard output is for tables."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("dualign")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def _parser() -> argparse.ArgumentParser:

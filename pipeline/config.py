@@ -22,7 +22,7 @@ RECIPES = Path(__file__).parent / "recipes"
 EMBEDDED = "embedded:"
 """Prefix of the names of models that ``dualign prepare`` builds."""
 
-Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 Positive = Annotated[int, Field(ge=1)]
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 _NAME = re.compile(r"^[A-Za-z_][\w-]*$")
@@ -49,18 +49,15 @@ class PromptSettings(_Section):
 
 
 class ModelSettings(_Section):
-    """A checkpoint: ``embedded:NAME``, a local folder, or a Hub id (the only thing that uses the network)."""
+    """A checkpoint: ``embedded:NAME``, a local folder, or a Hub id (the only thing that uses the network).
+
+    Code that comes with a model is never run.
+    """
 
     model: str
     revision: str | None = None
+    """Branch, tag or commit; a Hub id needs one."""
     dtype: Dtype = "float32"
-    trust_remote_code: bool = False
-
-    @model_validator(mode="after")
-    def _pinned(self) -> Self:
-        if self.trust_remote_code and not self.revision:
-            raise ValueError("`trust_remote_code` runs code of the model's author; pin it with `revision`")
-        return self
 
 
 class SamplingSettings(_Section):
