@@ -170,9 +170,7 @@ def _match_sentence(words: tuple[str, ...]) -> _Match | None:
     return _Match("advice", _add(best.aspects, wording), best.topic)
 
 
-def _sum_aspects(
-    found: Mapping[_Slot, _Match], *, topic: str | None, n_garbled: int, weights: GoldWeights
-) -> Aspects:
+def _sum_aspects(found: Mapping[_Slot, _Match], *, topic: str | None, n_garbled: int, weights: GoldWeights) -> Aspects:
     total = Aspects(usefulness=n_garbled * weights.garbled_sentence_usefulness)
     if "advice" not in found:
         total = _add(total, Aspects(usefulness=weights.missing_advice_usefulness))

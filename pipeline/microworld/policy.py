@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from pipeline.microworld.grammar import Grammar, GrammarPrompt
 from pipeline.microworld.size import WorldSize
 from pipeline.microworld.tokenizer import POLICY_MARKERS, build_tokenizer, encode_prompt, encode_replies
-from pipeline.microworld.training import TrainingJob, bucket_batches, pad_right
+from pipeline.microworld.training import INITIALIZER_RANGE, TrainingJob, bucket_batches, pad_right
 
 _IGNORED = -100
 
@@ -98,6 +98,7 @@ def _policy_config(tokenizer: PreTrainedTokenizerFast, *, size: WorldSize) -> Ll
         num_attention_heads=size.policy_heads,
         num_key_value_heads=size.policy_heads,
         max_position_embeddings=size.max_positions,
+        initializer_range=INITIALIZER_RANGE,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -110,5 +111,7 @@ def _reply_loss(model: LlamaForCausalLM, batch: list[_Example], *, pad_id: int) 
     # Padding on the right never reaches a real token through causal attention, so no mask is needed.
     input_ids = pad_right([example.prompt_ids + example.reply_ids for example in batch], value=pad_id)
     labels = pad_right([[_IGNORED] * len(example.prompt_ids) + example.reply_ids for example in batch], value=_IGNORED)
-    logits = model(input_ids=input_ids, use_cache=False).logits
-    return functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED)
+    states = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+    targets = labels[:, 1:]
+    is_reply = targets != _IGNORED
+    return functional.cross_entropy(model.lm_head(states[is_reply]), targets[is_reply])

@@ -2,7 +2,7 @@
 
 The loss is that of Bradley and Terry, "Rank analysis of incomplete block designs" (Biometrika 39, 1952,
 doi:10.2307/2334029): P(a preferred to b) = sigmoid(score(a) - score(b)). Labels are drawn with the same formula from
-the gold scores, so a trained score is in the units of gold (nats of preference), up to a constant for each prompt.
+the gold scores, so a trained score is in the units of gold (nats of preference), up to a constant.
 """
 
 from __future__ import annotations
@@ -21,12 +21,21 @@ from pipeline.microworld.gold import SCORES, gold_scores
 from pipeline.microworld.grammar import Grammar, GrammarPrompt
 from pipeline.microworld.size import WorldSize
 from pipeline.microworld.tokenizer import SCORER_MARKERS, build_tokenizer, encode_prompt, encode_replies
-from pipeline.microworld.training import TrainingJob, bucket_batches, pad_right
+from pipeline.microworld.training import INITIALIZER_RANGE, TrainingJob, bucket_batches, pad_right
 
 _Item = TypeVar("_Item")
 
 # One reply in four is damaged before it is judged, so that the scorers know what a policy's slips look like.
 _DAMAGED_SHARE = 0.25
+# Pairs of replies to one prompt leave a constant for each prompt open. One pair in four compares replies to two
+# prompts, which fixes it.
+_CROSS_PROMPT_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class _Dialogue:
+    prompt: str
+    reply: str
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ class Scorer:
         self, grammar: Grammar, prompts: Sequence[GrammarPrompt], *, n_pairs: int, seed: int
     ) -> float:
         """Share of pairs of replies to ``prompts`` with distinct gold scores that are put in the gold order."""
-        drawn = _draw_pairs(grammar, prompts, n_pairs=n_pairs, rng=np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        drawn = _draw_pairs(grammar, prompts, n_pairs=n_pairs, cross_prompt_share=0.0, rng=rng)
         pairs = [
             pair for pair in _judge_pairs(self.tokenizer, drawn) if pair.gold[0][self.name] != pair.gold[1][self.name]
         ]
@@ -72,9 +82,15 @@ def plan_scorers(
     The initial weights come from torch's global generator.
     """
     rng = np.random.default_rng(seed)
-    drawn = _draw_pairs(grammar, prompts, n_pairs=size.scorer_steps * size.scorer_batch, rng=rng)
+    drawn = _draw_pairs(
+        grammar,
+        prompts,
+        n_pairs=size.scorer_steps * size.scorer_batch,
+        cross_prompt_share=_CROSS_PROMPT_SHARE,
+        rng=rng,
+    )
     tokenizer = build_tokenizer(
-        (text for pair in drawn for text in pair),
+        (text for pair in drawn for dialogue in pair for text in (dialogue.prompt, dialogue.reply)),
         vocabulary=size.scorer_vocabulary,
         markers=SCORER_MARKERS,
         max_positions=size.max_positions,
@@ -89,22 +105,29 @@ def plan_scorers(
 
 
 def _draw_pairs(
-    grammar: Grammar, prompts: Sequence[GrammarPrompt], *, n_pairs: int, rng: np.random.Generator
-) -> list[tuple[str, str, str]]:
-    """Prompts with two replies each, shape (n_pairs, 3)."""
-    asked = [prompts[index] for index in rng.integers(len(prompts), size=n_pairs)]
-
-    def draw(prompt: GrammarPrompt) -> str:
+    grammar: Grammar,
+    prompts: Sequence[GrammarPrompt],
+    *,
+    n_pairs: int,
+    cross_prompt_share: float,
+    rng: np.random.Generator,
+) -> list[tuple[_Dialogue, _Dialogue]]:
+    def draw_dialogue(prompt: GrammarPrompt) -> _Dialogue:
         reply = grammar.draw_response(prompt, rng=rng)
-        if rng.random() >= _DAMAGED_SHARE:
-            return reply
-        return _damage_reply(reply, other=grammar.draw_response(_draw(prompts, rng=rng), rng=rng), rng=rng)
+        if rng.random() < _DAMAGED_SHARE:
+            reply = _damage_reply(reply, other=grammar.draw_response(_draw(prompts, rng=rng), rng=rng), rng=rng)
+        return _Dialogue(prompt.text, reply)
 
-    return [(prompt.text, draw(prompt), draw(prompt)) for prompt in asked]
+    pairs = []
+    for _ in range(n_pairs):
+        first = _draw(prompts, rng=rng)
+        second = _draw(prompts, rng=rng) if rng.random() < cross_prompt_share else first
+        pairs.append((draw_dialogue(first), draw_dialogue(second)))
+    return pairs
 
 
 def _damage_reply(reply: str, *, other: str, rng: np.random.Generator) -> str:
-    """``reply`` with one slip: a word lost, doubled or from elsewhere, cut short, or a sentence of another reply."""
+    """``reply`` with one slip: a word lost, doubled or from elsewhere, cut short, a sentence of ``other``, all of it."""
     words = reply.split()
     at = int(rng.integers(len(words)))
     slips = (
@@ -113,6 +136,7 @@ def _damage_reply(reply: str, *, other: str, rng: np.random.Generator) -> str:
         [*words[:at], _draw(other.split(), rng=rng), *words[at + 1 :]],
         words[: at + 1],
         [*words, *other.split(". ")[-1].split()],
+        other.split(),
     )
     return " ".join(_draw(slips, rng=rng))
 
@@ -121,17 +145,13 @@ def _draw(items: Sequence[_Item], *, rng: np.random.Generator) -> _Item:
     return items[int(rng.integers(len(items)))]
 
 
-def _judge_pairs(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[tuple[str, str, str]]) -> list[_Pair]:
-    prompt_ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in {prompt for prompt, _, _ in drawn}}
-    first_ids = encode_replies(tokenizer, [first for _, first, _ in drawn])
-    second_ids = encode_replies(tokenizer, [second for _, _, second in drawn])
-    return [
-        _Pair(
-            ids=(prompt_ids[prompt] + ids_1, prompt_ids[prompt] + ids_2),
-            gold=(gold_scores(prompt, first), gold_scores(prompt, second)),
-        )
-        for (prompt, first, second), ids_1, ids_2 in zip(drawn, first_ids, second_ids, strict=True)
-    ]
+def _judge_pairs(tokenizer: PreTrainedTokenizerFast, drawn: Sequence[tuple[_Dialogue, _Dialogue]]) -> list[_Pair]:
+    dialogues = [dialogue for pair in drawn for dialogue in pair]
+    prompt_ids = {prompt: encode_prompt(tokenizer, prompt) for prompt in {row.prompt for row in dialogues}}
+    reply_ids = encode_replies(tokenizer, [row.reply for row in dialogues])
+    ids = [prompt_ids[row.prompt] + reply for row, reply in zip(dialogues, reply_ids, strict=True)]
+    gold = [gold_scores(row.prompt, row.reply) for row in dialogues]
+    return [_Pair(ids=(ids[i], ids[i + 1]), gold=(gold[i], gold[i + 1])) for i in range(0, len(dialogues), 2)]
 
 
 def _scorer_config(tokenizer: PreTrainedTokenizerFast, *, size: WorldSize) -> LlamaConfig:
@@ -143,6 +163,7 @@ def _scorer_config(tokenizer: PreTrainedTokenizerFast, *, size: WorldSize) -> Ll
         num_attention_heads=size.scorer_heads,
         num_key_value_heads=size.scorer_heads,
         max_position_embeddings=size.max_positions,
+        initializer_range=INITIALIZER_RANGE,
         num_labels=1,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

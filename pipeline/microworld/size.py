@@ -17,8 +17,8 @@ class WorldSize:
     policy_width: int = 128
     policy_heads: int = 4
     policy_ffn_width: int = 352
-    policy_steps: int = 260
-    policy_batch: int = 64
+    policy_steps: int = 1000
+    policy_batch: int = 16
     policy_learning_rate: float = 3e-3
 
     scorer_vocabulary: int = 768
@@ -26,10 +26,10 @@ class WorldSize:
     scorer_width: int = 64
     scorer_heads: int = 2
     scorer_ffn_width: int = 176
-    scorer_steps: int = 300
-    scorer_batch: int = 64  # pairs
-    scorer_learning_rate: float = 4e-3
-    n_judges: int = 5  # Bernoulli draws for each preference pair
+    scorer_steps: int = 500
+    scorer_batch: int = 48  # pairs
+    scorer_learning_rate: float = 3e-3
+    n_judges: int = 15  # Bernoulli draws for each preference pair
     n_heldout_pairs: int = 2000
 
     max_positions: int = 256

@@ -28,7 +28,6 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy")
 _SOURCES = Path(__file__).parent
 
 
-
 @dataclass(frozen=True)
 class Prompt:
     """One prompt of the world, as chat messages with the keys ``role`` and ``content``."""
@@ -168,7 +167,7 @@ def _write_world(
     # These import torch, which a cached world does not need.
     from pipeline.microworld.policy import plan_policy
     from pipeline.microworld.scorers import plan_scorers
-    from pipeline.microworld.training import reproducible_torch, train_models
+    from pipeline.microworld.training import hidden_write_progress, reproducible_torch, train_models
 
     started = time.monotonic()
     grammar = read_grammar()
@@ -191,9 +190,10 @@ def _write_world(
             scorer.name: scorer.measure_accuracy(grammar, test, n_pairs=size.n_heldout_pairs, seed=seeds[4])
             for scorer in scorers
         }
-    policy.write(directory / "reference")
-    for scorer in scorers:
-        scorer.write(directory / "scorers" / scorer.name)
+    with hidden_write_progress():
+        policy.write(directory / "reference")
+        for scorer in scorers:
+            scorer.write(directory / "scorers" / scorer.name)
     record = _Record(
         schema_version=_SCHEMA_VERSION,
         digest=digest,
@@ -236,9 +236,7 @@ def _library_versions() -> dict[str, str]:
         try:
             versions[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError as error:
-            raise MissingExtraError(
-                package=library, extra="sample", purpose="building the embedded world"
-            ) from error
+            raise MissingExtraError(package=library, extra="sample", purpose="building the embedded world") from error
     return versions
 
 
