@@ -82,6 +82,7 @@ def sample_table(
     reasons: Counter[str] = Counter()
     n_tokens = 0
     try:
+        description = sampler.describe()
         with tqdm(
             total=sum(len(keys) for _, _, keys in missing), desc="sampling", unit=" samples", disable=not show_progress
         ) as bar:
@@ -96,6 +97,7 @@ def sample_table(
                 n_tokens += sum(len(completion.token_ids) for completion in completions)
                 bar.update(len(completions))
                 bar.set_postfix_str(f"{n_tokens / (time.monotonic() - ready):,.0f} tokens/s")
+        finished = time.monotonic()
     finally:
         sampler.close()
     return SamplingCounts(
@@ -104,8 +106,8 @@ def sample_table(
         tokens_sampled=n_tokens,
         finish_reasons=dict(reasons),
         start_seconds=ready - started,
-        sampling_seconds=time.monotonic() - ready,
-        sampler=sampler.describe(),
+        sampling_seconds=finished - ready,
+        sampler=description,
     )
 
 

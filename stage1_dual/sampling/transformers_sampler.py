@@ -49,6 +49,7 @@ class TransformersSampler:
     ) -> None:
         try:
             import torch
+            from safetensors import SafetensorError
             from transformers import AutoModelForCausalLM
         except ImportError as error:
             raise MissingExtraError(
@@ -70,7 +71,7 @@ class TransformersSampler:
                 use_safetensors=True,
                 local_files_only=is_local(checkpoint),
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"transformers cannot load {checkpoint}: {error}") from error
         self._model = model.eval().to(device)
 
@@ -124,15 +125,18 @@ class TransformersSampler:
         import torch
         from transformers import DynamicCache
 
+        from stage1_dual.sampling.draws import draw_tokens, uniforms_of
+
         device = self._model.device
-        uniforms = torch.stack([self._uniforms(request.seed) for request in requests]).to(device)  # (rows, new tokens)
+        limit = self._max_new_tokens
+        uniforms = torch.stack([uniforms_of(request.seed, n_tokens=limit) for request in requests]).to(device)
         eos = torch.tensor(self._eos_token_ids, device=device)
         rows = torch.arange(len(requests), device=device)  # which request each row of the shrinking batch belongs to
         tokens, mask = (part.to(device) for part in _left_padded([request.prompt_token_ids for request in requests]))
         cache = DynamicCache(config=self._model.config)
         drawn: list[list[int]] = [[] for _ in requests]
         logp = torch.zeros(len(requests), dtype=torch.float64, device=device)
-        for step in range(self._max_new_tokens):
+        for step in range(limit):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
             logits = self._model(
                 input_ids=tokens,
@@ -142,9 +146,8 @@ class TransformersSampler:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1, :]
-            log_probabilities = logits.double().log_softmax(-1)
-            chosen = _draw_inverse_cdf(log_probabilities, uniforms[rows, step])
-            logp[rows] += log_probabilities.gather(-1, chosen[:, None])[:, 0]
+            chosen = draw_tokens(logits, uniforms[rows, step])
+            logp[rows] += logits.double().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
             for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
                 drawn[row].append(token)
             going = torch.nonzero(~torch.isin(chosen, eos))[:, 0]
@@ -156,20 +159,6 @@ class TransformersSampler:
             tokens = chosen[:, None]
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
         return [(tuple(ids), value) for ids, value in zip(drawn, logp.tolist(), strict=True)]
-
-    def _uniforms(self, seed: int) -> torch.Tensor:
-        import torch
-
-        return torch.rand(self._max_new_tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def _draw_inverse_cdf(log_probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The token where the cumulative probability first exceeds the uniform; (rows, vocabulary), (rows,) -> (rows,)."""
-    import torch
-
-    cumulative = log_probabilities.exp().cumsum(-1)
-    # Scaling by the last entry keeps the draw inside the vocabulary although the sum is one only up to rounding.
-    return torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
 
 def _left_padded(token_ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,21 +2,29 @@
 
 The engine runs in this process: its order of work, hence its arithmetic, then depends on the requests alone, which
 vLLM promises for no other mode (https://docs.vllm.ai/en/latest/usage/reproducibility/).
+
+Tokens are drawn by a logits processor (:func:`_draw_processor`) and not by vLLM's own seeds: on a CPU those cost a
+fifth of the speed, and child ``i`` of a request gets ``seed + i``, so that neighbouring seeds repeat samples.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.contracts.errors import InputError, MissingExtraError
 from stage1_dual.checkpoints import is_local
 from stage1_dual.sampling.prompts import load_tokenizer
 from stage1_dual.sampling.protocol import SampledCompletion, SampleRequest
 from stage1_dual.sampling.tokens import decode_completions, find_eos_token_ids
+
+if TYPE_CHECKING:
+    import torch
 
 _SAMPLING = {
     "temperature": 1.0,
@@ -28,6 +36,11 @@ _SAMPLING = {
     "repetition_penalty": 1.0,
 }
 """The policy itself, over its whole vocabulary: the formulas of both stages assume samples of exactly that."""
+
+_SEED = "dualign_seed"
+
+_SMALL_MODEL_BYTES = 64 * 2**20
+"""With weights smaller than this a second thread gains nothing, and on a busy machine costs a factor of ten."""
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -48,8 +61,7 @@ class VllmSampler:
         max_num_batched_tokens: tokens computed at once (speed only).
         kv_cache_bytes: memory for keys and values on a CPU, or None to use ``gpu_memory_utilization``.
         gpu_memory_utilization: share of an accelerator's memory to use where ``kv_cache_bytes`` is None.
-        tensor_parallel_size: accelerators that share the model.
-        threads: CPU threads, or None for torch's number.
+        threads: CPU threads, or None for one with a small model and torch's number otherwise (speed only).
         enforce_eager: run the model as it is instead of compiling it first.
 
     Raises:
@@ -69,7 +81,6 @@ class VllmSampler:
         max_num_batched_tokens: int = 8192,
         kv_cache_bytes: int | None = 512 * 2**20,
         gpu_memory_utilization: float = 0.9,
-        tensor_parallel_size: int = 1,
         threads: int | None = None,
         enforce_eager: bool = True,
     ) -> None:
@@ -79,7 +90,11 @@ class VllmSampler:
         self._dtype = dtype
         self._tokenizer = load_tokenizer(checkpoint, revision=revision)
         self._eos_token_ids = find_eos_token_ids(checkpoint, self._tokenizer, revision=revision)
-        self._process = _borrowed_process(offline=is_local(checkpoint), threads=threads)
+        self._process = _borrowed_process(
+            offline=is_local(checkpoint),
+            threads=threads if threads is not None or not _is_small(checkpoint) else 1,
+            compiles=not enforce_eager,
+        )
         self._process.__enter__()
         try:
             self._engine: Any = _start_engine(
@@ -91,7 +106,6 @@ class VllmSampler:
                 max_num_batched_tokens=max_num_batched_tokens,
                 kv_cache_bytes=kv_cache_bytes,
                 gpu_memory_utilization=gpu_memory_utilization,
-                tensor_parallel_size=tensor_parallel_size,
                 enforce_eager=enforce_eager,
             )
         except BaseException:
@@ -115,7 +129,7 @@ class VllmSampler:
             [
                 SamplingParams(
                     **_SAMPLING,
-                    seed=request.seed,
+                    extra_args={_SEED: request.seed},
                     max_tokens=self._max_new_tokens,
                     stop_token_ids=list(self._eos_token_ids),
                     logprobs=0,
@@ -152,12 +166,9 @@ class VllmSampler:
         """Free the engine and give the process its settings back."""
         if self._engine is None:
             return
-        from vllm.distributed import cleanup_dist_env_and_memory
-
         self._engine.llm_engine.engine_core.shutdown()
         self._engine = None
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        gc.collect()  # the engine is full of cycles, and one of them holds the cache
         self._process.__exit__(None, None, None)
 
 
@@ -171,41 +182,90 @@ def _start_engine(
     max_num_batched_tokens: int,
     kv_cache_bytes: int | None,
     gpu_memory_utilization: float,
-    tensor_parallel_size: int,
     enforce_eager: bool,
 ) -> Any:
-    try:
-        from vllm import LLM
-    except ImportError as error:
-        raise MissingExtraError(package="vllm", extra="sample", purpose="sampling with vLLM") from error
-    try:
-        return LLM(
-            model=checkpoint,
-            revision=revision,
-            tokenizer_revision=revision,
-            trust_remote_code=False,
-            generation_config="vllm",  # not the sampling defaults of the model's own generation_config.json
-            logprobs_mode="raw_logprobs",
-            dtype=dtype,
-            max_model_len=max_positions,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max(max_num_batched_tokens, max_positions),
-            kv_cache_memory_bytes=kv_cache_bytes,
-            gpu_memory_utilization=gpu_memory_utilization,
-            tensor_parallel_size=tensor_parallel_size,
-            enforce_eager=enforce_eager,
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            seed=0,
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"vLLM cannot load {checkpoint}: {error}") from error
+    with warnings.catch_warnings(action="ignore"):  # of what vLLM uses, which its users cannot change
+        try:
+            from vllm import LLM
+        except ImportError as error:
+            raise MissingExtraError(package="vllm", extra="sample", purpose="sampling with vLLM") from error
+        try:
+            return LLM(
+                model=checkpoint,
+                revision=revision,
+                tokenizer_revision=revision,
+                trust_remote_code=False,
+                generation_config="vllm",  # not the sampling defaults of the model's own generation_config.json
+                logprobs_mode="raw_logprobs",
+                dtype=dtype,
+                max_model_len=max_positions,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max(max_num_batched_tokens, max_positions),
+                kv_cache_memory_bytes=kv_cache_bytes,
+                gpu_memory_utilization=gpu_memory_utilization,
+                enforce_eager=enforce_eager,
+                enable_prefix_caching=True,
+                async_scheduling=False,  # a draw needs to know how many tokens came before it
+                logits_processors=[_draw_processor()],
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                seed=0,
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"vLLM cannot load {checkpoint}: {error}") from error
+
+
+def _draw_processor() -> type:
+    """A vLLM logits processor that draws each token from its request's own stream and leaves no other to choose.
+
+    vLLM computes the log-probabilities it reports before any processor runs, hence from the untouched logits.
+    """
+    import torch
+    from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+    from stage1_dual.sampling.draws import draw_tokens, uniforms_of
+
+    class DrawTokens(LogitsProcessor):  # type: ignore[misc]  # vllm publishes no types
+        def __init__(self, *_: object) -> None:
+            self._streams: dict[int, tuple[list[float], list[int]]] = {}  # batch row: its uniforms, its tokens so far
+
+        def is_argmax_invariant(self) -> bool:
+            return False
+
+        def update_state(self, batch_update: BatchUpdate | None) -> None:
+            if batch_update is None:
+                return
+            for row in batch_update.removed:
+                self._streams.pop(row, None)
+            for row, params, _, tokens in batch_update.added:
+                uniforms = uniforms_of(params.extra_args[_SEED], n_tokens=params.max_tokens)
+                self._streams[row] = (uniforms.tolist(), tokens)
+            for source, target, direction in batch_update.moved:
+                moved, displaced = self._streams.pop(source), self._streams.pop(target, None)
+                self._streams[target] = moved
+                if direction == MoveDirectionality.SWAP and displaced is not None:
+                    self._streams[source] = displaced
+
+        def apply(self, logits: torch.Tensor) -> torch.Tensor:
+            streams = [self._streams[row] for row in range(logits.shape[0])]
+            next_uniforms = torch.tensor([uniforms[len(tokens)] for uniforms, tokens in streams], dtype=torch.float64)
+            chosen = draw_tokens(logits, next_uniforms.to(logits.device))
+            return logits.fill_(-torch.inf).scatter_(1, chosen[:, None], 0.0)
+
+    return DrawTokens
+
+
+def _is_small(checkpoint: str) -> bool:
+    return is_local(checkpoint) and (
+        sum(path.stat().st_size for path in Path(checkpoint).glob("*.safetensors")) < _SMALL_MODEL_BYTES
+    )
 
 
 @contextmanager
-def _borrowed_process(*, offline: bool, threads: int | None) -> Iterator[None]:
+def _borrowed_process(*, offline: bool, threads: int | None, compiles: bool) -> Iterator[None]:
     """Set what vLLM reads from the process, and undo afterwards what it and we changed."""
     import torch
+    import torch._dynamo
 
     environment = dict(os.environ)
     set_num_threads, n_threads = torch.set_num_threads, torch.get_num_threads()
@@ -224,7 +284,9 @@ def _borrowed_process(*, offline: bool, threads: int | None) -> Iterator[None]:
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        yield
+        # Without compilation there is no need for the two small functions that vLLM compiles in any case, either.
+        with torch._dynamo.config.patch(disable=not compiles):
+            yield
     finally:
         os.environ.clear()
         os.environ.update(environment)

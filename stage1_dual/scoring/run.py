@@ -99,6 +99,7 @@ def score_table(
                 rows_scored += len(rows)
                 rows_truncated += sum(score.truncated for score in scores)
                 bar.update(len(rows))
+        finished = time.monotonic()
     finally:
         scorer.close()
     return ScoringCounts(
@@ -106,7 +107,7 @@ def score_table(
         rows_present=rows_present,
         rows_truncated=rows_truncated,
         start_seconds=ready - started,
-        scoring_seconds=time.monotonic() - ready,
+        scoring_seconds=finished - ready,
         scorer=description,
     )
 

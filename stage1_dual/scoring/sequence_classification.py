@@ -141,6 +141,7 @@ class SequenceClassificationScorer:
 def _load_classifier(checkpoint: str, *, revision: str | None, dtype: Dtype) -> Any:
     try:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification
     except ImportError as error:
         raise MissingExtraError(
@@ -156,7 +157,7 @@ def _load_classifier(checkpoint: str, *, revision: str | None, dtype: Dtype) -> 
             local_files_only=is_local(checkpoint),
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"transformers cannot load the scorer {checkpoint}: {error}") from error
     for kind in ("missing", "unexpected", "mismatched"):
         keys = sorted(str(key) for key in loading[f"{kind}_keys"])

@@ -1,0 +1,168 @@
+"""A real engine: one start in this process, two in a fresh one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_models import save_tiny_policy
+
+from pipeline.contracts.errors import InputError, MissingExtraError
+from stage1_dual.sampling.protocol import SampledCompletion, SampleRequest
+from stage1_dual.sampling.seeds import sample_seed
+from stage1_dual.sampling.transformers_sampler import TransformersSampler
+from stage1_dual.sampling.vllm_sampler import VllmSampler
+
+EOS = 2
+LIMIT = 16
+
+
+@dataclass(frozen=True)
+class Drawn:
+    policy: Path
+    requests: list[SampleRequest]
+    first: list[SampledCompletion]
+    again_after_others: list[SampledCompletion]
+    description: dict[str, object]
+    environment_kept: bool
+    torch_kept: bool
+
+
+def make_requests(n: int, run_seed: int) -> list[SampleRequest]:
+    return [
+        SampleRequest(f"p{k % 5}", (1, *range(10, 13 + 9 * (k % 5))), k, sample_seed(run_seed, "p", k))
+        for k in range(n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    policy = save_tiny_policy(tmp_path_factory.mktemp("policy"), eos_logit=24.0)
+    (policy / "generation_config.json").write_text(
+        json.dumps({"do_sample": True, "temperature": 0.1, "top_k": 1, "repetition_penalty": 2.0, "eos_token_id": EOS})
+    )
+    environment, random_state = dict(os.environ), torch.get_rng_state()
+    settings = (torch.set_num_threads, torch.get_num_threads(), torch.accelerator.synchronize)
+    sampler = VllmSampler(str(policy), max_new_tokens=LIMIT, max_positions=100, max_num_seqs=64)
+    requests = make_requests(300, run_seed=0)
+    try:
+        first = sampler.sample(requests)
+        sampler.sample(make_requests(100, run_seed=1))
+        again = sampler.sample(requests)
+        description = dict(sampler.describe())
+    finally:
+        sampler.close()
+    return Drawn(
+        policy,
+        requests,
+        first,
+        again,
+        description,
+        environment_kept=dict(os.environ) == environment,
+        torch_kept=(torch.set_num_threads, torch.get_num_threads(), torch.accelerator.synchronize) == settings
+        and torch.equal(torch.get_rng_state(), random_state),
+    )
+
+
+_FRESH = """
+import json, sys
+from stage1_dual.sampling.protocol import SampleRequest
+from stage1_dual.sampling.vllm_sampler import VllmSampler
+
+policy, requests, answer = sys.argv[1:]
+requests = [SampleRequest(p, tuple(ids), k, seed) for p, ids, k, seed in json.load(open(requests))]
+drawn = []
+for max_num_seqs in (64, 7):
+    sampler = VllmSampler(policy, max_new_tokens=16, max_positions=100, max_num_seqs=max_num_seqs)
+    drawn.append([(c.text, c.token_ids, c.finish_reason, c.logp) for c in sampler.sample(requests)])
+    sampler.close()
+json.dump(drawn, open(answer, "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh(drawn: Drawn, tmp_path_factory: pytest.TempPathFactory) -> list[list[SampledCompletion]]:
+    """The same requests in a new process: as in this one, then by a second engine that holds seven rows at once."""
+    folder = tmp_path_factory.mktemp("fresh")
+    requests = [(r.prompt_id, r.prompt_token_ids, r.sample_index, r.seed) for r in drawn.requests]
+    (folder / "requests.json").write_text(json.dumps(requests))
+    arguments = [str(drawn.policy), str(folder / "requests.json"), str(folder / "answer.json")]
+    subprocess.run([sys.executable, "-c", _FRESH, *arguments], check=True, timeout=300)
+    answer = json.loads((folder / "answer.json").read_text())
+    return [
+        [SampledCompletion(text, tuple(ids), reason, logp) for text, ids, reason, logp in engine] for engine in answer
+    ]
+
+
+def share_equal(found: Sequence[SampledCompletion], expected: Sequence[SampledCompletion]) -> float:
+    equal = [a.token_ids == b.token_ids for a, b in zip(found, expected, strict=True)]
+    return sum(equal) / len(equal)
+
+
+def test_a_call_depends_on_its_requests_alone(drawn: Drawn, fresh: list[list[SampledCompletion]]) -> None:
+    assert drawn.again_after_others == drawn.first
+    assert fresh[0] == drawn.first
+
+
+def test_the_batch_does_not_decide_what_is_drawn(drawn: Drawn, fresh: list[list[SampledCompletion]]) -> None:
+    # Other batches round the logits otherwise; one draw in a hundred thousand or so falls in between.
+    assert share_equal(fresh[1], drawn.first) > 0.98
+
+
+def test_it_draws_what_the_transformers_sampler_draws(drawn: Drawn) -> None:
+    # The same seeds, another implementation of the model, and neither heeds generation_config.json.
+    other = TransformersSampler(str(drawn.policy), max_new_tokens=LIMIT).sample(drawn.requests)
+    assert share_equal(drawn.first, other) > 0.98
+    for ours, theirs in zip(drawn.first, other, strict=True):
+        if ours.token_ids == theirs.token_ids:
+            assert ours.text == theirs.text
+            assert ours.finish_reason == theirs.finish_reason
+            assert ours.logp == pytest.approx(theirs.logp, abs=1e-3)  # float32 sums over 16 tokens
+
+
+def test_tokens_end_with_the_eos_exactly_where_they_stopped(drawn: Drawn) -> None:
+    assert {completion.finish_reason for completion in drawn.first} == {"stop", "length"}
+    for completion in drawn.first:
+        assert EOS not in completion.token_ids[:-1]
+        assert "<eos>" not in completion.text
+        if completion.finish_reason == "stop":
+            assert completion.token_ids[-1] == EOS
+        else:
+            assert len(completion.token_ids) == LIMIT
+            assert completion.token_ids[-1] != EOS
+
+
+def test_samples_of_one_prompt_differ(drawn: Drawn) -> None:
+    assert len({(r.prompt_id, c.token_ids) for r, c in zip(drawn.requests, drawn.first, strict=True)}) > 280
+
+
+def test_the_resolved_parameters_are_reported(drawn: Drawn) -> None:
+    json.dumps(drawn.description)
+    expected = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    assert expected.items() <= drawn.description.items()
+    assert drawn.description["eos_token_ids"] == [EOS]
+
+
+def test_the_process_gets_its_settings_back(drawn: Drawn) -> None:
+    assert drawn.environment_kept
+    assert drawn.torch_kept
+
+
+def test_a_missing_vllm_says_what_to_install(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    environment = dict(os.environ)
+    with pytest.raises(MissingExtraError, match=r"vllm.*dualign\[sample\]"):
+        VllmSampler(str(drawn.policy), max_new_tokens=LIMIT, max_positions=100)
+    assert dict(os.environ) == environment
+
+
+def test_positions_beyond_the_model_are_refused(drawn: Drawn) -> None:
+    with pytest.raises(InputError, match="vLLM cannot load"):
+        VllmSampler(str(drawn.policy), max_new_tokens=LIMIT, max_positions=129)
