@@ -15,7 +15,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 def is_local(checkpoint: str) -> bool:
     """Whether the checkpoint is a folder on this machine, as opposed to an id on the Hugging Face Hub."""
-    return Path(checkpoint).is_dir()
+    return bool(checkpoint) and Path(checkpoint).is_dir()  # an empty path would be the working folder
 
 
 def check_policy_checkpoint(checkpoint: str, *, revision: str | None = None) -> None:
@@ -96,12 +96,12 @@ def check_template(template: str | None) -> None:
 def _local_folder(checkpoint: str, revision: str | None, *, what: str) -> Path | None:
     if is_local(checkpoint):
         return Path(checkpoint)
-    if Path(checkpoint).exists():
+    if Path(checkpoint).is_file():
         raise InputError(f"{what} {checkpoint} is a file; give the folder of the checkpoint")
     if _HUB_ID.fullmatch(checkpoint) and revision is not None:
         return None
     raise InputError(
-        f"{what} {checkpoint} is not there: no such folder"
+        f"{what} {checkpoint!r} is not there: no such folder"
         + ("; if it is the id of a model on the Hub, give its `revision` too" if _HUB_ID.fullmatch(checkpoint) else "")
     )
 

@@ -155,12 +155,13 @@ def _load_classifier(checkpoint: str, *, revision: str | None, dtype: Dtype) -> 
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=is_local(checkpoint),
+            ignore_mismatched_sizes=True,  # reported below, with the others
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"transformers cannot load the scorer {checkpoint}: {error}") from error
     for kind in ("missing", "unexpected", "mismatched"):
-        keys = sorted(str(key) for key in loading[f"{kind}_keys"])
+        keys = sorted(key if isinstance(key, str) else key[0] for key in loading[f"{kind}_keys"])
         if keys:
             raise InputError(
                 f"the scorer {checkpoint} has {len(keys)} {kind} weights ({', '.join(keys[:3])}): "

@@ -120,7 +120,7 @@ def save_tiny_classifier(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForSequenceClassification(config)
-        torch.nn.init.normal_(model.score.weight)
+        torch.nn.init.normal_(model.score.weight, std=width**-0.5)  # scores of order one
     return _save(folder, model, tokenizer)
 
 
