@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config import load_config
+from pipeline.config import is_hub_id, load_config
 from pipeline.contracts.artifacts import environment
 from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError
 from pipeline.run import Run
@@ -26,9 +26,11 @@ sample, score, solve a small convex dual, fine-tune once."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``dualign``; returns the exit code."""
     _show_log()
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        if arguments[:1] == ["solve"] and any(token.partition("=")[0] == "--table" for token in arguments):
+            return _table_command("solve", arguments[1:])
+        options, rest = _parser().parse_known_args(arguments)
         return int(options.command(options, rest) or 0)
     except DualignError as error:
         print(f"dualign: {error}", file=sys.stderr)
@@ -55,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=step.summary, allow_abbrev=False)
         _add_run_options(command)
         command.add_argument("--redo", action="store_true", help="remove this step and all after it, then do it anew")
+        if name == "solve":
+            command.epilog = (
+                "On any table of scores, without a run: dualign solve --table FILE ... (see --table --help)"
+            )
         if name == "evaluate":
             command.add_argument(
                 "--require-satisfied", action="store_true", help="exit with 5 unless every constraint is satisfied"
@@ -65,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         _add_run_options(command)
         command.add_argument("--redo-from", metavar="STEP", choices=steps, help="redo this step and all after it")
         command.set_defaults(command=_run_command, steps=steps)
+    command = commands.add_parser(
+        "frontier", help="solve for a range of thresholds on any table of scores", add_help=False, allow_abbrev=False
+    )
+    command.set_defaults(command=lambda _, rest: _table_command("frontier", rest))
     command = commands.add_parser("env", help="versions and devices, for bug reports", allow_abbrev=False)
     command.set_defaults(command=_env)
     return parser
@@ -78,8 +88,52 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.epilog = "Settings of the recipe are options too, e.g. --sampling.samples_per_prompt 64"
 
 
+def _table_parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"dualign {command}", allow_abbrev=False)
+    parser.add_argument("--table", type=Path, required=True, metavar="PATH", help="Parquet file or folder of scores")
+    parser.add_argument("--prompt-id", default="prompt_id", metavar="COLUMN", help="which prompt a row answers")
+    parser.add_argument("--reward", required=True, metavar="COLUMN", help="the score to maximise")
+    parser.add_argument(
+        "--constraint",
+        action="append",
+        required=True,
+        metavar="TEXT",
+        help="'NAME >= NUMBER', 'NAME <= NUMBER' or 'NAME >= ref + NUMBER'; a frontier has START:STOP:STEP in one",
+    )
+    parser.add_argument("--beta", type=float, required=True, help="KL strength, reward per nat")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    return parser
+
+
+def _table_command(command: str, arguments: Sequence[str]) -> int:
+    from pipeline.report import print_stage1
+    from pipeline.tabular import TableRequest, frontier_table, solve_table
+
+    options = _table_parser(command).parse_args(arguments)
+    request = TableRequest(
+        table=options.table,
+        prompt_id=options.prompt_id,
+        reward=options.reward,
+        constraints=tuple(options.constraint),
+        beta=options.beta,
+        output=options.output,
+        seed=options.seed,
+    )
+    if command == "solve":
+        print_stage1(solve_table(request))
+    else:
+        rows = frontier_table(request)
+        feasible = sum(rows["feasible"].to_pylist())
+        print(f"{rows.num_rows} thresholds, {feasible} of them feasible: {request.output / 'frontier.parquet'}")
+    return 0
+
+
 def _run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     config = load_config(options.config, _overrides(rest))
+    if not any(is_hub_id(model.model) for model in (config.reference, *config.scorers.values())):
+        # Nothing of this run is on the Hub: no look-up may leave the machine, nor a progress bar announce one.
+        os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
     run = Run(
         config=config,
         name=options.run or options.config.stem,

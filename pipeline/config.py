@@ -214,11 +214,16 @@ def resolve_model(settings: ModelSettings, embedded: Mapping[str, Path], *, sett
         return str(embedded[key])
     if Path(name).is_dir():
         return name
-    if name.startswith((".", "/", "~")) or not _HUB_ID.match(name):
+    if not is_hub_id(name):
         raise InputError(
             f"`{setting}.model` is {name!r}; there is no such folder, and it is not a Hub id (owner/name)"
         )
     return name
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the name of a model is that of a repository on the Hub: not embedded, not a folder, ``owner/name``."""
+    return not name.startswith(EMBEDDED) and not Path(name).is_dir() and _HUB_ID.match(name) is not None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -68,7 +68,8 @@ class TiltPrediction:
         reward: mean reward under the tilted policy.
         constraints: mean constraint scores, shape (m,), user's direction.
         kl: KL(tilted || reference), nats per prompt.
-        optimum_p: beta * log-mean-exp((r + <lambda*, g - b>) / beta) of each prompt, shape (p,), reward units.
+        optimum_p: beta * log E_ref exp((r + <lambda*, g - b>) / beta) of each prompt, shape (p,), reward units; its
+            mean is D(lambda*).
     """
 
     reward: float
@@ -98,13 +99,30 @@ def predict_tilt(
         reward_p.append(w_k @ r_k)
         constraints_pm.append(w_k @ g_km)
         kl_p.append(w_k @ (logit_k - log_z))
-        optimum_p.append(beta * log_z)
+        optimum_p.append(beta * _log_mean_exp(logit_k))
     return TiltPrediction(
         reward=float(np.mean(reward_p)),
         constraints=np.mean(constraints_pm, axis=0),
         kl=float(np.mean(kl_p)),
         optimum_p=np.array(optimum_p),
     )
+
+
+def _log_mean_exp(logit_k: FloatArray) -> float:
+    """Log of the mean of exp over the population the values were drawn from, estimated from k draws, shape (k,).
+
+    The log of the sample mean is too low by about Var / (2 k mean^2) (Jensen), and a closed fraction measured against
+    it too high: at 64 responses and a KL of 0.9 nats by a tenth. With self-normalised weights w that bias is
+    (sum w^2 - 1/k) / 2 to first order (delta method), at most half a nat however the weights collapse.
+    """
+    n = len(logit_k)
+    shift = logit_k.max()
+    weight_k = np.exp(logit_k - shift)
+    total = weight_k.sum()
+    if n == 1:
+        return float(shift)
+    bias = 0.5 * (np.sum((weight_k / total) ** 2) - 1 / n) * n / (n - 1)
+    return float(shift + np.log(total / n) + bias)
 
 
 def evaluate_policy(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import EMBEDDED, SamplingSettings
+from pipeline.config import EMBEDDED, SamplingSettings, resolve_model
 from pipeline.contracts.artifacts import (
     begin_step,
     checkpoint_sha256,
@@ -22,6 +22,7 @@ from pipeline.contracts.artifacts import (
 from pipeline.contracts.errors import StaleArtifactError
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SCORES
+from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
 from pipeline.run import Run, finish_step, log, remedy, reopen, require_extra
 from pipeline.scores import ScoredRows
 
@@ -46,12 +47,14 @@ def check_models(run: Run, steps: Sequence[str]) -> None:
     from stage1_dual.checkpoints import check_policy_checkpoint, check_scorer_checkpoint
 
     # The embedded models are made by `prepare`; only their names can be checked before it.
+    embedded = {name: Path() for name in ("reference", *EMBEDDED_SCORERS)}
     reference = run.config.reference
+    model = resolve_model(reference, embedded, setting="reference")
     if not reference.model.startswith(EMBEDDED):
-        check_policy_checkpoint(run.model(reference, "reference"), revision=reference.revision)
+        check_policy_checkpoint(model, revision=reference.revision)
     for name, scorer in run.config.scorers.items():
+        model = resolve_model(scorer, embedded, setting=f"scorers.{name}")
         if not scorer.model.startswith(EMBEDDED):
-            model = run.model(scorer, f"scorers.{name}")
             check_scorer_checkpoint(model, head=scorer.head, template=scorer.template, revision=scorer.revision)
 
 

@@ -74,7 +74,8 @@ class Run:
         Raises:
             InputError: there is no such model.
         """
-        embedded = {"reference": self.world.reference, **self.world.scorers} if self.uses_embedded else {}
+        is_embedded = settings.model.startswith(EMBEDDED)
+        embedded = {"reference": self.world.reference, **self.world.scorers} if is_embedded else {}
         return resolve_model(settings, embedded, setting=setting)
 
     def table_metadata(self) -> dict[str, str]:

@@ -36,6 +36,15 @@ class ScoredRows:
         """Number of responses."""
         return len(self.reward_n)
 
+    def select(self, mask_n: np.ndarray) -> ScoredRows:
+        """The rows where a boolean mask, shape (n,), is true."""
+        return ScoredRows(
+            prompt_id_n=self.prompt_id_n[mask_n],
+            sample_index_n=self.sample_index_n[mask_n],
+            reward_n=self.reward_n[mask_n],
+            constraints_nm=self.constraints_nm[mask_n],
+        )
+
     def by_prompt(self) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
         """Prompt ids in sorted order, and for each its rewards (k_p,) and its constraint scores (k_p, m)."""
         prompt_ids, starts = np.unique(self.prompt_id_n, return_index=True)

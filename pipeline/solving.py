@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contracts.errors import CorruptArtifactError, InfeasibleError
+from pipeline.contracts.errors import CorruptArtifactError, InfeasibilityCertificate, InfeasibleError
 from pipeline.contracts.problem import Constraint
 from pipeline.contracts.tables import SCHEMA_VERSION, with_metadata
 from pipeline.scores import ScoredRows
@@ -88,7 +88,7 @@ def solve_scores(
         solution = solve_dual(problem)
     except InfeasibleError as error:
         raise InfeasibleError(
-            _infeasible_message(problem, constraints, error), certificate=error.certificate
+            _infeasible_message(problem, constraints, error.certificate), certificate=error.certificate
         ) from error
     relative_m = np.array([constraint.margin is not None for constraint in constraints])
     intervals = bootstrap_intervals(
@@ -161,6 +161,26 @@ def build_frontier_table(problem: DualProblem, constraints: Sequence[Constraint]
     return pa.concat_tables(tables)
 
 
+def frontier_of_thresholds(
+    scored: ScoredRows, points: Sequence[Sequence[Constraint]], *, swept: int, beta: float
+) -> pa.Table:
+    """Solve for many settings of the same constraints; infeasible ones are marked, not dropped.
+
+    Args:
+        scored: the rows that determine lambda*.
+        points: for each point the m constraints; they differ in the number of the swept one only.
+        swept: place of the constraint that varies.
+        beta: KL strength, reward per nat.
+    """
+    problem = build_problem(scored, constraints=points[0], beta=beta)
+    signs_m = _signs(points[0])
+    reference_m = signs_m * problem.reference_means_m
+    thresholds_gm = np.array(
+        [[bound.absolute_threshold(float(mean)) for bound, mean in zip(p, reference_m, strict=True)] for p in points]
+    )
+    return _frontier_rows(problem, points[0], swept, solve_frontier(problem, thresholds_gm * signs_m))
+
+
 def write_frontier(path: Path, frontier: pa.Table, *, metadata: Mapping[str, str]) -> None:
     """Write ``frontier.parquet``."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,9 +242,10 @@ def _constraint_entry(
     }
 
 
-def _infeasible_message(problem: DualProblem, constraints: Sequence[Constraint], error: InfeasibleError) -> str:
-    """The library's verdict, and the same in the user's own directions and settings."""
-    certificate = error.certificate
+def _infeasible_message(
+    problem: DualProblem, constraints: Sequence[Constraint], certificate: InfeasibilityCertificate
+) -> str:
+    """The verdict in the user's own directions and settings, with a proof that can be checked by hand."""
     lines = ["the thresholds cannot be met on these samples:"]
     for j, constraint in enumerate(constraints):
         reference, best = (
@@ -241,7 +262,19 @@ def _infeasible_message(problem: DualProblem, constraints: Sequence[Constraint],
         lines.append(
             f"{together} must shrink to less than {certificate.largest_feasible_scale:.4g} times what is asked"
         )
-    lines.append(f"proof: {error}")
+    if certificate.support_value < 0:
+        prices = ", ".join(
+            f"{bound.name} {price:.4g}"
+            for bound, price in zip(constraints, certificate.direction, strict=True)
+            if price
+        )
+        lines.append(
+            f"proof: weigh the slacks by ({prices}); even the best response to every prompt gives a mean of "
+            f"{certificate.support_value:.4g} < 0"
+        )
+    else:
+        lines.append("this is the very edge of what the samples attain, reached only by infinite multipliers")
+    lines.append("lower a threshold, or draw more responses per prompt")
     return "\n".join(lines)
 
 

@@ -84,10 +84,6 @@ def test_the_command_line_wins(tmp_path):
         ),
         ({"constraints": "{}"}, "`constraints` is empty; it needs at least one"),
         ({"reward": "harmless"}, "`constraints.harmless` bounds the reward itself; a constraint bounds another score"),
-        (
-            {"reference.trust_remote_code": "true"},
-            "`reference`: `trust_remote_code` runs code of the model's author; pin it with `revision`",
-        ),
     ],
 )
 def test_each_fault_is_one_clear_line(tmp_path, change, fault):

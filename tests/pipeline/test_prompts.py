@@ -56,8 +56,16 @@ def test_a_stored_split_and_category_are_taken(tmp_path):
         ([*many(40), {"prompt": "question 3"}], {}, r"1 duplicate prompts \('question 3'\)"),
         ([{"prompt": "a", "fold": "train"}], {"split_column": "fold"}, r"has no test prompts \(1 in all\)"),
         ([{"prompt": "a", "fold": "test"}], {"split_column": "fold"}, r"has no train prompts"),
-        ([{"prompt": "a", "fold": "valid"}], {"split_column": "fold"}, r"split 'valid'; it must be one of train, test"),
-        (many(3), {"prompt_column": "text"}, r"`prompts\.prompt_column` is 'text', but .* has the columns \['prompt'\]"),
+        (
+            [{"prompt": "a", "fold": "valid"}],
+            {"split_column": "fold"},
+            r"split 'valid'; it must be one of train, test",
+        ),
+        (
+            many(3),
+            {"prompt_column": "text"},
+            r"`prompts\.prompt_column` is 'text', but .* has the columns \['prompt'\]",
+        ),
         (many(3), {"category_column": "topic"}, r"`prompts\.category_column` is 'topic'"),
         ([{"prompt": "  "}], {}, r"row 0: the prompt is '  '; it must be a non-empty text"),
         ([{"prompt": [{"role": "user"}]}], {}, r"`role` and `content` must be strings"),

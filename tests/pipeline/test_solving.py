@@ -61,7 +61,15 @@ def test_the_content_is_json_and_holds_what_others_rely_on():
     dual, _ = solved(scored_rows(rng, n_constraints=2), constraints, heldout=scored_rows(rng, 30, n_constraints=2))
     json.dumps(dual, allow_nan=False)
     assert {"schema_version", "status", "beta", "n_prompts", "n_samples", "dual_value", "primal_value"} <= dual.keys()
-    assert {"duality_gap", "kkt_residual", "n_evaluations", "reward", "kl", "constraints", "diagnostics"} <= dual.keys()
+    assert {
+        "duality_gap",
+        "kkt_residual",
+        "n_evaluations",
+        "reward",
+        "kl",
+        "constraints",
+        "diagnostics",
+    } <= dual.keys()
     assert dual["kkt_residual"] <= 1e-8
     assert abs(dual["duality_gap"]) <= 1e-8
     expected = {"name", "direction", "threshold", "margin", "reference", "multiplier", "multiplier_ci95"}
@@ -108,7 +116,9 @@ def test_the_frontier_holds_the_runs_own_point():
     frontier = build_frontier_table(problem, constraints, n_points=11).to_pandas()
     assert list(frontier["constraint"].unique()) == ["a", "b"]
     for entry in dual["constraints"]:
-        rows = frontier[(frontier["constraint"] == entry["name"]) & np.isclose(frontier["threshold"], entry["threshold"])]
+        rows = frontier[
+            (frontier["constraint"] == entry["name"]) & np.isclose(frontier["threshold"], entry["threshold"])
+        ]
         assert len(rows) == 1
         assert rows["reward"].item() == pytest.approx(dual["reward"]["predicted"], abs=1e-8)
         assert rows[f"multiplier_{entry['name']}"].item() == pytest.approx(entry["multiplier"], abs=1e-7)
