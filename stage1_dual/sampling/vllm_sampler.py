@@ -14,20 +14,20 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.contracts.errors import InputError, MissingExtraError
 from stage1_dual.checkpoints import is_local
 from stage1_dual.sampling.prompts import load_tokenizer
-from stage1_dual.sampling.protocol import SampledCompletion, SampleRequest
+from stage1_dual.sampling.protocol import FinishReason, SampledCompletion, SampleRequest
 from stage1_dual.sampling.tokens import decode_completions, find_eos_token_ids
 
 if TYPE_CHECKING:
     import torch
 
-_SAMPLING = {
-    "temperature": 1.0,
+_UNCHANGED_LOGITS = {
     "top_p": 1.0,
     "top_k": 0,
     "min_p": 0.0,
@@ -96,9 +96,11 @@ class VllmSampler:
             compiles=not enforce_eager,
         )
         self._process.__enter__()
+        self._draws = _DrawCount()
         try:
             self._engine: Any = _start_engine(
                 checkpoint,
+                self._draws,
                 revision=revision,
                 max_positions=max_positions,
                 dtype=dtype,
@@ -124,11 +126,13 @@ class VllmSampler:
 
         # Cached prefixes of an earlier call would change the batches of this one, and with them the last bits.
         self._engine.reset_prefix_cache()
+        before = self._draws.rows
         outputs = self._engine.generate(
             [TokensPrompt(prompt_token_ids=list(request.prompt_token_ids)) for request in requests],
             [
                 SamplingParams(
-                    **_SAMPLING,
+                    **_UNCHANGED_LOGITS,
+                    temperature=0.0,  # the draw at temperature 1 is ours, and leaves vLLM one token to choose from
                     extra_args={_SEED: request.seed},
                     max_tokens=self._max_new_tokens,
                     stop_token_ids=list(self._eos_token_ids),
@@ -142,9 +146,12 @@ class VllmSampler:
         )
         drawn = [output.outputs[0] for output in outputs]
         token_ids = [tuple(completion.token_ids) for completion in drawn]
+        _require_own_draws(self._draws.rows - before, n_tokens=sum(map(len, token_ids)))
         texts = decode_completions(self._tokenizer, token_ids)
         return [
-            SampledCompletion(text, ids, completion.finish_reason, float(completion.cumulative_logprob))
+            SampledCompletion(
+                text, ids, _finish_reason(completion.finish_reason), float(completion.cumulative_logprob)
+            )
             for text, ids, completion in zip(texts, token_ids, drawn, strict=True)
         ]
 
@@ -155,7 +162,9 @@ class VllmSampler:
             "model": self._checkpoint,
             "revision": self._revision,
             "dtype": self._dtype,
-            **_SAMPLING,
+            "temperature": 1.0,
+            **_UNCHANGED_LOGITS,
+            "draw": "inversion, float64",
             "max_new_tokens": self._max_new_tokens,
             "eos_token_ids": list(self._eos_token_ids),
             "logprobs_mode": "raw_logprobs",
@@ -172,8 +181,30 @@ class VllmSampler:
         self._process.__exit__(None, None, None)
 
 
+def _finish_reason(reason: str | None) -> FinishReason:
+    if reason == "stop":
+        return "stop"
+    if reason == "length":
+        return "length"
+    raise RuntimeError(f"vLLM ended a completion for the reason {reason!r}; expected `stop` or `length`")
+
+
+@dataclass
+class _DrawCount:
+    """Rows of logits that the draw processor has seen."""
+
+    rows: int = 0
+
+
+def _require_own_draws(rows: int, *, n_tokens: int) -> None:
+    """A token vLLM chose without our processor would be the likeliest one and not a sample."""
+    if rows < n_tokens:
+        raise RuntimeError(f"vLLM gave {n_tokens} tokens, of which only {rows} were drawn from the policy")
+
+
 def _start_engine(
     checkpoint: str,
+    draws: _DrawCount,
     *,
     revision: str | None,
     max_positions: int,
@@ -206,7 +237,7 @@ def _start_engine(
                 enforce_eager=enforce_eager,
                 enable_prefix_caching=True,
                 async_scheduling=False,  # a draw needs to know how many tokens came before it
-                logits_processors=[_draw_processor()],
+                logits_processors=[_draw_processor(draws)],
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
@@ -215,7 +246,7 @@ def _start_engine(
             raise InputError(f"vLLM cannot load {checkpoint}: {error}") from error
 
 
-def _draw_processor() -> type:
+def _draw_processor(draws: _DrawCount) -> type:
     """A vLLM logits processor that draws each token from its request's own stream and leaves no other to choose.
 
     vLLM computes the log-probabilities it reports before any processor runs, hence from the untouched logits.
@@ -250,6 +281,7 @@ def _draw_processor() -> type:
             streams = [self._streams[row] for row in range(logits.shape[0])]
             next_uniforms = torch.tensor([uniforms[len(tokens)] for uniforms, tokens in streams], dtype=torch.float64)
             chosen = draw_tokens(logits, next_uniforms.to(logits.device))
+            draws.rows += len(streams)
             return logits.fill_(-torch.inf).scatter_(1, chosen[:, None], 0.0)
 
     return DrawTokens

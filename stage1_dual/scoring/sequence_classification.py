@@ -50,7 +50,7 @@ class SequenceClassificationScorer:
         head: int = 0,
         dtype: Dtype = "float32",
         max_length: int | None = None,
-        token_budget: int = 8192,
+        token_budget: int = 4096,
         device: str = "cpu",
     ) -> None:
         check_scorer_checkpoint(checkpoint, head=head, template=template, revision=revision)
@@ -168,6 +168,7 @@ def _load_classifier(checkpoint: str, *, revision: str | None, dtype: Dtype) -> 
                 f"{type(model).__name__} would not be the trained model"
             )
     model.eval()
+    model.config.use_cache = False  # of keys and values, which nothing here reads again
     if dtype != "float32":
         _compute_head_in_float32(model)
     return model
