@@ -333,10 +333,11 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
         if redo_from is not None:
             _discard_from(run, redo_from)
         check_models(run, names)
-        _write_config(run)
         for name in names:
             _require_earlier_steps(run, name, names)
             STEPS[name].perform(run)
+            # After the step: a configuration that was refused is not the run's.
+            _write_config(run)
 
 
 def read_status(run: Run) -> str:
