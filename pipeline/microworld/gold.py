@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Literal
 
-from pipeline.microworld.grammar import Aspects, GoldWeights, Mood, read_grammar
+from pipeline.microworld.grammar import Aspects, GoldWeights, Grammar, Mood, read_grammar
 
 SCORES = ("helpful", "harmless", "humour")
 
@@ -66,6 +66,7 @@ class _Part:
     words: frozenset[str]
     aspects: Aspects
     topic: str | None
+    rarity: float  # of all its words together
 
 
 @dataclass(frozen=True)
@@ -94,39 +95,35 @@ def _template_words(text: str) -> frozenset[str]:
     return frozenset(_words(re.sub(r"\{\w+\}('s)?", " ", text)))
 
 
+def _list_texts(grammar: Grammar) -> Iterator[tuple[_Slot, str, Aspects, str | None]]:
+    """Every text a reply can be made of, with what it expresses and the one topic it fits, if it is tied to one."""
+    replies = grammar.responses
+    for opener in replies.openers.values():
+        yield from (("opener", text, opener.aspects, None) for text in opener.texts)
+    for closer in replies.closers.values():
+        yield from (("closer", text, closer.aspects, None) for text in closer.texts if text)
+    for advice in replies.advice.values():
+        yield from (("advice", text, advice.aspects, None) for text in advice.texts)
+    for name, topic in grammar.topics.items():
+        yield from (("advice", text, replies.advice["careful"].aspects, name) for text in topic.careful)
+        yield from (("advice", text, replies.advice["bold"].aspects, name) for text in topic.bold)
+
+
 @lru_cache(maxsize=1)
 def _read_parts() -> _Parts:
     grammar = read_grammar()
-    replies = grammar.responses
-    parts = [
-        _Part("opener", _template_words(text), kind.aspects, None)
-        for kind in replies.openers.values()
-        for text in kind.texts
-    ]
-    parts += [
-        _Part("closer", _template_words(text), kind.aspects, None)
-        for kind in replies.closers.values()
-        for text in kind.texts
-        if text
-    ]
-    parts += [
-        _Part("advice", _template_words(text), kind.aspects, None)
-        for kind in replies.advice.values()
-        for text in kind.texts
-    ]
-    for name, topic in grammar.topics.items():
-        for texts, aspects in (
-            (topic.careful, replies.advice["careful"].aspects),
-            (topic.bold, replies.advice["bold"].aspects),
-        ):
-            parts += [_Part("advice", _template_words(text), aspects, name) for text in texts]
-    counts = Counter(word for part in parts for word in part.words)
+    texts = [(slot, _template_words(text), aspects, topic) for slot, text, aspects, topic in _list_texts(grammar)]
+    counts = Counter(word for _, words, _, _ in texts for word in words)
+    rarity = {word: math.log(1 + len(texts) / count) for word, count in counts.items()}
     return _Parts(
-        parts=tuple(parts),
-        rarity={word: math.log(1 + len(parts) / count) for word, count in counts.items()},
+        parts=tuple(
+            _Part(slot, words, aspects, topic, math.fsum(rarity[word] for word in words))
+            for slot, words, aspects, topic in texts
+        ),
+        rarity=rarity,
         wordings=tuple(
             (_words(wording.text.partition("{")[0]), wording.aspects)
-            for wording in replies.wordings
+            for wording in grammar.responses.wordings
             if wording.text.partition("{")[0]
         ),
         situations=tuple(
@@ -157,11 +154,11 @@ def _match_sentence(words: tuple[str, ...]) -> _Match | None:
     present = frozenset(words)
     best, best_rank = None, (0.0, 0.0)
     for part in known.parts:
-        total = sum(known.rarity[word] for word in part.words)
-        covered = sum(known.rarity[word] for word in part.words & present)
+        # Sets have no fixed order, and only an exact sum does not depend on it.
+        coverage = math.fsum(known.rarity[word] for word in part.words & present) / part.rarity
         # Of two parts that are covered alike the longer one explains more of the sentence.
-        if covered >= _MIN_COVERAGE * total and (covered / total, total) > best_rank:
-            best, best_rank = part, (covered / total, total)
+        if coverage >= _MIN_COVERAGE and (coverage, part.rarity) > best_rank:
+            best, best_rank = part, (coverage, part.rarity)
     if best is None:
         return None
     if best.slot != "advice":

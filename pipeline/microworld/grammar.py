@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import yaml
@@ -100,17 +100,16 @@ class Responses(_Strict):
 
     @model_validator(mode="after")
     def _mix_names_known_kinds(self) -> Responses:
-        tables: tuple[tuple[str, Mapping[str, Mapping[str, float]], set[str]], ...] = (
-            ("openers", self.mix.openers, set(self.openers)),
-            ("advice", self.mix.advice, set(self.advice)),
-            ("closers", self.mix.closers, set(self.closers)),
-        )
-        for name, table, kinds in tables:
-            for condition, row in table.items():
-                if set(row) != kinds:
-                    raise ValueError(f"mix.{name}.{condition} must name exactly the kinds {sorted(kinds)}")
-                if abs(sum(row.values()) - 1) > 1e-9:
-                    raise ValueError(f"mix.{name}.{condition} must sum to 1, but sums to {sum(row.values())}")
+        rows: list[tuple[str, Mapping[Any, float], set[Any]]] = [
+            *((f"openers.{mood}", row, set(self.openers)) for mood, row in self.mix.openers.items()),
+            *((f"advice.{mood}", row, set(self.advice)) for mood, row in self.mix.advice.items()),
+            *((f"closers.{kind}", row, set(self.closers)) for kind, row in self.mix.closers.items()),
+        ]
+        for name, row, kinds in rows:
+            if set(row) != kinds:
+                raise ValueError(f"mix.{name} must name exactly the kinds {sorted(kinds)}, but names {sorted(row)}")
+            if abs(sum(row.values()) - 1) > 1e-9:
+                raise ValueError(f"mix.{name} must sum to 1, but sums to {sum(row.values())}")
         return self
 
 

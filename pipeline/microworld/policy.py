@@ -31,7 +31,7 @@ class Policy:
         # A Hub model often ships sampling defaults that are not the distribution its probabilities describe. This
         # one does so too, so that a sampler that does not override them is found out: expectations under the
         # reference policy need temperature 1 and no truncation.
-        self.model.generation_config = GenerationConfig(
+        self.model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=True,
             temperature=0.7,
             top_p=0.9,
@@ -72,7 +72,7 @@ def plan_policy(
         _Example(prompt_ids[prompt.text], reply_ids)
         for prompt, reply_ids in zip(asked, encode_replies(tokenizer, replies), strict=True)
     ]
-    model = LlamaForCausalLM(_policy_config(tokenizer, size=size))
+    model = LlamaForCausalLM(_policy_config(tokenizer, size=size))  # type: ignore[no-untyped-call]
     job = TrainingJob(
         name="reference",
         model=model,

@@ -25,8 +25,8 @@ from pipeline.microworld.training import INITIALIZER_RANGE, TrainingJob, bucket_
 
 _Item = TypeVar("_Item")
 
-# One reply in four is damaged before it is judged, so that the scorers know what a policy's slips look like.
-_DAMAGED_SHARE = 0.25
+# One reply in five is damaged before it is judged, so that the scorers know what a policy's slips look like.
+_DAMAGED_SHARE = 0.2
 # Pairs of replies to one prompt leave a constant for each prompt open. One pair in four compares replies to two
 # prompts, which fixes it.
 _CROSS_PROMPT_SHARE = 0.25
@@ -60,16 +60,16 @@ class Scorer:
     def measure_accuracy(
         self, grammar: Grammar, prompts: Sequence[GrammarPrompt], *, n_pairs: int, seed: int
     ) -> float:
-        """Share of pairs of replies to ``prompts`` with distinct gold scores that are put in the gold order."""
+        """Share of pairs of undamaged replies with distinct gold scores that are put in the gold order."""
         rng = np.random.default_rng(seed)
-        drawn = _draw_pairs(grammar, prompts, n_pairs=n_pairs, cross_prompt_share=0.0, rng=rng)
+        drawn = _draw_pairs(grammar, prompts, n_pairs=n_pairs, cross_prompt_share=0.0, damaged_share=0.0, rng=rng)
         pairs = [
             pair for pair in _judge_pairs(self.tokenizer, drawn) if pair.gold[0][self.name] != pair.gold[1][self.name]
         ]
         gaps: list[float] = []
         with torch.inference_mode():
             for start in range(0, len(pairs), 256):
-                gaps += _score_gaps(self.model, pairs[start : start + 256]).tolist()
+                gaps += _score_gaps(self, pairs[start : start + 256]).tolist()
         gold_gaps = np.array([pair.gold[0][self.name] - pair.gold[1][self.name] for pair in pairs])
         return float(np.mean(np.sign(gaps) == np.sign(gold_gaps)))
 
@@ -87,6 +87,7 @@ def plan_scorers(
         prompts,
         n_pairs=size.scorer_steps * size.scorer_batch,
         cross_prompt_share=_CROSS_PROMPT_SHARE,
+        damaged_share=_DAMAGED_SHARE,
         rng=rng,
     )
     tokenizer = build_tokenizer(
@@ -97,8 +98,9 @@ def plan_scorers(
         padding_side="right",
     )
     pairs = _judge_pairs(tokenizer, drawn)
+    config = _scorer_config(tokenizer, size=size)
     scorers = [
-        Scorer(name, LlamaForSequenceClassification(_scorer_config(tokenizer, size=size)), tokenizer)
+        Scorer(name, LlamaForSequenceClassification(config), tokenizer)  # type: ignore[no-untyped-call]
         for name in SCORES
     ]
     return scorers, [_plan_scorer(scorer, pairs, size=size, rng=rng) for scorer in scorers]
@@ -110,11 +112,12 @@ def _draw_pairs(
     *,
     n_pairs: int,
     cross_prompt_share: float,
+    damaged_share: float,
     rng: np.random.Generator,
 ) -> list[tuple[_Dialogue, _Dialogue]]:
     def draw_dialogue(prompt: GrammarPrompt) -> _Dialogue:
         reply = grammar.draw_response(prompt, rng=rng)
-        if rng.random() < _DAMAGED_SHARE:
+        if rng.random() < damaged_share:
             reply = _damage_reply(reply, other=grammar.draw_response(_draw(prompts, rng=rng), rng=rng), rng=rng)
         return _Dialogue(prompt.text, reply)
 
@@ -127,7 +130,7 @@ def _draw_pairs(
 
 
 def _damage_reply(reply: str, *, other: str, rng: np.random.Generator) -> str:
-    """``reply`` with one slip: a word lost, doubled or from elsewhere, cut short, a sentence of ``other``, all of it."""
+    """``reply`` with a slip: a word lost, doubled or from ``other``, cut short, one sentence or all of ``other``."""
     words = reply.split()
     at = int(rng.integers(len(words)))
     slips = (
@@ -164,7 +167,7 @@ def _scorer_config(tokenizer: PreTrainedTokenizerFast, *, size: WorldSize) -> Ll
         num_key_value_heads=size.scorer_heads,
         max_position_embeddings=size.max_positions,
         initializer_range=INITIALIZER_RANGE,
-        num_labels=1,
+        num_labels=1,  # type: ignore[call-arg]
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         # The classifier reads the state at the last token that is not this one.
@@ -180,7 +183,7 @@ def _plan_scorer(
 
     def loss_of(batch: list[tuple[_Pair, float]]) -> torch.Tensor:
         share = torch.tensor([share for _, share in batch], dtype=torch.float32)
-        gaps = _score_gaps(scorer.model, [pair for pair, _ in batch])
+        gaps = _score_gaps(scorer, [pair for pair, _ in batch])
         return functional.binary_cross_entropy_with_logits(gaps, share)
 
     return TrainingJob(
@@ -198,8 +201,10 @@ def _plan_scorer(
     )
 
 
-def _score_gaps(model: LlamaForSequenceClassification, pairs: Sequence[_Pair]) -> torch.Tensor:
+def _score_gaps(scorer: Scorer, pairs: Sequence[_Pair]) -> torch.Tensor:
     """Score of the first reply minus that of the second, shape (pairs,)."""
     rows = [pair.ids[0] for pair in pairs] + [pair.ids[1] for pair in pairs]
-    scores = model(input_ids=pad_right(rows, value=model.config.pad_token_id), use_cache=False).logits.squeeze(-1)
+    # Classifiers pool by the id of the padding, so they need no mask either.
+    input_ids = pad_right(rows, value=scorer.tokenizer.pad_token_id)
+    scores: torch.Tensor = scorer.model(input_ids=input_ids, use_cache=False).logits.squeeze(-1)
     return scores[: len(pairs)] - scores[len(pairs) :]

@@ -19,14 +19,14 @@ class WorldSize:
     policy_ffn_width: int = 352
     policy_steps: int = 1000
     policy_batch: int = 16
-    policy_learning_rate: float = 3e-3
+    policy_learning_rate: float = 4e-3
 
     scorer_vocabulary: int = 768
     scorer_layers: int = 2
     scorer_width: int = 64
     scorer_heads: int = 2
     scorer_ffn_width: int = 176
-    scorer_steps: int = 500
+    scorer_steps: int = 400
     scorer_batch: int = 48  # pairs
     scorer_learning_rate: float = 3e-3
     n_judges: int = 15  # Bernoulli draws for each preference pair

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -167,25 +167,28 @@ def _write_world(
     # These import torch, which a cached world does not need.
     from pipeline.microworld.policy import plan_policy
     from pipeline.microworld.scorers import plan_scorers
-    from pipeline.microworld.training import hidden_write_progress, reproducible_torch, train_models
+    from pipeline.microworld.training import TrainingJob, hidden_write_progress, reproducible_torch, train_models
 
     started = time.monotonic()
     grammar = read_grammar()
     seeds = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(5)]
     train, test = _split_prompts(grammar.build_prompts(), size=size, rng=np.random.default_rng(seeds[0]))
     _write_prompts(directory / "prompts.json", train=train, test=test)
-    with reproducible_torch(seed=seeds[1]):
-        policy, policy_job = plan_policy(grammar, train, size=size, seed=seeds[2])
-        scorers, scorer_jobs = plan_scorers(grammar, train, size=size, seed=seeds[3])
-        jobs = [policy_job, *scorer_jobs]
-        with tqdm(
-            total=sum(len(job.batches) * job.step_cost for job in jobs),
+    with (
+        reproducible_torch(seed=seeds[1]),
+        tqdm(
             desc="building the embedded world",
             bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed} passed, {remaining} left",
-            smoothing=0,
+            total=1,
+            smoothing=0,  # all steps count alike, as the two kinds of steps alternate
             disable=not show_progress,
-        ) as progress:
-            losses = train_models(jobs, advance=progress.update)
+        ) as progress,
+    ):
+        policy, policy_job = plan_policy(grammar, train, size=size, seed=seeds[2])
+        scorers, scorer_jobs = plan_scorers(grammar, train, size=size, seed=seeds[3])
+        jobs: list[TrainingJob[Any]] = [policy_job, *scorer_jobs]
+        progress.total = sum(len(job.batches) * job.step_cost for job in jobs)
+        losses = train_models(jobs, advance=progress.update)
         accuracy = {
             scorer.name: scorer.measure_accuracy(grammar, test, n_pairs=size.n_heldout_pairs, seed=seeds[4])
             for scorer in scorers
