@@ -15,21 +15,32 @@ from pipeline.contracts.errors import InputError
 
 TokenIds = Sequence[int] | np.ndarray
 IGNORED = -100
+_SHARING = 16
+"""Completions of a prompt that are scored in one batch: more save little of the prompt, and cost padding."""
 
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Prompts padded on the left and completions on the right, so that the completions share their columns.
+    """Prompts once each, and completions that refer to them.
 
-    The last token of a completion is predicted but never fed.
+    All but the last token of a prompt is its prefix, padded on the left. A completion's row feeds the prompt's last
+    token and the completion without its last one, padded on the right, so that each fed token predicts one target.
 
     Attributes:
-        input_ids: shape (n, prompt + completion - 1).
-        attention_mask: 1 where there is a token, same shape.
-        position_ids: counted from each row's first token, same shape.
+        prefix_ids: shape (u, prefix).
+        prefix_mask: 1 where there is a token, same shape.
+        prefix_positions: counted from each prompt's first token, same shape.
+        prefix_of_row: row of ``prefix_ids`` each completion continues, shape (n,).
+        input_ids: shape (n, completion).
+        attention_mask: 1 where there is a token, shape (n, prefix + completion).
+        position_ids: counted from each prompt's first token, shape (n, completion).
         targets: the completion's token ids, :data:`IGNORED` behind its end, shape (n, completion).
     """
 
+    prefix_ids: torch.Tensor
+    prefix_mask: torch.Tensor
+    prefix_positions: torch.Tensor
+    prefix_of_row: torch.Tensor
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
@@ -37,7 +48,7 @@ class SequenceBatch:
 
 
 def build_batch(sequences: Sequence[tuple[TokenIds, TokenIds]]) -> SequenceBatch:
-    """Pad pairs of prompt and completion token ids.
+    """Pad pairs of prompt and completion token ids; equal prompts are kept once.
 
     Raises:
         InputError: a prompt or a completion has no tokens.
@@ -46,21 +57,31 @@ def build_batch(sequences: Sequence[tuple[TokenIds, TokenIds]]) -> SequenceBatch
         if len(prompt) == 0 or len(completion) == 0:
             part = "prompt" if len(prompt) == 0 else "completion"
             raise InputError(f"sequence {place} has a {part} without tokens; both need at least one")
-    width = max(len(prompt) for prompt, _ in sequences)
-    height, tail = len(sequences), max(len(completion) for _, completion in sequences)
-    ids = np.zeros((height, width + tail), dtype=np.int64)
-    mask = np.zeros((height, width + tail), dtype=np.int64)
-    targets = np.full((height, tail), IGNORED, dtype=np.int64)
-    for row, (prompt, completion) in enumerate(sequences):
-        ids[row, width - len(prompt) : width] = prompt
-        ids[row, width : width + len(completion)] = completion
-        mask[row, width - len(prompt) : width + len(completion)] = 1
-        targets[row, : len(completion)] = completion
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+    places: dict[tuple[int, ...], int] = {}
+    prefix_of_row = np.array([places.setdefault(tuple(prompt), len(places)) for prompt, _ in sequences])
+    prompt_length = np.array([len(prompt) for prompt in places])
+    width = max(1, int(prompt_length.max()) - 1)
+    prefix_ids = np.zeros((len(places), width), dtype=np.int64)
+    for prompt, row in places.items():
+        prefix_ids[row, width - len(prompt) + 1 :] = prompt[:-1]
+    prefix_positions = np.arange(width) - (width - prompt_length[:, None] + 1)
+    prefix_mask = prefix_positions >= 0
+
+    completion_length = np.array([len(completion) for _, completion in sequences])
+    tail = int(completion_length.max())
+    present = np.arange(tail) < completion_length[:, None]
+    targets = np.full((len(sequences), tail), IGNORED, dtype=np.int64)
+    targets[present] = np.concatenate([np.asarray(completion) for _, completion in sequences])
+    last_of_prompt = np.array([[prompt[-1]] for prompt, _ in sequences])
+    fed = np.concatenate([last_of_prompt, np.where(targets == IGNORED, 0, targets)[:, :-1]], axis=1)
     return SequenceBatch(
-        input_ids=torch.from_numpy(ids[:, :-1]),
-        attention_mask=torch.from_numpy(mask[:, :-1]),
-        position_ids=torch.from_numpy(positions[:, :-1]),
+        prefix_ids=torch.from_numpy(prefix_ids),
+        prefix_mask=torch.from_numpy(prefix_mask.astype(np.int64)),
+        prefix_positions=torch.from_numpy(np.maximum(prefix_positions, 0)),
+        prefix_of_row=torch.from_numpy(prefix_of_row),
+        input_ids=torch.from_numpy(fed),
+        attention_mask=torch.from_numpy(np.hstack([prefix_mask[prefix_of_row], present]).astype(np.int64)),
+        position_ids=torch.from_numpy(prompt_length[prefix_of_row][:, None] - 1 + np.arange(tail)),
         targets=torch.from_numpy(targets),
     )
 
@@ -68,15 +89,23 @@ def build_batch(sequences: Sequence[tuple[TokenIds, TokenIds]]) -> SequenceBatch
 def sequence_logp(model: torch.nn.Module, batch: SequenceBatch) -> torch.Tensor:
     """Log pi(completion | prompt) of each row, nats, float32, shape (n,); differentiable.
 
-    The head is applied to the positions that predict a completion token only.
+    Each prompt goes through the model once, and its keys and values serve all its completions. The head is applied to
+    the positions that predict a completion token only.
     """
-    n_targets = batch.targets.shape[1]
+    cache = model(
+        input_ids=batch.prefix_ids,
+        attention_mask=batch.prefix_mask,
+        position_ids=batch.prefix_positions,
+        use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values
+    cache.batch_select_indices(batch.prefix_of_row)
     logits = model(
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=n_targets,
+        past_key_values=cache,
+        use_cache=True,
     ).logits
     present = batch.targets != IGNORED
     token_nll = functional.cross_entropy(logits[present].float(), batch.targets[present], reduction="none")
@@ -113,7 +142,7 @@ def score_sequences(
             torch.inference_mode(),
             tqdm(total=len(sequences), desc=description, unit="seq", disable=not show_progress, leave=False) as bar,
         ):
-            for rows in iterate_budgeted([(len(prompt), len(done)) for prompt, done in sequences], token_budget):
+            for rows in iterate_budgeted(sequences, token_budget):
                 batch = move_batch(build_batch([sequences[row] for row in rows]), model.device)
                 logp[rows] = sequence_logp(model, batch).double().cpu().numpy()
                 bar.update(len(rows))
@@ -124,25 +153,35 @@ def score_sequences(
 
 def move_batch(batch: SequenceBatch, device: torch.device) -> SequenceBatch:
     """Copy the batch to a device."""
-    return SequenceBatch(
-        input_ids=batch.input_ids.to(device),
-        attention_mask=batch.attention_mask.to(device),
-        position_ids=batch.position_ids.to(device),
-        targets=batch.targets.to(device),
-    )
+    return SequenceBatch(**{name: tensor.to(device) for name, tensor in vars(batch).items()})
 
 
-def iterate_budgeted(lengths: Sequence[tuple[int, int]], token_budget: int) -> Iterator[list[int]]:
-    """Rows in batches of similar length whose padded size stays within the budget; a single longer row goes alone."""
+def iterate_budgeted(sequences: Sequence[tuple[TokenIds, TokenIds]], token_budget: int) -> Iterator[list[int]]:
+    """Rows in batches that share prompts and have completions of similar length.
+
+    The tokens of a batch, distinct prompts and completions with their padding, stay within the budget; a single row
+    that exceeds it goes alone.
+    """
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for row, (prompt, _) in enumerate(sequences):
+        by_prompt.setdefault(tuple(prompt), []).append(row)
+    runs = []
+    for prompt, rows in by_prompt.items():
+        rows.sort(key=lambda row: len(sequences[row][1]))
+        for start in range(0, len(rows), _SHARING):
+            run = rows[start : start + _SHARING]
+            runs.append((len(sequences[run[-1]][1]), len(prompt), prompt, run))
     batch: list[int] = []
+    prompts: set[tuple[int, ...]] = set()
     widest = tail = 0
-    for row in sorted(range(len(lengths)), key=lambda place: lengths[place][::-1]):
-        prompt, completion = lengths[row]
-        width, height = max(widest, prompt), max(tail, completion)
-        if batch and (len(batch) + 1) * (width + height) > token_budget:
-            yield batch
-            batch, width, height = [], prompt, completion
-        batch.append(row)
-        widest, tail = width, height
+    for _, _, prompt, run in sorted(runs):
+        for row in run:
+            width, height = max(widest, len(prompt)), max(tail, len(sequences[row][1]))
+            if batch and len(prompts | {prompt}) * width + (len(batch) + 1) * height > token_budget:
+                yield batch
+                batch, prompts, width, height = [], set(), len(prompt), len(sequences[row][1])
+            batch.append(row)
+            prompts.add(prompt)
+            widest, tail = width, height
     if batch:
         yield batch

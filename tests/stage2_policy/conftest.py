@@ -146,9 +146,8 @@ def _draw_rows(reference: Path, model: PreTrainedModel) -> Rows:
     rng = np.random.default_rng(3)
     rows = []
     for place, count in enumerate(N_SAMPLES):
-        messages = [
-            {"role": "user", "content": " ".join(["rest", "walk", "call a friend"][: 1 + place % 3] + [str(place)])}
-        ]
+        text = " ".join(["rest", "walk", "call a friend"][: 1 + place % 3])
+        messages = [{"role": "user", "content": f"{text} {place}"}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
         with torch.random.fork_rng():
             torch.manual_seed(place)

@@ -12,8 +12,13 @@ from stage2_policy.logprobs import IGNORED, build_batch, iterate_budgeted, score
 @pytest.fixture(scope="module")
 def sequences() -> list[tuple[list[int], list[int]]]:
     rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 25, size=(40, 2))
-    return [(rng.integers(5, 300, size=p).tolist(), rng.integers(5, 300, size=c).tolist()) for p, c in lengths]
+    lengths = rng.integers(1, 25, size=(20, 3))
+    return [
+        (prompt, rng.integers(5, 300, size=length).tolist())
+        for p, *completions in lengths
+        for prompt in [rng.integers(5, 300, size=p).tolist()]
+        for length in completions
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,7 @@ def test_order_of_rows_is_kept(reference_model: PreTrainedModel, sequences: list
 
 
 def test_logits_of_prompt_tokens_are_never_computed(reference_model: PreTrainedModel) -> None:
-    batch = build_batch([([7] * 20, [8, 9]), ([7] * 3, [8, 9, 10])])
+    batch = build_batch([([7] * 20, [8, 9]), ([7] * 3, [8, 9, 10]), ([7] * 3, [8])])
     shapes = []
     handle = reference_model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
     try:
@@ -57,27 +62,53 @@ def test_logits_of_prompt_tokens_are_never_computed(reference_model: PreTrainedM
     finally:
         handle.remove()
 
-    assert [tuple(shape[:2]) for shape in shapes] == [(2, 3)]
+    assert [tuple(shape[:2]) for shape in shapes] == [(2, 1), (3, 3)]
 
 
 def test_batch_holds_the_given_tokens_and_nothing_else() -> None:
-    batch = build_batch([([1, 2, 3], [4, 5]), ([6], [7, 8, 9])])
+    batch = build_batch([([1, 2, 3], [4, 5]), ([6], [7, 8, 9]), ([1, 2, 3], [4])])
 
-    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5], [0, 0, 6, 7, 8]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 1, 2]]
-    assert batch.targets.tolist() == [[4, 5, IGNORED], [7, 8, 9]]
+    assert batch.prefix_ids.tolist() == [[1, 2], [0, 0]]
+    assert batch.prefix_mask.tolist() == [[1, 1], [0, 0]]
+    assert batch.prefix_positions.tolist() == [[0, 1], [0, 0]]
+    assert batch.prefix_of_row.tolist() == [0, 1, 0]
+    assert batch.input_ids.tolist() == [[3, 4, 5], [6, 7, 8], [3, 4, 0]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]]
+    assert batch.position_ids.tolist() == [[2, 3, 4], [0, 1, 2], [2, 3, 4]]
+    assert batch.targets.tolist() == [[4, 5, IGNORED], [7, 8, 9], [4, IGNORED, IGNORED]]
 
 
-def test_budget_holds_and_every_row_comes_once() -> None:
+def test_shared_prompts_give_the_gradient_of_separate_ones(reference_model: PreTrainedModel) -> None:
+    sequences = [([5, 6, 7], [8, 9]), ([5, 6, 7], [10]), ([11], [12, 13, 14]), ([5, 6, 7], [8, 9, 10])]
+    weight = torch.tensor([0.3, -1.0, 2.0, 0.7])
+    gradients = []
+    for groups in ([sequences], [[sequence] for sequence in sequences]):
+        reference_model.zero_grad()
+        logp = torch.cat([sequence_logp(reference_model, build_batch(group)) for group in groups])
+        (logp * weight).sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in reference_model.parameters()]))
+    reference_model.zero_grad(set_to_none=True)
+
+    assert gradients[0].norm() > 1
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+
+
+def test_budget_holds_every_row_comes_once_and_prompts_are_shared() -> None:
     rng = np.random.default_rng(1)
-    lengths = [(int(p), int(c)) for p, c in rng.integers(1, 60, size=(300, 2))]
-    batches = list(iterate_budgeted(lengths, 200))
+    sequences = [
+        ([prompt] * int(width), [1] * int(length))
+        for prompt, width in enumerate(rng.integers(1, 60, size=30))
+        for length in rng.integers(1, 60, size=20)
+    ]
+    batches = list(iterate_budgeted(sequences, 400))
 
-    assert sorted(row for batch in batches for row in batch) == list(range(300))
-    for batch in batches:
-        padded = len(batch) * (max(lengths[row][0] for row in batch) + max(lengths[row][1] for row in batch))
-        assert padded <= 200 or len(batch) == 1
+    assert sorted(row for batch in batches for row in batch) == list(range(600))
+    prompts_run = 0
+    for rows in batches:
+        batch = build_batch([sequences[row] for row in rows])
+        prompts_run += len(batch.prefix_ids)
+        assert batch.prefix_ids.numel() + batch.targets.numel() <= 400 or len(rows) == 1
+    assert prompts_run < 600 / 4
 
 
 def test_training_mode_and_its_absence_are_kept(reference_model: PreTrainedModel) -> None:

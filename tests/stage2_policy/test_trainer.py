@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from pipeline.contracts.errors import InputError
 from stage2_policy.callbacks import TrainingDivergedError
 from stage2_policy.data import read_training_data
-from stage2_policy.logprobs import score_sequences
+from stage2_policy.logprobs import IGNORED, score_sequences
 from stage2_policy.trainer import TrainResult, TrainSettings, train_policy
 
 SETTINGS = TrainSettings(
@@ -186,13 +186,12 @@ def test_trained_tokens_are_the_sampled_tokens(
     original: Callable[..., torch.Tensor] = trainer.sequence_logp
 
     def record(model: torch.nn.Module, batch: Any) -> torch.Tensor:
-        width = batch.input_ids.shape[1] - batch.targets.shape[1] + 1
-        for ids, mask, targets in zip(batch.input_ids, batch.attention_mask, batch.targets, strict=True):
-            prompt = ids[:width][mask[:width] == 1]
-            completion = targets[targets != -100]
-            fed = ids[width:][mask[width:] == 1]
-            assert fed.tolist() == completion[:-1].tolist()
-            seen.append((tuple(prompt.tolist()), tuple(completion.tolist())))
+        for row, place in enumerate(batch.prefix_of_row):
+            prefix = batch.prefix_ids[place][batch.prefix_mask[place] == 1].tolist()
+            completion = batch.targets[row][batch.targets[row] != IGNORED].tolist()
+            last, *fed = batch.input_ids[row, : len(completion)].tolist()
+            assert fed == completion[:-1]
+            seen.append(((*prefix, last), tuple(completion)))
         return original(model, batch)
 
     monkeypatch.setattr(trainer, "sequence_logp", record)
