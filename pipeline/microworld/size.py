@@ -17,7 +17,7 @@ class WorldSize:
     policy_width: int = 128
     policy_heads: int = 4
     policy_ffn_width: int = 352
-    policy_steps: int = 1000
+    policy_steps: int = 1200
     policy_batch: int = 16
     policy_learning_rate: float = 4e-3
 
