@@ -48,6 +48,9 @@ def _show_log() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # What these libraries warn of is theirs to change; what matters of it is checked where a model is loaded.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _parser() -> argparse.ArgumentParser:
