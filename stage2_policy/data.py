@@ -54,6 +54,12 @@ class Responses(Dataset[int]):
         """How many responses the prompt of each row has, shape (n,)."""
         return np.asarray(np.bincount(self.prompt_p)[self.prompt_p])
 
+    @property
+    def largest_ratio(self) -> np.ndarray:
+        """The largest K w_pk of each row's prompt, shape (n,)."""
+        starts = np.flatnonzero(np.diff(self.prompt_p, prepend=-1))
+        return np.asarray(np.maximum.reduceat(self.weight * self.n_samples, starts)[self.prompt_p])
+
     def select(self, prompts: Sequence[int]) -> Responses:
         """The responses of some prompts, given by their places."""
         rows = np.flatnonzero(np.isin(self.prompt_p, prompts))

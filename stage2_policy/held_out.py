@@ -64,6 +64,7 @@ def estimate_held_out(
             ref_logp=torch.from_numpy(ref_logp),
             weight=torch.from_numpy(responses.weight),
             n_samples=torch.from_numpy(n_samples),
+            largest_ratio=torch.from_numpy(responses.largest_ratio),
         ),
     )
     policy_weight = segment_softmax(logp - ref_logp, prompt_p)

@@ -22,11 +22,13 @@ class Targets:
         ref_logp: log pi_ref(y|x), nats, shape (n,).
         weight: tilted weight w_pk, shape (n,); all weights of a prompt sum to 1.
         n_samples: how many responses the prompt has in all, shape (n,).
+        largest_ratio: the largest K w_pk among the responses of the row's prompt, shape (n,).
     """
 
     ref_logp: torch.Tensor
     weight: torch.Tensor
     n_samples: torch.Tensor
+    largest_ratio: torch.Tensor
 
 
 class RowLoss(Protocol):
@@ -59,12 +61,19 @@ def tilted_kl(logp: torch.Tensor, targets: Targets) -> torch.Tensor:
     policy, where that of ``tilted_nll`` is as noisy as everywhere. On K samples: any policy whose ratio to pi_ref is
     K w on the responses drawn, which leaves the reference where nothing was drawn.
 
+    Where rho exceeds the largest tilted ratio of its prompt, c = max_k K w_k, it is continued by its tangent in
+    log rho, so that no response pulls harder than c / K: a few noisy ratios would else outweigh all others. pi_lambda
+    has no such ratio and stays a minimiser; the gradient equals that of ``tilted_nll`` in the mean for every policy
+    whose ratios stay below c.
+
     Source: the variational form of the Kullback-Leibler divergence of Nguyen, Wainwright and Jordan, "Estimating
     divergence functionals and the likelihood ratio by convex risk minimization", IEEE Trans. Inf. Theory 56 (2010),
-    doi:10.1109/TIT.2010.2068870, eq. 9, with log rho for the critic.
+    doi:10.1109/TIT.2010.2068870, with log rho for the critic.
     """
     log_ratio = logp - targets.ref_logp
-    return -targets.weight * log_ratio + torch.expm1(log_ratio) / targets.n_samples
+    below = torch.minimum(log_ratio, targets.largest_ratio.log())
+    ratio = torch.exp(below) * (1 + log_ratio - below)
+    return -targets.weight * log_ratio + (ratio - 1) / targets.n_samples
 
 
 @dataclass(frozen=True)

@@ -145,9 +145,12 @@ class TiltedTrainer(Trainer):
         self._policy = model
         self._objective = objective
         self._train = train
-        self._ref_logp = torch.from_numpy(ref_logp).float()
-        self._weight = torch.from_numpy(train.weight).float()
-        self._n_samples = torch.from_numpy(train.n_samples)
+        self._targets = {
+            "ref_logp": torch.from_numpy(ref_logp).float(),
+            "weight": torch.from_numpy(train.weight).float(),
+            "n_samples": torch.from_numpy(train.n_samples),
+            "largest_ratio": torch.from_numpy(train.largest_ratio).float(),
+        }
         self._held_out = held_out
         self._held_out_ref_logp = held_out_ref_logp
         self._sampler = sampler
@@ -169,9 +172,7 @@ class TiltedTrainer(Trainer):
     def _collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
         return {
             **vars(build_batch([self._train.sequences[row] for row in rows])),
-            "ref_logp": self._ref_logp[rows],
-            "weight": self._weight[rows],
-            "n_samples": self._n_samples[rows],
+            **{name: values[rows] for name, values in self._targets.items()},
         }
 
     @override
@@ -189,7 +190,7 @@ class TiltedTrainer(Trainer):
         batch = SequenceBatch(**{name: inputs[name] for name in SequenceBatch.__dataclass_fields__})
         losses = self._objective.row_loss(
             sequence_logp(model, batch),
-            Targets(ref_logp=inputs["ref_logp"], weight=inputs["weight"], n_samples=inputs["n_samples"]),
+            Targets(**{name: inputs[name] for name in self._targets}),
         )
         return losses.sum() * (len(self._sampler) / len(self._train.prompt_ids))
 
