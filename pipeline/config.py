@@ -88,6 +88,9 @@ class ConstraintSettings(_Section):
     direction: Direction
     threshold: float | None = None
     margin: float | None = None
+    reserve: Annotated[float, Field(ge=0)] = 0.0
+    """Score units the dual asks for beyond the demand, since a fine-tuned policy falls short of the tilted optimum by
+    what it cannot learn. The evaluation judges the demand itself."""
 
     @model_validator(mode="after")
     def _one_bound(self) -> Self:
@@ -145,11 +148,18 @@ class RunConfig(_Section):
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
-    def problem_constraints(self) -> tuple[Constraint, ...]:
-        """The constraints in the order of the recipe."""
+    def demanded_constraints(self) -> tuple[Constraint, ...]:
+        """The constraints as demanded, in the order of the recipe: what the evaluation judges."""
         return tuple(
             Constraint(name, bound.direction, threshold=bound.threshold, margin=bound.margin)
             for name, bound in self.constraints.items()
+        )
+
+    def solved_constraints(self) -> tuple[Constraint, ...]:
+        """The constraints with their reserves: what the dual solves for."""
+        return tuple(
+            demand.tightened(bound.reserve)
+            for demand, bound in zip(self.demanded_constraints(), self.constraints.values(), strict=True)
         )
 
     def used_scorers(self) -> dict[str, ScorerSettings]:

@@ -41,7 +41,7 @@ from pipeline.report import print_stage1, print_stage2, write_report
 from pipeline.responses import check_models, log_ratios, sample_policy, score_samples
 from pipeline.run import Run, derived_step_is_current, finish_step, log, remedy, reopen, require_extra
 from pipeline.scores import ScoredRows, read_scores
-from pipeline.solving import build_frontier_table, read_dual_constraints, solve_scores, write_frontier
+from pipeline.solving import build_frontier_table, solve_scores, write_frontier
 
 WORLD_SEED = 0
 """The embedded world is an input like any checkpoint: the seed of a run draws samples, not worlds."""
@@ -143,7 +143,7 @@ def solve(run: Run) -> None:
     }
     if derived_step_is_current(folder, step="solve", settings=settings, inputs=inputs):
         return
-    constraints = config.problem_constraints()
+    constraints = config.solved_constraints()
     dual, problem = solve_scores(
         _reference_scores(run, "train"),
         heldout=_reference_scores(run, "test"),
@@ -153,6 +153,10 @@ def solve(run: Run) -> None:
         n_replicates=config.solve.bootstrap_replicates,
         rng=np.random.default_rng(config.seed),
     )
+    for entry, bound in zip(dual["constraints"], config.constraints.values(), strict=True):
+        entry["reserve"] = bound.reserve
+        if bound.reserve:
+            log.info("solve: %s is solved with a reserve of %g beyond the demand", entry["name"], bound.reserve)
     frontier = build_frontier_table(problem, constraints, n_points=config.solve.frontier_points)
     write_frontier(folder / "frontier.parquet", frontier, metadata=run.table_metadata())
     write_json(folder / "dual.json", {**dual, "seed": config.seed, "inputs": inputs, "environment": environment()})
@@ -249,7 +253,8 @@ def evaluate(run: Run) -> None:
 
     started = time.monotonic()
     folder, config = run.folder / "evaluation", run.config
-    settings = {**config.evaluation.model_dump(mode="json"), "seed": config.seed}
+    demands = {name: bound.model_dump(mode="json") for name, bound in config.constraints.items()}
+    settings = {**config.evaluation.model_dump(mode="json"), "constraints": demands, "seed": config.seed}
     inputs = {name: read_manifest(run.folder / name).identity for name in ("policy", "dual", "samples")}
     begin_step(folder, settings=settings, inputs=inputs, remedy=remedy("evaluate"))
     dual = read_json(run.folder / "dual" / "dual.json")
@@ -360,7 +365,7 @@ def _compare(run: Run, dual: dict[str, Any]) -> dict[str, Any]:
         policy=policy,
         log_ratio=ratio_by_prompt,
         reward_name=dual["reward"]["name"],
-        constraints=read_dual_constraints(dual),
+        constraints=config.demanded_constraints(),
         lam_star=np.array([entry["multiplier"] for entry in dual["constraints"]]),
         beta=dual["beta"],
         n_replicates=config.evaluation.bootstrap_replicates,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipeline.contracts.errors import InputError
@@ -56,6 +56,14 @@ class Constraint:
     def sign(self) -> float:
         """+1 for ``>=``, -1 for ``<=``: the factor that makes the score "higher is better"."""
         return 1.0 if self.direction == ">=" else -1.0
+
+    def tightened(self, reserve: float) -> Constraint:
+        """The same constraint, harder to meet by ``reserve`` score units."""
+        offset = self.sign * reserve
+        if self.threshold is not None:
+            return replace(self, threshold=self.threshold + offset)
+        assert self.margin is not None  # __post_init__
+        return replace(self, margin=self.margin + offset)
 
     def absolute_threshold(self, reference_mean: float) -> float:
         """The threshold b in the user's direction, given the grand mean of the score under the reference policy."""

@@ -29,6 +29,7 @@ SHRUNK = [
     "--sampling.samples_per_prompt=8",
     "--sampling.shard_rows=1024",
     "--constraints.harmless.margin=0.3",
+    "--constraints.harmless.reserve=0",
     "--training.epochs=2",
     "--training.evaluations=6",
     "--evaluation.samples_per_prompt=8",

@@ -37,7 +37,7 @@ def test_every_shipped_recipe_is_valid():
 def test_recipes_are_found_by_name_and_by_path(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(MINIMAL)
-    assert load_config(path).problem_constraints() == (Constraint("harmless", ">=", margin=0.5),)
+    assert load_config(path).demanded_constraints() == (Constraint("harmless", ">=", margin=0.5),)
     assert load_config(Path("embedded")).reward == "helpful"
 
 
@@ -139,3 +139,17 @@ def test_models_resolve_to_embedded_names_folders_or_hub_ids(tmp_path):
     for missing in ("/not/there", "./not-there", "nowhere", "a/b/c"):
         with pytest.raises(InputError, match=r"`scorers\.x\.model` is .*no such folder"):
             resolve_model(ModelSettings(model=missing), {}, setting="scorers.x")
+
+
+@pytest.mark.parametrize(("direction", "solved"), [(">=", 0.7), ("<=", 0.3)])
+def test_a_reserve_tightens_what_is_solved_and_not_what_is_judged(tmp_path, direction, solved):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL.replace('">="', f'"{direction}"'))
+    config = load_config(path, {"constraints.harmless.reserve": "0.2"})
+    assert config.demanded_constraints() == (Constraint("harmless", direction, margin=0.5),)
+    assert config.solved_constraints()[0].margin == pytest.approx(solved)
+    assert Constraint("g", direction, threshold=0.5).tightened(0.2).threshold == pytest.approx(solved)
+    assert (
+        "`constraints.harmless.reserve` is -0.1"
+        in faults(MINIMAL, tmp_path, {"constraints.harmless.reserve": "-0.1"})[0]
+    )
