@@ -185,6 +185,8 @@ def read_frontiers(path: Path, dual: Mapping[str, Any], evaluation: Mapping[str,
         if rows.num_rows == 0:
             continue
         is_margin = bound["margin"] is not None
+        # A reserve is asked of the dual only: what is ruled out ends at the demand.
+        reserve = bound.get("reserve", 0.0) * (1 if bound["direction"] == ">=" else -1)
         origin = bound["reference"] if is_margin else 0.0
         score_k = _floats(rows[f"predicted_{name}"]) - origin
         order_k = np.argsort(score_k, kind="stable")
@@ -193,7 +195,7 @@ def read_frontiers(path: Path, dual: Mapping[str, Any], evaluation: Mapping[str,
             predicted_test, realised = _test_outcomes(evaluated[name], evaluation["reward"], is_margin=is_margin)
         curves.append(
             FrontierCurve(
-                bound=Bound(name, bound["direction"], bound["threshold"] - origin),
+                bound=Bound(name, bound["direction"], bound["threshold"] - reserve - origin),
                 is_margin=is_margin,
                 reward_name=reward["name"],
                 score_k=score_k[order_k],

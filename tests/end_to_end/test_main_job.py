@@ -25,15 +25,15 @@ from stage1_dual.dual import DualProblem, solve_dual
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
-SHRUNK = [
-    "--sampling.samples_per_prompt=8",
-    "--sampling.shard_rows=1024",
-    "--constraints.harmless.margin=0.3",
-    "--constraints.harmless.reserve=0",
-    "--training.epochs=2",
-    "--training.evaluations=6",
-    "--evaluation.samples_per_prompt=8",
-]
+SHRUNK = {
+    "sampling.samples_per_prompt": "8",
+    "sampling.shard_rows": "1024",
+    "constraints.harmless.margin": "0.3",
+    "constraints.harmless.reserve": "0",
+    "training.epochs": "2",
+    "training.evaluations": "6",
+    "evaluation.samples_per_prompt": "8",
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,10 @@ def data_dir(tmp_path_factory):
 
 def arguments(command, data_dir, name, *more):
     options = ["--run", name, "--data-dir", str(data_dir), "--no-progress"]
-    return [sys.executable, "-m", "pipeline.cli", *command.split(), *options, *SHRUNK, *more]
+    settings = {**SHRUNK, **dict(text.removeprefix("--").split("=") for text in more if "=" in text)}
+    flags = [text for text in more if "=" not in text]
+    program = str(Path(sys.executable).parent / "dualign")
+    return [program, *command.split(), *options, *flags, *(f"--{key}={value}" for key, value in settings.items())]
 
 
 def dualign(command, data_dir, name, *more, expect=0):
