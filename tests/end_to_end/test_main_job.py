@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.contracts.artifacts import read_manifest
 from stage1_dual.dual import DualProblem, solve_dual
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
 SHRUNK = {
