@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.contracts.errors import InputError, MissingExtraError
@@ -39,9 +38,6 @@ _UNCHANGED_LOGITS = {
 
 _SEED = "dualign_seed"
 
-_SMALL_MODEL_BYTES = 64 * 2**20
-"""With weights smaller than this a second thread gains nothing, and on a busy machine costs a factor of ten."""
-
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
@@ -61,7 +57,7 @@ class VllmSampler:
         max_num_batched_tokens: tokens computed at once (speed only).
         kv_cache_bytes: memory for keys and values on a CPU, or None to use ``gpu_memory_utilization``.
         gpu_memory_utilization: share of an accelerator's memory to use where ``kv_cache_bytes`` is None.
-        threads: CPU threads, or None for one with a small model and torch's number otherwise (speed only).
+        threads: CPU threads, or None for torch's number.
         enforce_eager: run the model as it is instead of compiling it first.
 
     Raises:
@@ -92,7 +88,7 @@ class VllmSampler:
         self._eos_token_ids = find_eos_token_ids(checkpoint, self._tokenizer, revision=revision)
         self._process = _borrowed_process(
             offline=is_local(checkpoint),
-            threads=threads if threads is not None or not _is_small(checkpoint) else 1,
+            threads=threads,
             compiles=not enforce_eager,
         )
         self._process.__enter__()
@@ -285,12 +281,6 @@ def _draw_processor(draws: _DrawCount) -> type:
             return logits.fill_(-torch.inf).scatter_(1, chosen[:, None], 0.0)
 
     return DrawTokens
-
-
-def _is_small(checkpoint: str) -> bool:
-    return is_local(checkpoint) and (
-        sum(path.stat().st_size for path in Path(checkpoint).glob("*.safetensors")) < _SMALL_MODEL_BYTES
-    )
 
 
 @contextmanager
