@@ -23,36 +23,59 @@ from stage1_dual.dual.inference import (
     predict_heldout,
     sandwich_standard_errors,
 )
+from stage1_dual.dual.on_disk import OnDiskPartition, ScoreRows, write_samples
 from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.response_ladder import LadderRung, ResponseLadder, climb_ladder
+from stage1_dual.dual.samples import Executor, Partition, SampleBlock, SampleScores
 from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.solver import solve_dual
+from stage1_dual.dual.tail_index import pareto_k
+from stage1_dual.dual.tightening import Demand, TightenedSolution, solve_tightened
+from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
 
 __all__ = [
+    "LIMITS",
     "AttainableMeans",
     "BootstrapIntervals",
     "Certificate",
+    "Demand",
     "Diagnostics",
     "DualEvaluation",
     "DualProblem",
     "DualSolution",
     "Estimates",
+    "Executor",
     "Feasibility",
     "Frontier",
     "HeldoutPrediction",
     "InfeasibilityCertificate",
     "InfeasibleError",
     "InputError",
+    "LadderRung",
     "NotCertifiedError",
+    "OnDiskPartition",
+    "Partition",
+    "ResponseLadder",
+    "SampleBlock",
+    "SampleScores",
+    "ScoreRows",
     "StandardErrors",
+    "TightenedSolution",
     "Tilt",
+    "Trust",
     "bootstrap_intervals",
     "certify",
+    "climb_ladder",
     "diagnose",
     "evaluate_dual",
+    "judge_trust",
+    "pareto_k",
     "predict_heldout",
     "sandwich_standard_errors",
     "solve_dual",
     "solve_frontier",
+    "solve_tightened",
     "threshold_at_multipliers",
     "tilt",
+    "write_samples",
 ]

@@ -7,12 +7,14 @@ from the definitions of the primal and the dual, and the Karush-Kuhn-Tucker cond
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from pipeline.contracts.errors import NotCertifiedError
 from stage1_dual.dual.problem import DualProblem
-from stage1_dual.dual.segments import Block, FloatArray, Segments, weighted_products
+from stage1_dual.dual.samples import SampleBlock
+from stage1_dual.dual.segments import FloatArray, IntArray
 
 KKT_TOLERANCE = 1e-8
 GAP_TOLERANCE = 1e-8
@@ -37,8 +39,6 @@ class Certificate:
             its multiplier is 0, else infinity.
         slack_m: E[g] - b under the tilted policy, score units, shape (m,).
         complementarity_m: lam_j * slack_j, reward units, shape (m,).
-        dependent_constraints: names of active constraints whose scores are linearly dependent under the tilted
-            policy: the Hessian is singular on the active set and the split of lam* among them is not unique.
     """
 
     dual_value: float
@@ -48,7 +48,6 @@ class Certificate:
     kkt_residual: float
     slack_m: FloatArray
     complementarity_m: FloatArray
-    dependent_constraints: tuple[str, ...]
 
     @property
     def is_valid(self) -> bool:
@@ -59,19 +58,10 @@ class Certificate:
 def certify(problem: DualProblem, lam_m: FloatArray) -> Certificate:
     """Measure optimality of ``lam_m``, shape (m,), from the definitions."""
     beta, n_prompts = problem.beta, problem.n_prompts
-    slack_m = np.zeros(problem.n_constraints)
-    log_z = kl = reward = 0.0
-    for block in problem.segments.blocks:
-        segments = block.segments
-        reward_n = problem.centred_reward_n[block.rows]
-        h_mn = _centred_on_thresholds(problem, block)
-        policy_n, log_ratio_n, log_z_p = _policy(reward_n, h_mn, lam_m, beta=beta, segments=segments)
-        log_z += float(np.sum(log_z_p)) / n_prompts
-        # KL from its definition: the sum of w log(w K) over the responses, w / (1/K) being the ratio to pi_ref.
-        kl += float(np.einsum("n,n->", policy_n, log_ratio_n)) / n_prompts
-        reward += float(np.einsum("n,n->", policy_n, reward_n)) / n_prompts
-        slack_m += np.einsum("mn,n->m", h_mn, policy_n) / n_prompts
-    reward_offset = float(np.mean(problem.reward_shift_p))
+    primal = partial(_primal_sums, lam_m=lam_m, thresholds_m=problem.thresholds_m, beta=beta)
+    totals = np.sum(list(problem.samples.map(primal)), axis=0) / n_prompts
+    log_z, kl, reward, reward_offset = map(float, totals[:4])
+    slack_m = totals[4:]
     objective_scale = max(beta, problem.reward_scale, float(lam_m @ problem.score_scale_m))
     gap = beta * log_z - (reward - beta * kl)
     return Certificate(
@@ -82,7 +72,6 @@ def certify(problem: DualProblem, lam_m: FloatArray) -> Certificate:
         kkt_residual=_kkt_residual(problem, lam_m, slack_m),
         slack_m=slack_m,
         complementarity_m=lam_m * slack_m,
-        dependent_constraints=_dependent_constraints(problem, lam_m, slack_m),
     )
 
 
@@ -103,18 +92,34 @@ def require_certified(problem: DualProblem, certificate: Certificate) -> None:
     )
 
 
-def _centred_on_thresholds(problem: DualProblem, block: Block) -> FloatArray:
+def _primal_sums(block: SampleBlock, *, lam_m: FloatArray, thresholds_m: FloatArray, beta: float) -> FloatArray:
+    """Sums over prompts: log Z, KL, centred reward, reward shift, then the m slacks, shape (4 + m,)."""
+    h_mn = _centred_on_thresholds(block, thresholds_m)
+    policy_n, log_ratio_n, log_z_p = _policy(block, h_mn, lam_m, beta)
+    return np.array(
+        [
+            np.sum(log_z_p),
+            # KL from its definition: the sum of w log(w K) over the responses, w / (1/K) being the ratio to pi_ref.
+            np.einsum("n,n->", policy_n, log_ratio_n),
+            np.einsum("n,n->", policy_n, block.reward_n),
+            np.sum(block.reward_shift_p),
+            *np.einsum("mn,n->m", h_mn, policy_n),
+        ]
+    )
+
+
+def _centred_on_thresholds(block: SampleBlock, thresholds_m: FloatArray) -> FloatArray:
     """H = g - b of the block's rows, shape (m, n)."""
-    shift_mp = problem.score_shift_mp[:, block.prompts] - problem.thresholds_m[:, np.newaxis]
-    return block.segments.subtract(problem.centred_scores_mn[:, block.rows], -shift_mp)
+    return block.segments.subtract(block.scores_mn, thresholds_m[:, np.newaxis] - block.score_shift_mp)
 
 
 def _policy(
-    reward_n: FloatArray, h_mn: FloatArray, lam_m: FloatArray, *, beta: float, segments: Segments
+    block: SampleBlock, h_mn: FloatArray, lam_m: FloatArray, beta: float
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Weights w, log(w K), shape (n,), and log Z = log E_{pi_ref} exp{(r + <lam, h>)/beta}, shape (p,)."""
+    segments = block.segments
     with np.errstate(under="ignore"):
-        exponent_n = (reward_n + np.einsum("m,mn->n", lam_m, h_mn)) / beta
+        exponent_n = (block.reward_n + np.einsum("m,mn->n", lam_m, h_mn)) / beta
         top_p = segments.max(exponent_n)
         tilt_n = np.exp(segments.subtract(exponent_n, top_p))
         mass_p = segments.sum(tilt_n)
@@ -138,21 +143,25 @@ def _kkt_residual(problem: DualProblem, lam_m: FloatArray, slack_m: FloatArray) 
     return float(np.max(residual_m, initial=0.0))
 
 
-def _dependent_constraints(problem: DualProblem, lam_m: FloatArray, slack_m: FloatArray) -> tuple[str, ...]:
+def find_dependent_constraints(problem: DualProblem, lam_m: FloatArray, slack_m: FloatArray) -> tuple[str, ...]:
+    """Names of active constraints whose scores are linearly dependent under the tilted policy.
+
+    The Hessian is then singular on the active set, and the split of lam* among them is not unique.
+
+    Args:
+        problem: the problem solved.
+        lam_m: certified multipliers, reward per score unit, shape (m,).
+        slack_m: their slacks, score units, shape (m,).
+    """
     # A constraint no policy can change is left out: its multiplier is 0 by convention, and no sign of dependence.
     tight = (np.abs(slack_m) <= KKT_TOLERANCE * problem.score_scale_m) | (lam_m > 0)
     active = np.flatnonzero(tight & (problem.score_scale_m > 0))
     if len(active) < 2:
         return ()
-    covariance = np.zeros((len(active), len(active)))
-    for block in problem.segments.blocks:
-        h_mn = _centred_on_thresholds(problem, block)
-        reward_n = problem.centred_reward_n[block.rows]
-        policy_n, _, _ = _policy(reward_n, h_mn, lam_m, beta=problem.beta, segments=block.segments)
-        with np.errstate(under="ignore"):
-            mean_ap = block.segments.sum(h_mn[active] * policy_n)
-            deviation_an = block.segments.subtract(h_mn[active], mean_ap)
-            covariance += weighted_products(policy_n, deviation_an, deviation_an)
+    sums = partial(
+        _covariance_sums, lam_m=lam_m, thresholds_m=problem.thresholds_m, beta=problem.beta, active_a=active
+    )
+    covariance = np.sum(list(problem.samples.map(sums)), axis=0)
     spread = np.sqrt(np.diag(covariance))
     moving = spread > 0
     dependent = set(active[~moving].tolist())
@@ -162,3 +171,15 @@ def _dependent_constraints(problem: DualProblem, lam_m: FloatArray, slack_m: Flo
         for direction in eigenvectors.T[eigenvalues <= _DEPENDENCE_TOLERANCE]:
             dependent |= set(active[moving][np.abs(direction) > 1e-6].tolist())
     return tuple(problem.constraint_names[j] for j in sorted(dependent))
+
+
+def _covariance_sums(
+    block: SampleBlock, *, lam_m: FloatArray, thresholds_m: FloatArray, beta: float, active_a: IntArray
+) -> FloatArray:
+    """Sum over prompts of the tilted covariance of the active constraints, shape (a, a)."""
+    h_mn = _centred_on_thresholds(block, thresholds_m)
+    policy_n, _, _ = _policy(block, h_mn, lam_m, beta)
+    with np.errstate(under="ignore"):
+        mean_ap = block.segments.sum(h_mn[active_a] * policy_n)
+        deviation_an = block.segments.subtract(h_mn[active_a], mean_ap)
+        return np.asarray(np.einsum("in,jn,n->ij", deviation_an, deviation_an, policy_n), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""How much the samples can bear: effective sample sizes of the tilted weights, and KL against the sample size."""
+"""What the tilted weights are like: effective sample sizes, Pareto k, and KL against the sample size."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import numpy as np
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
 from stage1_dual.dual.solution import DualSolution
+from stage1_dual.dual.tail_index import LARGEST_USEFUL_K, pareto_k
 
 ESS_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 # A prompt whose weights rest on fewer than two responses carries no information on the spread of its scores.
 _COLLAPSED_ESS = 2.0
-_COLLAPSED_FRACTION = 0.1
-# At KL = log k the tilt has used up k responses: half of it is where weighted means start to lean on a few.
-_KL_SHARE = 0.5
-_FEW_PROMPTS = 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,16 +26,21 @@ class Diagnostics:
         ess_fraction_below_2: share of prompts whose effective sample size is below 2.
         ess_levels: the quantile levels of ``ess_quantiles``.
         ess_quantiles: quantiles over prompts of the effective sample size, samples, shape (5,).
+        pareto_k_median: median over prompts of the tail index of the weights; NaN where all have too few responses.
+        pareto_k_fraction: share of prompts whose tail index is beyond 0.7; NaN likewise.
         kl: KL from the reference, nats per prompt.
         log_samples: mean over prompts of the log of the number of responses, nats: the largest KL a reweighting of
             the samples can have.
-        warnings: plain sentences with numbers; empty when nothing is wrong.
+        warnings: plain sentences on the shape of the problem; how far to trust its solution is another matter
+            (:mod:`stage1_dual.dual.trust`).
     """
 
     ess_median: float
     ess_fraction_below_2: float
     ess_levels: tuple[float, ...]
     ess_quantiles: FloatArray
+    pareto_k_median: float
+    pareto_k_fraction: float
     kl: float
     log_samples: float
     warnings: tuple[str, ...]
@@ -46,31 +48,15 @@ class Diagnostics:
 
 def diagnose(problem: DualProblem, solution: DualSolution) -> Diagnostics:
     """Diagnose ``solution`` of ``problem``."""
-    counts_p = problem.segments.counts_p
-    ess_median = float(np.median(solution.ess_p))
-    below_2 = float(np.mean(solution.ess_p < _COLLAPSED_ESS))
+    counts_p = problem.samples.counts_p
+    k_p = pareto_k(problem, solution.multipliers)
+    known = ~np.isnan(k_p)
     log_samples = float(np.mean(np.log(counts_p)))
     warnings: list[str] = []
-    if problem.n_prompts < _FEW_PROMPTS:
-        warnings.append(
-            f"Only {problem.n_prompts} prompts: intervals need at least {_FEW_PROMPTS} to mean what they say."
-        )
     n_single = int(np.sum(counts_p == 1))
     if n_single:
         warnings.append(
             f"{n_single} of {problem.n_prompts} prompts have a single response: no multiplier can change them."
-        )
-    if below_2 > _COLLAPSED_FRACTION and n_single < problem.n_prompts:
-        warnings.append(
-            f"{below_2:.0%} of the prompts have an effective sample size below 2 (median {ess_median:.1f} of "
-            f"{float(np.median(counts_p)):.0f} responses): the predictions rest on single responses; raise beta or "
-            f"draw more responses per prompt."
-        )
-    if log_samples > 0 and solution.predicted_kl > _KL_SHARE * log_samples:
-        warnings.append(
-            f"KL is {solution.predicted_kl:.2f} nats, {solution.predicted_kl / log_samples:.0%} of the "
-            f"{log_samples:.2f} nats that reweighting these samples can reach: the multipliers are biased upwards; "
-            f"raise beta or draw more responses per prompt."
         )
     warnings.extend(
         f"Constraint {problem.constraint_names[j]} has the same score for all responses of every prompt: "
@@ -83,10 +69,12 @@ def diagnose(problem: DualProblem, solution: DualSolution) -> Diagnostics:
             f"their multipliers are one of many equally good choices; predictions do not depend on which."
         )
     return Diagnostics(
-        ess_median=ess_median,
-        ess_fraction_below_2=below_2,
+        ess_median=float(np.median(solution.ess_p)),
+        ess_fraction_below_2=float(np.mean(solution.ess_p < _COLLAPSED_ESS)),
         ess_levels=ESS_LEVELS,
         ess_quantiles=np.asarray(np.quantile(solution.ess_p, ESS_LEVELS), dtype=np.float64),
+        pareto_k_median=float(np.median(k_p[known])) if known.any() else float("nan"),
+        pareto_k_fraction=float(np.mean(k_p[known] > LARGEST_USEFUL_K)) if known.any() else float("nan"),
         kl=solution.predicted_kl,
         log_samples=log_samples,
         warnings=tuple(warnings),

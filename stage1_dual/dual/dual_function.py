@@ -10,12 +10,14 @@ On samples E_{y~pi_ref} is a mean over the prompt's responses and E_x a mean ove
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stage1_dual.dual.segments import Block, FloatArray, combine, weighted_products
+from stage1_dual.dual.samples import SampleBlock
+from stage1_dual.dual.segments import FloatArray
 
 if TYPE_CHECKING:
     from stage1_dual.dual.problem import DualProblem
@@ -44,8 +46,7 @@ class Tilt:
     """The tilted policy on the samples, prompt by prompt.
 
     Attributes:
-        weights_n: weights of the kept rows, summing to 1 within a prompt, shape (n,).
-        log_z_p: log E_{pi_ref} exp{(r_c + <lam, g_c>)/beta} for centred r and g, nats, shape (p,).
+        log_z_p: log E_{pi_ref} exp{(r + <lam, g>)/beta}, nats, shape (p,).
         reward_p: tilted mean of the reward, reward units, shape (p,).
         scores_mp: tilted mean of the constraint scores, score units, shape (m, p).
         slack_mp: ``scores_mp`` minus the thresholds, free of cancellation, shape (m, p).
@@ -53,7 +54,6 @@ class Tilt:
         ess_p: effective sample size 1 / sum_k w^2, samples, shape (p,).
     """
 
-    weights_n: FloatArray
     log_z_p: FloatArray
     reward_p: FloatArray
     scores_mp: FloatArray
@@ -67,19 +67,13 @@ def evaluate_dual(problem: DualProblem, lam_m: FloatArray) -> DualEvaluation:
     n_constraints = problem.n_constraints
     log_z_sum, tilted_sum_m = 0.0, np.zeros(n_constraints)
     covariance_sum_mm = np.zeros((n_constraints, n_constraints))
-    with np.errstate(under="ignore"):
-        for block in problem.segments.blocks:
-            scores_mn = problem.centred_scores_mn[:, block.rows]
-            weights_n, log_z_p = _weights(problem, lam_m, block)
-            tilted_mp = block.segments.sum(scores_mn * weights_n)
-            # Deviations from the tilted mean, not a difference of second moments: exact when the weights collapse.
-            deviation_mn = block.segments.subtract(scores_mn, tilted_mp)
-            covariance_sum_mm += weighted_products(weights_n, deviation_mn, deviation_mn)
-            tilted_sum_m += np.sum(tilted_mp, axis=1)
-            log_z_sum += float(np.sum(log_z_p))
+    for sums in problem.samples.map(partial(_evaluate_block, lam_m=lam_m, beta=problem.beta)):
+        log_z_sum += sums[0]
+        tilted_sum_m += sums[1]
+        covariance_sum_mm += sums[2]
     centred_value = problem.beta * log_z_sum / problem.n_prompts + float(lam_m @ problem.slack_shift_m)
     return DualEvaluation(
-        value=float(np.mean(problem.reward_shift_p)) + centred_value,
+        value=problem.samples.facts.reward_shift + centred_value,
         centred_value=centred_value,
         slack_m=tilted_sum_m / problem.n_prompts + problem.slack_shift_m,
         hess_mm=covariance_sum_mm / (problem.n_prompts * problem.beta),
@@ -88,41 +82,74 @@ def evaluate_dual(problem: DualProblem, lam_m: FloatArray) -> DualEvaluation:
 
 def tilt(problem: DualProblem, lam_m: FloatArray) -> Tilt:
     """The tilted policy at ``lam_m``, shape (m,), with its means, KL and effective sample size by prompt."""
-    weights_n = np.empty(problem.n_samples)
-    log_z_p, reward_p, ess_p = np.empty((3, problem.n_prompts))
-    tilted_mp = np.empty((problem.n_constraints, problem.n_prompts))
+    function = partial(tilt_block, lam_m=lam_m, beta=problem.beta, thresholds_m=problem.thresholds_m)
+    parts = [vars(part) for part in problem.samples.map(function)]
+    return Tilt(**{f.name: np.concatenate([part[f.name] for part in parts], axis=-1) for f in fields(Tilt)})
+
+
+def tilted_weights(problem: DualProblem, lam_m: FloatArray) -> FloatArray:
+    """Weights of all rows as they are kept, grouped by prompt, shape (n,)."""
+    return np.concatenate(list(problem.samples.map(partial(weigh_block, lam_m=lam_m, beta=problem.beta))))
+
+
+def weigh_block(block: SampleBlock, *, lam_m: FloatArray, beta: float) -> FloatArray:
+    """Tilted weights of one block, summing to 1 within a prompt, shape (n,)."""
     with np.errstate(under="ignore"):
-        for block in problem.segments.blocks:
-            block_weights_n, log_z_p[block.prompts] = _weights(problem, lam_m, block)
-            weights_n[block.rows] = block_weights_n
-            reward_p[block.prompts] = block.segments.sum(problem.centred_reward_n[block.rows] * block_weights_n)
-            tilted_mp[:, block.prompts] = block.segments.sum(
-                problem.centred_scores_mn[:, block.rows] * block_weights_n
-            )
-            ess_p[block.prompts] = 1.0 / block.segments.sum(block_weights_n * block_weights_n)
-    kl_p = (reward_p + combine(lam_m, tilted_mp)) / problem.beta - log_z_p
-    thresholds_m1 = problem.thresholds_m[:, np.newaxis]
+        weights_n, total_p, _ = _unnormalised(block, lam_m, beta)
+        return block.segments.divide(weights_n, total_p, out=weights_n)
+
+
+def tilt_block(block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds_m: FloatArray) -> Tilt:
+    """The tilted policy on one block."""
+    segments = block.segments
+    with np.errstate(under="ignore"):
+        weights_n, total_p, log_z_p = _unnormalised(block, lam_m, beta)
+        reward_p = segments.dot(weights_n, block.reward_n) / total_p
+        tilted_mp = np.empty_like(block.score_shift_mp)
+        for scores_n, tilted_p in zip(block.scores_mn, tilted_mp, strict=True):
+            tilted_p[:] = segments.dot(weights_n, scores_n) / total_p
+        ess_p = total_p**2 / segments.dot(weights_n, weights_n)
+    kl_p = (reward_p + lam_m @ tilted_mp) / beta - log_z_p
     return Tilt(
-        weights_n=weights_n,
-        log_z_p=log_z_p,
-        reward_p=reward_p + problem.reward_shift_p,
-        scores_mp=tilted_mp + problem.score_shift_mp,
-        slack_mp=tilted_mp + (problem.score_shift_mp - thresholds_m1),
+        log_z_p=log_z_p + (block.reward_shift_p + lam_m @ block.score_shift_mp) / beta,
+        reward_p=reward_p + block.reward_shift_p,
+        scores_mp=tilted_mp + block.score_shift_mp,
+        slack_mp=tilted_mp + (block.score_shift_mp - thresholds_m[:, np.newaxis]),
         # Rounding can leave a KL of -1e-17 and an effective sample size just outside [1, k].
         kl_p=np.maximum(kl_p, 0.0),
-        ess_p=np.clip(ess_p, 1.0, problem.segments.counts_p),
+        ess_p=np.clip(ess_p, 1.0, segments.counts_p),
     )
 
 
-def _weights(problem: DualProblem, lam_m: FloatArray, block: Block) -> tuple[FloatArray, FloatArray]:
-    """Tilted weights of one block's rows, shape (n,), and log-partition of its prompts' centred scores, shape (p,)."""
+def _evaluate_block(block: SampleBlock, *, lam_m: FloatArray, beta: float) -> tuple[float, FloatArray, FloatArray]:
+    """Sums over the prompts of one block: log-partition, tilted means (m,), tilted covariances (m, m)."""
     segments = block.segments
-    work_n = combine(lam_m, problem.centred_scores_mn[:, block.rows])
-    work_n += problem.centred_reward_n[block.rows]
-    work_n /= problem.beta
+    n_constraints = len(block.scores_mn)
+    tilted_m, covariance_mm = np.empty(n_constraints), np.empty((n_constraints, n_constraints))
+    with np.errstate(under="ignore"):
+        weights_n, total_p, log_z_p = _unnormalised(block, lam_m, beta)
+        deviations: list[FloatArray] = []
+        for j, scores_n in enumerate(block.scores_mn):
+            mean_p = segments.dot(weights_n, scores_n) / total_p
+            tilted_m[j] = np.sum(mean_p)
+            # Deviations from the tilted mean, not a difference of second moments: exact when the weights collapse.
+            deviations.append(segments.subtract(scores_n, mean_p))
+            weighted_n = weights_n * deviations[j]
+            for i, other_n in enumerate(deviations):
+                covariance_mm[i, j] = covariance_mm[j, i] = np.sum(segments.dot(weighted_n, other_n) / total_p)
+    return float(np.sum(log_z_p)), tilted_m, covariance_mm
+
+
+def _unnormalised(block: SampleBlock, lam_m: FloatArray, beta: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Weights up to a factor of each prompt, shape (n,), their sums, and the log-partition of centred scores, (p,)."""
+    segments = block.segments
+    work_n = block.reward_n / beta
+    scaled_n = np.empty_like(work_n)
+    for lam, scores_n in zip(lam_m, block.scores_mn, strict=True):
+        np.multiply(scores_n, lam / beta, out=scaled_n)
+        work_n += scaled_n
     largest_p = segments.max(work_n)
     segments.subtract(work_n, largest_p, out=work_n)
     np.exp(work_n, out=work_n)
     total_p = segments.sum(work_n)
-    segments.divide(work_n, total_p, out=work_n)
-    return work_n, largest_p + np.log(total_p / segments.counts_p)
+    return work_n, total_p, largest_p + np.log(total_p / segments.counts_p)

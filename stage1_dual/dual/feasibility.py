@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from pipeline.contracts.errors import InfeasibilityCertificate, InfeasibleError
 from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.samples import SampleBlock
 from stage1_dual.dual.segments import FloatArray, combine
 
 FeasibilityStatus = Literal["feasible", "boundary", "infeasible"]
@@ -65,21 +67,25 @@ class AttainableMeans:
     """
 
     def __init__(self, problem: DualProblem) -> None:
-        self._problem = problem
+        self._samples = problem.samples
+        self._facts = problem.samples.facts
         self.varying = np.flatnonzero(~problem.is_constant_m)
         self._scale = problem.score_scale_m[self.varying]
-        self._scores_vn = problem.centred_scores_mn[self.varying] / self._scale[:, np.newaxis]
+        n_varying = len(self.varying)
+        centred_m = self._facts.reference_means_m - (self._facts.score_pivot_m + self._facts.score_shift_m)
         # The reference itself: every program below starts feasible.
-        self._vertices: list[FloatArray] = [np.mean(problem.segments.mean(self._scores_vn), axis=1)]
-        best = [self._support(unit)[0] for unit in np.eye(len(self.varying))]
-        self._best_v = np.array(best, dtype=np.float64)
-        if len(self.varying) > 1:
-            self._support(np.full(len(self.varying), 1.0 / len(self.varying)))
+        self._vertices: list[FloatArray] = [centred_m[self.varying] / self._scale]
+        prices_qv = np.eye(n_varying)
+        if n_varying > 1:
+            prices_qv = np.vstack([prices_qv, np.full(n_varying, 1.0 / n_varying)])
+        self._vertices.extend(self._supporting_vertices(prices_qv))
+        self._best_v = np.array([self._vertices[1 + v][v] for v in range(n_varying)], dtype=np.float64)
 
     def best_attainable_m(self) -> FloatArray:
         """Largest attainable mean of each constraint alone, score units, shape (m,)."""
-        best_m = self._problem.reference_means_m.copy()
-        best_m[self.varying] = np.mean(self._problem.score_shift_mp[self.varying], axis=1) + self._best_v * self._scale
+        best_m = self._facts.reference_means_m.copy()
+        shift_m = self._facts.score_pivot_m + self._facts.score_shift_m
+        best_m[self.varying] = shift_m[self.varying] + self._best_v * self._scale
         return best_m
 
     def judge(self, problem: DualProblem) -> Feasibility:
@@ -125,15 +131,23 @@ class AttainableMeans:
 
     def support_value(self, problem: DualProblem, direction_m: FloatArray) -> float:
         """E_x max_k <v, g - b>, score units."""
-        combined_n = combine(direction_m, problem.centred_scores_mn)
-        return float(np.mean(problem.segments.max(combined_n)) + direction_m @ problem.slack_shift_m)
+        largest = sum(self._samples.map(partial(_largest_sum, direction_m=direction_m)))
+        return float(largest / self._facts.n_prompts + direction_m @ problem.slack_shift_m)
 
     def _support(self, prices_v: FloatArray) -> tuple[float, FloatArray]:
         """F(v) and a vertex that attains it, remembered."""
-        rows_p = self._problem.segments.argmax_rows(combine(prices_v, self._scores_vn))
-        vertex = np.mean(self._scores_vn[:, rows_p], axis=1)
+        (vertex,) = self._supporting_vertices(prices_v[np.newaxis])
         self._vertices.append(vertex)
         return float(prices_v @ vertex), vertex
+
+    def _supporting_vertices(self, prices_qv: FloatArray) -> list[FloatArray]:
+        """A vertex of A that is furthest in each of q directions, in one pass; shape (v,) each."""
+        if len(prices_qv) == 0:
+            return []
+        prices_qm = np.zeros((len(prices_qv), len(self._facts.is_constant_m)))
+        prices_qm[:, self.varying] = prices_qv / self._scale
+        sums_qm = sum(self._samples.map(partial(_vertex_sums, prices_qm=prices_qm)), np.zeros(1))
+        return list(sums_qm[:, self.varying] / self._scale / self._facts.n_prompts)
 
     def _largest_step(self, base_v: FloatArray, direction_v: FloatArray, *, enough: float) -> _Step:
         """Largest t with base + t * direction dominated by A, by column generation; stops once t > ``enough``."""
@@ -176,9 +190,10 @@ class AttainableMeans:
         """Whether <v, g> is the same for all responses of each prompt: then two-sided constraints pin a mean, which
         policies of full support can attain, so a finite lam* exists although no slack can be positive.
         """
-        combined_n = combine(prices_v, self._scores_vn)
-        size_n = combine(prices_v, np.abs(self._scores_vn))
-        return bool(np.max(np.abs(combined_n)) <= 1e-12 * np.max(size_n))
+        prices_m = np.zeros(len(self._facts.is_constant_m))
+        prices_m[self.varying] = prices_v / self._scale
+        sizes = np.max(list(self._samples.map(partial(_sizes, prices_m=prices_m))), axis=0)
+        return bool(sizes[0] <= 1e-12 * sizes[1])
 
     def _to_raw(self, prices_v: FloatArray, n_constraints: int) -> FloatArray:
         direction_m = np.zeros(n_constraints)
@@ -249,3 +264,20 @@ def _message(problem: DualProblem, status: FeasibilityStatus, certificate: Infea
 
 def _number(value: float) -> str:
     return f"{value:.6g}"
+
+
+def _largest_sum(block: SampleBlock, *, direction_m: FloatArray) -> float:
+    """Sum over prompts of max_k <v, g_c>."""
+    return float(np.sum(block.segments.max(combine(direction_m, block.scores_mn))))
+
+
+def _vertex_sums(block: SampleBlock, *, prices_qm: FloatArray) -> FloatArray:
+    """Sum over prompts of the centred scores of the response that is furthest in each direction, shape (q, m)."""
+    rows_qp = [block.segments.argmax_rows(combine(prices_m, block.scores_mn)) for prices_m in prices_qm]
+    return np.stack([np.sum(block.scores_mn[:, rows_p], axis=1) for rows_p in rows_qp])
+
+
+def _sizes(block: SampleBlock, *, prices_m: FloatArray) -> tuple[float, float]:
+    """Largest |<v, g_c>| and largest sum of |v_j g_cj|."""
+    combined_n = combine(prices_m, block.scores_mn)
+    return float(np.max(np.abs(combined_n))), float(np.max(combine(np.abs(prices_m), np.abs(block.scores_mn))))

@@ -2,7 +2,8 @@
 
 Between neighbouring thresholds lam* moves by the inverse Hessian of the active constraints times the change of the
 thresholds, so each point starts from its nearest solved neighbour, moved along that tangent, and needs two or three
-evaluations of the dual.
+evaluations of the dual. A certified solution with moderate multipliers is itself the proof that its thresholds are
+feasible; feasibility is decided separately only where there is none.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.dual.certificate import certify
-from stage1_dual.dual.dual_function import tilt
+from stage1_dual.dual.certificate import Certificate, certify
+from stage1_dual.dual.dual_function import Tilt, tilt
 from stage1_dual.dual.feasibility import AttainableMeans
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
 from stage1_dual.dual.segments import FloatArray
-from stage1_dual.dual.solution import DualSolution, build_solution
-from stage1_dual.dual.solver import minimise_dual
+from stage1_dual.dual.solver import DualMinimum, continue_minimum, minimise_dual
+
+# Thresholds so close to the boundary that only the KKT tolerance makes them look attained need multipliers of some ten
+# nats per standard deviation of the score; below half of that a certified solution settles feasibility.
+_MODERATE = 5.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,30 +70,25 @@ def solve_frontier(problem: DualProblem, thresholds_gm: ArrayLike) -> Frontier:
         InputError: the thresholds are not finite numbers of that shape.
     """
     grid_gm = _validate_grid(thresholds_gm, problem.n_constraints)
-    n_points = len(grid_gm)
     scale_m = np.where(problem.score_scale_m > 0, problem.score_scale_m, 1.0)
     attainable = AttainableMeans(problem)
     status: list[str] = []
-    solutions: list[DualSolution | None] = []
+    points: list[_Point | None] = []
     solved: list[int] = []
-    for row in range(n_points):
-        point = problem.with_thresholds(grid_gm[row])
-        verdict = attainable.judge(point).status
-        solution = None
-        if verdict == "feasible":
-            start_m = None
-            if solved:
-                distance = np.sum(((grid_gm[solved] - grid_gm[row]) / scale_m) ** 2, axis=1)
-                near = solved[int(np.argmin(distance))]
-                neighbour = solutions[near]
-                if neighbour is not None:
-                    start_m = _tangent_start(neighbour, grid_gm[row] - grid_gm[near])
-            solution = _solve_point(point, start_m)
-        status.append("certified" if solution else "not_certified" if verdict == "feasible" else verdict)
-        solutions.append(solution)
-        if solution:
+    for row, thresholds_m in enumerate(grid_gm):
+        start_m = None
+        if solved:
+            distance = np.sum(((grid_gm[solved] - thresholds_m) / scale_m) ** 2, axis=1)
+            near = solved[int(np.argmin(distance))]
+            neighbour = points[near]
+            if neighbour is not None:
+                start_m = _tangent_start(neighbour.minimum, thresholds_m - grid_gm[near])
+        verdict, point = _solve_point(problem.with_thresholds(thresholds_m), start_m, attainable)
+        status.append(verdict)
+        points.append(point)
+        if point is not None:
             solved.append(row)
-    return _collect(grid_gm, status, solutions)
+    return _collect(grid_gm, status, points)
 
 
 def threshold_at_multipliers(problem: DualProblem, lam: ArrayLike) -> FloatArray:
@@ -105,48 +104,69 @@ def threshold_at_multipliers(problem: DualProblem, lam: ArrayLike) -> FloatArray
     return np.asarray(np.mean(tilted.scores_mp, axis=1), dtype=np.float64)
 
 
-def _solve_point(problem: DualProblem, start_m: FloatArray | None) -> DualSolution | None:
-    minimum = minimise_dual(problem, start_m)
+@dataclass(frozen=True, eq=False)
+class _Point:
+    """A certified point."""
+
+    minimum: DualMinimum
+    certificate: Certificate
+    tilted: Tilt
+
+
+def _solve_point(
+    problem: DualProblem, start_m: FloatArray | None, attainable: AttainableMeans
+) -> tuple[str, _Point | None]:
+    if start_m is not None:
+        minimum = continue_minimum(problem, start_m)
+        if minimum is not None and _is_moderate(problem, minimum.lam_m):
+            point = _certified_point(problem, minimum)
+            if point is not None:
+                return "certified", point
+    verdict = attainable.judge(problem).status
+    if verdict != "feasible":
+        return verdict, None
+    point = _certified_point(problem, minimise_dual(problem, start_m))
+    return ("not_certified", None) if point is None else ("certified", point)
+
+
+def _is_moderate(problem: DualProblem, lam_m: FloatArray) -> bool:
+    """Whether weights this far apart at most keep a mean away from the boundary by more than the KKT tolerance."""
+    return float(lam_m @ problem.score_scale_m) <= _MODERATE * problem.beta
+
+
+def _certified_point(problem: DualProblem, minimum: DualMinimum) -> _Point | None:
     certificate = certify(problem, minimum.lam_m)
-    if not certificate.is_valid:
-        return None
-    return build_solution(
-        problem,
-        minimum.lam_m,
-        certificate=certificate,
-        hess_mm=minimum.hess_mm,
-        n_evaluations=minimum.n_evaluations,
-    )
+    return _Point(minimum, certificate, tilt(problem, minimum.lam_m)) if certificate.is_valid else None
 
 
-def _tangent_start(neighbour: DualSolution, change_m: FloatArray) -> FloatArray:
-    free = neighbour.multipliers > 0
-    start_m = neighbour.multipliers.copy()
+def _tangent_start(neighbour: DualMinimum, change_m: FloatArray) -> FloatArray:
+    free = neighbour.lam_m > 0
+    start_m = neighbour.lam_m.copy()
     if bool(np.any(free)):
         # Least squares: dependent constraints leave the Hessian singular.
-        start_m[free] += np.linalg.lstsq(neighbour.hessian[np.ix_(free, free)], change_m[free], rcond=1e-10)[0]
+        start_m[free] += np.linalg.lstsq(neighbour.hess_mm[np.ix_(free, free)], change_m[free], rcond=1e-10)[0]
     return np.maximum(start_m, 0.0)
 
 
-def _collect(grid_gm: FloatArray, status: list[str], solutions: list[DualSolution | None]) -> Frontier:
+def _collect(grid_gm: FloatArray, status: list[str], points: list[_Point | None]) -> Frontier:
     n_points, n_constraints = grid_gm.shape
     multipliers_gm = np.full((n_points, n_constraints), np.nan)
     constraints_gm = np.full((n_points, n_constraints), np.nan)
     scalars = np.full((5, n_points), np.nan)
     n_evaluations_g = np.zeros(n_points, dtype=np.int64)
-    for row, solution in enumerate(solutions):
-        if solution is None:
+    for row, point in enumerate(points):
+        if point is None:
             continue
-        multipliers_gm[row] = solution.multipliers
-        constraints_gm[row] = solution.predicted_constraints
+        multipliers_gm[row] = point.minimum.lam_m
+        constraints_gm[row] = np.mean(point.tilted.scores_mp, axis=1)
         scalars[:, row] = (
-            solution.predicted_reward,
-            solution.predicted_kl,
-            np.median(solution.ess_p),
-            solution.dual_value,
-            solution.kkt_residual,
+            np.mean(point.tilted.reward_p),
+            np.mean(point.tilted.kl_p),
+            np.median(point.tilted.ess_p),
+            point.certificate.dual_value,
+            point.certificate.kkt_residual,
         )
-        n_evaluations_g[row] = solution.n_evaluations
+        n_evaluations_g[row] = point.minimum.n_evaluations
     return Frontier(
         thresholds_gm=grid_gm,
         status_g=np.array(status, dtype=np.str_),

@@ -22,20 +22,22 @@ Asymptotic Statistics (1998), section 5.3 for M-estimators; Schucany and Wang (1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.dual.dual_function import tilt
+from stage1_dual.dual.dual_function import tilt, tilt_block, weigh_block
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
+from stage1_dual.dual.samples import SampleBlock
 from stage1_dual.dual.segments import FloatArray, Segments
 from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.solver import newton_step
 
-# Multinomial counts are drawn this many at a time: memory stays at about this many times the prompts.
-_REPLICATES_AT_ONCE = 250
+# At most this many multinomial counts are in memory at a time.
+_COUNTS_AT_ONCE = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,9 @@ class BootstrapIntervals:
         multipliers: shape (m, 2), reward per score unit.
         optimum: of the re-solved optimum; reward (2,), constraints (m, 2), kl (2,), slack (m, 2).
         policy: of the policy tilted by lam* as it is; same shapes.
-        multiplier_replicates_bm: lam of every replicate, shape (replicates, m).
+        multiplier_replicates_bm: lam of every replicate, shape (replicates, m); infinite where the replicate's
+            prompts cannot reach its threshold of that constraint, even with the best response to each.
+        infeasible_fraction: share of the replicates in which that is so for some constraint.
     """
 
     level: float
@@ -74,6 +78,7 @@ class BootstrapIntervals:
     optimum: Estimates
     policy: Estimates
     multiplier_replicates_bm: FloatArray
+    infeasible_fraction: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,13 +129,15 @@ class _PromptSums:
 
     With weights w proportional to exp(s / beta), s = r + <lam, g>, derivatives of tilted means are joint cumulants:
     d E[f] = Cov(f, g) / beta and d^2 E[f] = K3(f, g, g) / beta^2. The KL is E[s] / beta - log Z, so that
-    d KL = Cov(s, g) / beta^2 and d^2 KL = Cov(g, g) / beta^2 + K3(s, g, g) / beta^3.
+    d KL = Cov(s, g) / beta^2 and d^2 KL = Cov(g, g) / beta^2 + K3(s, g, g) / beta^3. The reach is the slack of the
+    best response to the prompt.
     """
 
     reward_p: FloatArray
     scores_pm: FloatArray
     kl_p: FloatArray
     psi_pm: FloatArray
+    reach_pm: FloatArray
     reward_slope_pm: FloatArray
     scores_slope_pmm: FloatArray
     kl_slope_pm: FloatArray
@@ -147,8 +154,9 @@ class _PromptSums:
         centre_v = np.mean(values_pv, axis=0)
         values_pv -= centre_v
         means_bv = np.empty((n_replicates, len(centre_v)))
-        for first in range(0, n_replicates, _REPLICATES_AT_ONCE):
-            size = min(_REPLICATES_AT_ONCE, n_replicates - first)
+        at_once = max(1, _COUNTS_AT_ONCE // n_prompts)
+        for first in range(0, n_replicates, at_once):
+            size = min(at_once, n_replicates - first)
             counts_bp = rng.multinomial(n_prompts, np.full(n_prompts, 1.0 / n_prompts), size=size)
             means_bv[first : first + size] = counts_bp @ values_pv / n_prompts
         means_bv += centre_v
@@ -189,6 +197,7 @@ def bootstrap_intervals(
     means = sums.replicate_means(rng, n_replicates)
     step_bm = _replicate_steps(problem, solution.multipliers, means)
     multipliers_bm = np.maximum(solution.multipliers + step_bm, 0.0)
+    out_of_reach_bm = (means.reach_pm <= 0) & ~problem.is_constant_m
     # Complementary slackness is exact knowledge: a replicate's active constraints meet its thresholds.
     moved_bm = _expand(means.scores_slope_pmm, means.scores_bend_pmmm, step_bm)
     slack_bm = np.where(multipliers_bm > 0, 0.0, means.psi_pm + moved_bm)
@@ -203,10 +212,11 @@ def bootstrap_intervals(
     return BootstrapIntervals(
         level=level,
         n_replicates=n_replicates,
-        multipliers=_percentiles(multipliers_bm, level),
+        multipliers=_percentiles(np.where(out_of_reach_bm, np.inf, multipliers_bm), level),
         optimum=_percentile_estimates(optimum, level),
         policy=_percentile_estimates(policy, level),
-        multiplier_replicates_bm=multipliers_bm,
+        multiplier_replicates_bm=np.where(out_of_reach_bm, np.inf, multipliers_bm),
+        infeasible_fraction=float(np.mean(np.any(out_of_reach_bm, axis=1))),
     )
 
 
@@ -296,27 +306,46 @@ def _prompt_sums(problem: DualProblem, solution: DualSolution, relative: ArrayLi
                 f"`thresholds_are_relative_m` is {relative!r}; it must be {problem.n_constraints} booleans, "
                 f"one per constraint"
             )
-    segments, beta = problem.segments, problem.beta
-    tilted = tilt(problem, solution.multipliers)
+    function = partial(
+        _block_sums,
+        lam_m=solution.multipliers,
+        beta=problem.beta,
+        thresholds_m=problem.thresholds_m,
+        reference_m=np.where(relative_m, problem.reference_means_m, np.nan),
+    )
+    parts = [vars(part) for part in problem.samples.map(function)]
+    return _PromptSums(**{f.name: np.concatenate([part[f.name] for part in parts]) for f in fields(_PromptSums)})
+
+
+def _block_sums(
+    block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds_m: FloatArray, reference_m: FloatArray
+) -> _PromptSums:
+    """One block's prompts; ``reference_m`` is NaN where the threshold is absolute."""
+    segments = block.segments
+    tilted = tilt_block(block, lam_m=lam_m, beta=beta, thresholds_m=thresholds_m)
+    weights_n = weigh_block(block, lam_m=lam_m, beta=beta)
     with np.errstate(under="ignore"):
-        deviation_mn = segments.subtract(problem.centred_scores_mn, tilted.scores_mp - problem.score_shift_mp)
-        weighted_mn = deviation_mn * tilted.weights_n
-        reward_slope_mp = segments.sum(weighted_mn * problem.centred_reward_n) / beta
+        deviation_mn = segments.subtract(block.scores_mn, tilted.scores_mp - block.score_shift_mp)
+        weighted_mn = deviation_mn * weights_n
+        reward_deviation_n = segments.subtract(block.reward_n, tilted.reward_p - block.reward_shift_p)
+        reward_slope_mp = segments.sum(weighted_mn * reward_deviation_n) / beta
         scores_slope_mmp = np.stack([segments.sum(weighted_mn * row_n) for row_n in deviation_mn]) / beta
-        reward_deviation_n = segments.subtract(problem.centred_reward_n, tilted.reward_p - problem.reward_shift_p)
         reward_bend_mmp = _third(segments, weighted_mn * reward_deviation_n, deviation_mn) / beta**2
         scores_bend_mmmp = np.stack([_third(segments, weighted_mn * row_n, deviation_mn) for row_n in deviation_mn])
         scores_bend_mmmp /= beta**2
-    reference_mp = problem.score_shift_mp + segments.mean(problem.centred_scores_mn)
-    reference_error_mp = reference_mp - problem.reference_means_m[:, np.newaxis]
-    lam_m = solution.multipliers
+    reference_error_mp = np.nan_to_num(
+        block.score_shift_mp + segments.mean(block.scores_mn) - reference_m[:, np.newaxis], nan=0.0
+    )
     kl_slope_mp = (reward_slope_mp + np.einsum("i,ijp->jp", lam_m, scores_slope_mmp)) / beta
     kl_bend_mmp = (scores_slope_mmp + reward_bend_mmp + np.einsum("i,ijkp->jkp", lam_m, scores_bend_mmmp)) / beta
     return _PromptSums(
         reward_p=tilted.reward_p,
         scores_pm=tilted.scores_mp.T,
         kl_p=tilted.kl_p,
-        psi_pm=(tilted.slack_mp - relative_m[:, np.newaxis] * reference_error_mp).T,
+        psi_pm=(tilted.slack_mp - reference_error_mp).T,
+        reach_pm=(
+            segments.max(block.scores_mn) + block.score_shift_mp - thresholds_m[:, np.newaxis] - reference_error_mp
+        ).T,
         reward_slope_pm=reward_slope_mp.T,
         scores_slope_pmm=np.moveaxis(scores_slope_mmp, -1, 0),
         kl_slope_pm=kl_slope_mp.T,
@@ -374,7 +403,8 @@ def _percentile_estimates(replicates: Estimates, level: float) -> Estimates:
 def _percentiles(replicates_b: FloatArray, level: float) -> FloatArray:
     """Replicates first, to (..., 2)."""
     tail = (1.0 - level) / 2
-    return np.moveaxis(np.quantile(replicates_b, [tail, 1.0 - tail], axis=0), 0, -1)
+    # An order statistic, not an interpolation between two: replicates may be infinite.
+    return np.moveaxis(np.quantile(replicates_b, [tail, 1.0 - tail], axis=0, method="inverted_cdf"), 0, -1)
 
 
 def _standard_error(values_p: FloatArray) -> FloatArray:

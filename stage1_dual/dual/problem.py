@@ -17,54 +17,55 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.dual.dual_function import tilt
-from stage1_dual.dual.segments import FloatArray, IntArray, Segments
+from stage1_dual.dual.dual_function import tilted_weights
+from stage1_dual.dual.samples import SampleBlock, SampleScores
+from stage1_dual.dual.segments import FloatArray, IntArray
 
-# Cached properties of DualProblem that depend on neither thresholds nor beta.
-_SCORE_FACTS = (
-    "reference_reward",
-    "reference_means_m",
-    "reward_scale",
-    "score_scale_m",
-    "is_constant_m",
-    "score_magnitude_m",
-)
+
+@dataclass(frozen=True, eq=False)
+class RowLayout:
+    """How the caller's rows lie against the kept ones, which are grouped by prompt.
+
+    Attributes:
+        prompt_ids: the ids given to :meth:`DualProblem.from_rows` in the order prompts are kept (sorted), shape (p,);
+            positions for :meth:`DualProblem.from_arrays`.
+        row_order_n: the caller's row of each kept row; None when rows were grouped already.
+        shape: shape of the caller's reward array.
+    """
+
+    prompt_ids: NDArray[np.generic]
+    row_order_n: IntArray | None
+    shape: tuple[int, ...]
+
+    def to_caller(self, values_n: FloatArray) -> FloatArray:
+        """Put one value per kept row, shape (n,), into the layout of the caller's reward."""
+        if self.row_order_n is None:
+            return values_n.reshape(self.shape)
+        values = np.empty_like(values_n)
+        values[self.row_order_n] = values_n
+        return values
 
 
 @dataclass(frozen=True, eq=False)
 class DualProblem:
-    """A problem ready to solve. Make one with :meth:`from_arrays` or :meth:`from_rows`; the inputs are copied.
+    """A problem ready to solve.
 
-    Rewards and constraint scores are kept relative to their mean over each prompt's responses. A shift of r within
-    a prompt cancels in the tilted weights, and one of g moves only its slack, so the centring is exact mathematics;
-    it is what keeps scores of 1e6 plus or minus 1 as accurate as scores of 0 plus or minus 1.
+    Make one with :meth:`from_arrays` or :meth:`from_rows`, which copy their inputs, or with :meth:`from_samples` for
+    scores that lie elsewhere.
 
     Attributes:
         beta: KL strength, reward per nat, positive.
         thresholds_m: absolute thresholds b, score units, shape (m,).
         constraint_names: one name per constraint, used in messages.
-        segments: which rows belong to which prompt; rows are grouped by prompt.
-        prompt_ids: the ids given to :meth:`from_rows` in the order prompts are kept (sorted), shape (p,); positions
-            for :meth:`from_arrays`.
-        centred_reward_n: r minus its prompt's mean, shape (n,).
-        reward_shift_p: what was subtracted, shape (p,).
-        centred_scores_mn: g minus its prompt's mean, shape (m, n).
-        score_shift_mp: what was subtracted, shape (m, p).
-        row_order_n: for :meth:`from_rows`, the caller's row of each kept row; None when rows were grouped already.
-        layout: shape of the caller's reward array.
+        samples: the scores.
+        rows: the caller's rows; None for :meth:`from_samples`.
     """
 
     beta: float
     thresholds_m: FloatArray
     constraint_names: tuple[str, ...]
-    segments: Segments
-    prompt_ids: NDArray[np.generic]
-    centred_reward_n: FloatArray
-    reward_shift_p: FloatArray
-    centred_scores_mn: FloatArray
-    score_shift_mp: FloatArray
-    row_order_n: IntArray | None
-    layout: tuple[int, ...]
+    samples: SampleScores
+    rows: RowLayout | None
 
     @classmethod
     def from_arrays(
@@ -106,17 +107,15 @@ class DualProblem:
         _require_finite("reward_pk", reward, axes="(prompt, response)")
         _require_finite("constraints_pkm", scores, axes="(prompt, response, constraint)")
         n_prompts, n_responses = reward.shape
-        return cls._build(
+        block = SampleBlock.from_scores(
             reward.reshape(-1),
             np.ascontiguousarray(scores.reshape(n_prompts * n_responses, -1).T),
-            segments=Segments.from_counts(np.full(n_prompts, n_responses, dtype=np.int64)),
-            prompt_ids=np.arange(n_prompts),
-            row_order_n=None,
-            layout=reward.shape,
-            thresholds=thresholds,
-            beta=beta,
-            constraint_names=constraint_names,
+            np.full(n_prompts, n_responses, dtype=np.int64),
         )
+        problem = cls.from_samples(
+            SampleScores.in_memory(block), thresholds=thresholds, beta=beta, constraint_names=constraint_names
+        )
+        return replace(problem, rows=RowLayout(np.arange(n_prompts), None, reward.shape))
 
     @classmethod
     def from_rows(
@@ -162,58 +161,43 @@ class DualProblem:
         if bool(np.any(np.diff(prompt_of_row_n) < 0)):
             order_n = np.argsort(prompt_of_row_n, kind="stable").astype(np.int64)
             reward, scores = reward[order_n], scores[order_n]
-        return cls._build(
-            reward,
-            np.ascontiguousarray(scores.T),
-            segments=Segments.from_counts(np.bincount(prompt_of_row_n).astype(np.int64)),
-            prompt_ids=prompt_ids,
-            row_order_n=order_n,
-            layout=reward.shape,
-            thresholds=thresholds,
-            beta=beta,
-            constraint_names=constraint_names,
+        block = SampleBlock.from_scores(
+            reward, np.ascontiguousarray(scores.T), np.bincount(prompt_of_row_n).astype(np.int64)
         )
+        problem = cls.from_samples(
+            SampleScores.in_memory(block), thresholds=thresholds, beta=beta, constraint_names=constraint_names
+        )
+        return replace(problem, rows=RowLayout(prompt_ids, order_n, reward.shape))
 
     @classmethod
-    def _build(
+    def from_samples(
         cls,
-        reward_n: FloatArray,
-        scores_mn: FloatArray,
+        samples: SampleScores,
         *,
-        segments: Segments,
-        prompt_ids: NDArray[np.generic],
-        row_order_n: IntArray | None,
-        layout: tuple[int, ...],
         thresholds: ArrayLike,
         beta: float,
-        constraint_names: Sequence[str] | None,
+        constraint_names: Sequence[str] | None = None,
     ) -> DualProblem:
-        n_constraints = scores_mn.shape[0]
-        names = _validate_names(constraint_names, n_constraints)
-        centred_reward_n, reward_shift_p = _centre(reward_n, segments, "rewards")
-        centred_scores_mn, score_shift_mp = _centre(scores_mn, segments, "constraint scores")
+        """Build on scores wherever they lie.
+
+        Args:
+            samples: the scores.
+            thresholds: absolute thresholds, shape (m,), or a number for one constraint, score units.
+            beta: KL strength, reward per nat, positive.
+            constraint_names: m distinct names for messages; "constraint_0" and so on when not given.
+
+        Raises:
+            InputError: thresholds, beta or names are not what they must be.
+        """
+        n_constraints = samples.n_constraints
         positive_beta = _validate_beta(beta)
         with np.errstate(over="ignore"):
-            largest_exponent = np.max(np.abs(centred_reward_n)) / positive_beta
+            largest_exponent = np.float64(samples.facts.largest_reward) / positive_beta
         if not np.isfinite(largest_exponent):
             raise InputError(f"`beta` is {positive_beta!r}: rewards divided by it overflow; use a larger beta")
-        problem = cls(
-            beta=positive_beta,
-            thresholds_m=_validate_thresholds(thresholds, n_constraints),
-            constraint_names=names,
-            segments=segments,
-            prompt_ids=prompt_ids,
-            centred_reward_n=centred_reward_n,
-            reward_shift_p=reward_shift_p,
-            centred_scores_mn=centred_scores_mn,
-            score_shift_mp=score_shift_mp,
-            row_order_n=row_order_n,
-            layout=layout,
-        )
-        for array in (prompt_ids, centred_reward_n, reward_shift_p, centred_scores_mn, score_shift_mp):
-            array.flags.writeable = False
-        problem.thresholds_m.flags.writeable = False
-        return problem
+        thresholds_m = _validate_thresholds(thresholds, n_constraints)
+        names = _validate_names(constraint_names, n_constraints)
+        return cls(beta=positive_beta, thresholds_m=thresholds_m, constraint_names=names, samples=samples, rows=None)
 
     def with_thresholds(self, thresholds: ArrayLike) -> DualProblem:
         """The same samples under other absolute thresholds, shape (m,); no score is copied.
@@ -221,9 +205,7 @@ class DualProblem:
         Raises:
             InputError: the thresholds are not finite or not m of them.
         """
-        thresholds_m = _validate_thresholds(thresholds, self.n_constraints)
-        thresholds_m.flags.writeable = False
-        return self._keep_facts(replace(self, thresholds_m=thresholds_m))
+        return replace(self, thresholds_m=_validate_thresholds(thresholds, self.n_constraints))
 
     def with_beta(self, beta: float) -> DualProblem:
         """The same samples and thresholds under another KL strength; no score is copied.
@@ -231,78 +213,62 @@ class DualProblem:
         Raises:
             InputError: beta is not a positive, finite number.
         """
-        return self._keep_facts(replace(self, beta=_validate_beta(beta)))
+        return replace(self, beta=_validate_beta(beta))
 
-    def _keep_facts(self, other: DualProblem) -> DualProblem:
-        # Facts about the scores alone depend on neither thresholds nor beta: keep what is computed already.
-        for fact in _SCORE_FACTS:
-            if fact in self.__dict__:
-                other.__dict__[fact] = self.__dict__[fact]
-        return other
+    def with_samples(self, samples: SampleScores) -> DualProblem:
+        """The same thresholds and beta on other scores of the same constraints."""
+        return replace(self, samples=samples, rows=None)
 
     @property
     def n_prompts(self) -> int:
         """The number of prompts."""
-        return self.segments.n_prompts
+        return self.samples.facts.n_prompts
 
     @property
     def n_samples(self) -> int:
         """Number of responses over all prompts."""
-        return self.segments.n_rows
+        return self.samples.facts.n_samples
 
     @property
     def n_constraints(self) -> int:
         """The number of constraints, m."""
         return int(self.thresholds_m.shape[0])
 
-    @cached_property
+    @property
     def reference_reward(self) -> float:
         """E_x E_{pi_ref}[r], reward units."""
-        return float(np.mean(self.reward_shift_p) + np.mean(self.segments.mean(self.centred_reward_n)))
+        return self.samples.facts.reference_reward
 
-    @cached_property
+    @property
     def reference_means_m(self) -> FloatArray:
         """E_x E_{pi_ref}[g_j], score units, shape (m,). A threshold is a margin plus this."""
-        centred_mp = self.segments.mean(self.centred_scores_mn)
-        return _mean_over_prompts(self.score_shift_mp) + _mean_over_prompts(centred_mp)
+        return self.samples.facts.reference_means_m
 
-    @cached_property
+    @property
     def reward_scale(self) -> float:
-        """Standard deviation of the reward within prompts, sqrt(E_x Var_{pi_ref}[r]), reward units."""
-        return float(self._spread_within(self.centred_reward_n[np.newaxis])[0])
+        """Standard deviation of the reward within prompts, reward units."""
+        return self.samples.facts.reward_scale
 
-    @cached_property
+    @property
     def score_scale_m(self) -> FloatArray:
-        """s_j, the standard deviation of g_j within prompts: sqrt(E_x Var_{pi_ref}[g_j]), score units, shape (m,).
+        """s_j, the standard deviation of g_j within prompts, score units, shape (m,)."""
+        return self.samples.facts.score_scale_m
 
-        The spread between prompts is left out on purpose: no multiplier can move it, and it would make the
-        dimensionless KKT residual lax. Zero exactly where :attr:`is_constant_m`.
-        """
-        return self._spread_within(self.centred_scores_mn)
-
-    @cached_property
+    @property
     def is_constant_m(self) -> NDArray[np.bool_]:
         """Constraints whose score is the same for all responses of each prompt: no policy changes them, shape (m,)."""
-        return np.asarray(~np.any(self.centred_scores_mn != 0.0, axis=1), dtype=np.bool_)
+        return self.samples.facts.is_constant_m
 
-    @cached_property
+    @property
     def score_magnitude_m(self) -> FloatArray:
         """Largest |g_j|, score units, shape (m,): the scale of rounding in the data."""
-        return _largest(self.score_shift_mp) + _largest(self.centred_scores_mn)
+        return self.samples.facts.score_magnitude_m
 
     @cached_property
     def slack_shift_m(self) -> FloatArray:
         """E_x[shift] - b: what to add to a tilted mean of the centred scores to get its slack, shape (m,)."""
-        # The difference of each prompt is taken before the mean: it is exact when shift and b are close.
-        return _mean_over_prompts(self.score_shift_mp - self.thresholds_m[:, np.newaxis])
-
-    def _spread_within(self, centred_in: FloatArray) -> FloatArray:
-        # Scaled first: squares of values below 1e-154 or above 1e154 would leave the range of float64.
-        largest_i = _largest(centred_in)
-        unit_i = np.where(largest_i > 0, largest_i, 1.0)
-        scaled_in = centred_in / unit_i[:, np.newaxis]
-        variance_ip = self.segments.mean(scaled_in * scaled_in) - self.segments.mean(scaled_in) ** 2
-        return np.asarray(unit_i * np.sqrt(np.maximum(_mean_over_prompts(variance_ip), 0.0)), dtype=np.float64)
+        facts = self.samples.facts
+        return np.asarray(facts.score_shift_m + (facts.score_pivot_m - self.thresholds_m), dtype=np.float64)
 
     def tilted_weights(self, lam: ArrayLike) -> FloatArray:
         """Weights of the tilted policy, w proportional to exp{(r + <lam, g>)/beta}, summing to 1 within a prompt.
@@ -314,25 +280,11 @@ class DualProblem:
             Weights in the layout of the reward given: (p, k), or (n,) in the caller's row order.
 
         Raises:
-            InputError: ``lam`` is not m finite, non-negative numbers.
+            InputError: ``lam`` is not m finite, non-negative numbers, or the problem has no rows in memory.
         """
-        return self.to_caller_layout(tilt(self, validate_multipliers("lam", lam, self.n_constraints)).weights_n)
-
-    def to_caller_layout(self, values_n: FloatArray) -> FloatArray:
-        """Put one value per kept row, shape (n,), into the layout of the caller's reward."""
-        if self.row_order_n is None:
-            return values_n.reshape(self.layout)
-        values = np.empty_like(values_n)
-        values[self.row_order_n] = values_n
-        return values
-
-
-def _mean_over_prompts(values_mp: FloatArray) -> FloatArray:
-    return np.asarray(np.mean(values_mp, axis=1), dtype=np.float64)
-
-
-def _largest(values_mn: FloatArray) -> FloatArray:
-    return np.asarray(np.max(np.abs(values_mn), axis=1, initial=0.0), dtype=np.float64)
+        if self.rows is None:
+            raise InputError("`tilted_weights` needs a problem made by `from_arrays` or `from_rows`")
+        return self.rows.to_caller(tilted_weights(self, validate_multipliers("lam", lam, self.n_constraints)))
 
 
 def validate_multipliers(name: str, lam: ArrayLike, n_constraints: int) -> FloatArray:
@@ -407,6 +359,7 @@ def _validate_thresholds(thresholds: ArrayLike, n_constraints: int) -> FloatArra
         )
     if not bool(np.all(np.isfinite(thresholds_m))):
         raise InputError(f"`thresholds` is {thresholds_m.tolist()}; thresholds must be finite")
+    thresholds_m.flags.writeable = False
     return thresholds_m
 
 
@@ -427,17 +380,3 @@ def _validate_names(names: Sequence[str] | None, n_constraints: int) -> tuple[st
     if isinstance(names, str) or len(kept) != n_constraints or len(set(kept)) != n_constraints:
         raise InputError(f"`constraint_names` is {names!r}; it must be {n_constraints} distinct names")
     return kept
-
-
-def _centre(values: FloatArray, segments: Segments, what: str) -> tuple[FloatArray, FloatArray]:
-    """Subtract each prompt's mean; (..., n) to the centred values and the shifts (..., p)."""
-    low, high = segments.min(values), segments.max(values)
-    # Near the largest float64 the sum inside a mean overflows; any value between low and high serves as a shift.
-    with np.errstate(over="ignore", invalid="ignore"):
-        shift = np.clip(np.nan_to_num(segments.mean(values)), low, high)
-        # A rounded mean of equal values may differ from them; constants must centre to exactly zero.
-        shift = np.where(low == high, low, shift)
-        centred = segments.subtract(values, shift)
-    if not bool(np.all(np.isfinite(centred))):
-        raise InputError(f"the {what} of one prompt differ by more than float64 can hold; rescale them")
-    return centred, shift

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stage1_dual.dual.certificate import Certificate
+from stage1_dual.dual.certificate import Certificate, find_dependent_constraints
 from stage1_dual.dual.dual_function import tilt
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
@@ -66,5 +66,5 @@ def build_solution(
         slack=certificate.slack_m,
         hessian=hess_mm,
         ess_p=tilted.ess_p,
-        dependent_constraints=certificate.dependent_constraints,
+        dependent_constraints=find_dependent_constraints(problem, lam_m, certificate.slack_m),
     )

@@ -145,11 +145,10 @@ def minimise_dual(problem: DualProblem, start_m: FloatArray | None) -> DualMinim
     """
     n_evaluations = 0
     if start_m is not None:
-        dual = _ScaledDual(problem)
-        point = _newton(dual, start_m, target=_RESIDUAL_TARGET, max_evaluations=_WARM_EVALUATIONS)
-        if point.residual <= _RESIDUAL_ACCEPTED:
-            return dual.minimum(point, n_evaluations=dual.n_evaluations)
-        n_evaluations = dual.n_evaluations
+        minimum = continue_minimum(problem, start_m)
+        if minimum is not None:
+            return minimum
+        n_evaluations = _WARM_EVALUATIONS
     betas = [problem.beta]
     while betas[-1] * _BETA_FACTOR < _EASY_BETA * problem.reward_scale:
         betas.append(betas[-1] * _BETA_FACTOR)
@@ -166,6 +165,15 @@ def minimise_dual(problem: DualProblem, start_m: FloatArray | None) -> DualMinim
     start_m = _extrapolate(path, problem.beta, lam_m)
     point = _newton(dual, start_m, target=_RESIDUAL_TARGET, max_evaluations=MAX_EVALUATIONS)
     return dual.minimum(point, n_evaluations=n_evaluations + dual.n_evaluations)
+
+
+def continue_minimum(problem: DualProblem, start_m: FloatArray) -> DualMinimum | None:
+    """The minimum if Newton reaches it quickly from ``start_m``, shape (m,); certifies nothing."""
+    dual = _ScaledDual(problem)
+    point = _newton(dual, start_m, target=_RESIDUAL_TARGET, max_evaluations=_WARM_EVALUATIONS)
+    if point.residual > _RESIDUAL_ACCEPTED:
+        return None
+    return dual.minimum(point, n_evaluations=dual.n_evaluations)
 
 
 def _extrapolate(path: list[tuple[float, FloatArray]], beta: float, lam_m: FloatArray) -> FloatArray:

@@ -47,7 +47,8 @@ def test_reference_at_zero() -> None:
 def test_tilted_policy_by_hand() -> None:
     problem = DualProblem.from_arrays([[0.0, np.log(3.0)]], [[1.0, -1.0]], thresholds=0.25, beta=1.0)
     tilted = tilt(problem, np.zeros(1))
-    np.testing.assert_allclose(tilted.weights_n, [0.25, 0.75], rtol=1e-15)
+    np.testing.assert_allclose(problem.tilted_weights([0.0]), [[0.25, 0.75]], rtol=1e-15)
+    assert tilted.log_z_p[0] == pytest.approx(np.log(2.0))
     assert tilted.reward_p[0] == pytest.approx(0.75 * np.log(3.0))
     assert tilted.scores_mp[0, 0] == pytest.approx(-0.5)
     assert tilted.slack_mp[0, 0] == pytest.approx(-0.75)
@@ -79,7 +80,7 @@ def test_ragged_and_dense_paths_agree_across_blocks() -> None:
         beta=1.0,
     )
     long = DualProblem.from_arrays(long_r, long_g, thresholds=[0.1, 0.2], beta=1.0)
-    assert len(ragged.segments.blocks) > 3
+    assert len(ragged.samples.partitions) > 3
     lam_m = np.array([0.4, 0.7])
     whole, part, rest = (evaluate_dual(problem, lam_m) for problem in (ragged, dense, long))
     assert whole.value == pytest.approx((1_500 * part.value + rest.value) / 1_501, abs=1e-13)

@@ -74,13 +74,14 @@ def test_policy_intervals_are_the_bootstrap_of_the_policy_as_it_is() -> None:
     intervals = bootstrap_intervals(problem, solution, rng=np.random.default_rng(5), n_replicates=200)
     counts_bp = np.random.default_rng(5).multinomial(150, np.full(150, 1 / 150), size=200)
     tilted = tilt(problem, solution.multipliers)
+    tail = (1 - 0.95) / 2
     for found, values_p in [
         (intervals.policy.reward, tilted.reward_p),
         (intervals.policy.constraints[1], tilted.scores_mp[1]),
         (intervals.policy.kl, tilted.kl_p),
         (intervals.policy.slack[0], tilted.slack_mp[0]),
     ]:
-        expected = np.quantile(counts_bp @ values_p / 150, [0.025, 0.975])
+        expected = np.quantile(counts_bp @ values_p / 150, [tail, 1 - tail], method="inverted_cdf")
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 

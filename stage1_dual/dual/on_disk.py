@@ -1,0 +1,159 @@
+"""Scores that do not fit in memory: grouped by prompt once, then read partition by partition in every pass.
+
+Rows come in any order and in chunks. They are dealt into buckets by their prompt's id, so that all rows of a prompt
+meet in one bucket; each bucket, which fits in memory, is then sorted, centred and written as one partition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.contracts.errors import InputError
+from stage1_dual.dual.execution import ThreadExecutor
+from stage1_dual.dual.samples import BLOCK_ROWS, Executor, SampleBlock, SampleScores
+from stage1_dual.dual.segments import FloatArray, Segments
+
+# What a partition holds: a few of them in memory at once are small, and each is long enough to be read at full speed.
+_PARTITION_ROWS = 500_000
+# Ids of prompts are spread over the buckets by this odd multiplier (Knuth's multiplicative hashing).
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRows:
+    """A chunk of rows, one a response.
+
+    Attributes:
+        prompt_n: id of the prompt, shape (n,).
+        reward_n: reward units, shape (n,).
+        constraints_nm: score units, higher better, shape (n, m).
+    """
+
+    prompt_n: NDArray[np.uint64]
+    reward_n: FloatArray
+    constraints_nm: FloatArray
+
+
+@dataclass(frozen=True)
+class OnDiskPartition:
+    """One partition in a file: counts, then centred rewards, centred scores and shifts, all eight bytes wide.
+
+    Attributes:
+        path: the file.
+        n_prompts: prompts in it.
+        n_rows: responses in it.
+        n_constraints: constraint scores of each response.
+        step: one response in so many is read.
+        offset: the first one read.
+    """
+
+    path: Path
+    n_prompts: int
+    n_rows: int
+    n_constraints: int
+    step: int = 1
+    offset: int = 0
+
+    def blocks(self) -> Iterator[SampleBlock]:
+        """The prompts of the file in blocks.
+
+        Raises:
+            InputError: the file is not what was written.
+        """
+        block = self._read()
+        if self.step > 1:
+            block = block.every(self.step, self.offset)
+        yield from block.split(BLOCK_ROWS)
+
+    def every(self, step: int, offset: int) -> OnDiskPartition:
+        """The same prompts with every ``step``-th response only."""
+        if self.step > 1:
+            raise InputError("responses that were thinned out cannot be thinned out again")
+        return OnDiskPartition(self.path, self.n_prompts, self.n_rows, self.n_constraints, step, offset)
+
+    def _read(self) -> SampleBlock:
+        n_constraints, n_rows, n_prompts = self.n_constraints, self.n_rows, self.n_prompts
+        width = 1 + n_constraints
+        words = np.fromfile(self.path, dtype=np.float64)
+        if len(words) != n_prompts + width * (n_rows + n_prompts):
+            raise InputError(f"{self.path} has {8 * len(words)} bytes; it was cut off or changed since it was written")
+        counts_p = words[:n_prompts].view(np.int64)
+        values = words[n_prompts : n_prompts + width * n_rows].reshape(width, n_rows)
+        shifts = words[n_prompts + width * n_rows :].reshape(width, n_prompts)
+        return SampleBlock(Segments.from_counts(counts_p), values[0], values[1:], shifts[0], shifts[1:])
+
+
+def write_samples(
+    chunks: Iterable[ScoreRows],
+    *,
+    folder: Path,
+    n_rows: int,
+    n_constraints: int,
+    executor: Executor | None = None,
+) -> SampleScores:
+    """Group rows by prompt into partitions under ``folder``.
+
+    Needs disk space for the rows twice while it works, and memory for a few partitions.
+
+    Args:
+        chunks: the rows; all of finite scores.
+        folder: an empty folder.
+        n_rows: how many rows there will be, about: it decides the number of partitions.
+        n_constraints: the number of constraint scores, m.
+        executor: runs the passes; the default uses all cores of this machine.
+
+    Raises:
+        InputError: no rows, or scores that differ within a prompt by more than float64 can hold.
+    """
+    n_buckets = max(1, math.ceil(n_rows / _PARTITION_ROWS))
+    buckets = [folder / f"bucket-{number:05d}" for number in range(n_buckets)]
+    for chunk in chunks:
+        _deal(chunk, buckets)
+    partitions = tuple(
+        _group(bucket, folder / f"partition-{number:05d}", n_constraints)
+        for number, bucket in enumerate(buckets)
+        if bucket.exists()
+    )
+    if not partitions:
+        raise InputError("there are no rows to solve on")
+    return SampleScores(partitions, ThreadExecutor() if executor is None else executor, n_constraints)
+
+
+def _deal(chunk: ScoreRows, buckets: list[Path]) -> None:
+    with np.errstate(over="ignore"):
+        spread_n = (chunk.prompt_n * _SPREAD) >> np.uint64(32)
+    bucket_n = (spread_n % np.uint64(len(buckets))).astype(np.int64)
+    order_n = np.argsort(bucket_n, kind="stable")
+    # As words: an id read as a float could be a NaN, whose bits need not survive.
+    scores_nv = np.column_stack([chunk.reward_n, chunk.constraints_nm]).view(np.uint64)
+    record_nv = np.column_stack([chunk.prompt_n, scores_nv])[order_n]
+    ends = np.cumsum(np.bincount(bucket_n, minlength=len(buckets)))
+    for bucket, rows in zip(buckets, np.split(record_nv, ends[:-1]), strict=True):
+        if len(rows):
+            with bucket.open("ab") as file:
+                rows.tofile(file)
+
+
+def _group(bucket: Path, path: Path, n_constraints: int) -> OnDiskPartition:
+    record_nv = np.fromfile(bucket, dtype=np.uint64).reshape(-1, 2 + n_constraints)
+    bucket.unlink()
+    order_n = np.argsort(record_nv[:, 0], kind="stable")
+    _, counts_p = np.unique(record_nv[:, 0], return_counts=True)
+    values_vn = np.ascontiguousarray(record_nv[order_n, 1:].T).view(np.float64)
+    block = SampleBlock.from_scores(values_vn[0], values_vn[1:], counts_p.astype(np.int64))
+    with path.open("wb") as file:
+        for array in (
+            block.segments.counts_p,
+            block.reward_n,
+            block.scores_mn,
+            block.reward_shift_p,
+            block.score_shift_mp,
+        ):
+            array.tofile(file)
+    return OnDiskPartition(path, block.segments.n_prompts, block.segments.n_rows, n_constraints)

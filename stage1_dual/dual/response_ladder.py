@@ -1,0 +1,144 @@
+"""What fewer responses per prompt would have given, and a multiplier corrected for their number.
+
+With K responses per prompt the plug-in is biased: the log of a mean lies below the mean's log, so D comes out low, and
+the tilt concentrates on the few best responses drawn, so that moving a mean looks dearer than it is and lam* comes out
+high. The leading term falls as 1/K, hence solving again on halves of the responses shows it, and
+
+    lam_J = 2 lam(K) - (lam(first half) + lam(second half)) / 2
+
+removes it: the half-sample jackknife (Quenouille 1956; Efron and Tibshirani 1993, section 10). Thresholds stay what
+they are on all responses. Measured on jointly Gaussian scores with K = 32 and 1,000 prompts (benchmarks/), it leaves
+5% of the bias at a KL of half a nat, 28% at 1.2 and 49% at 2.6; extrapolation over three rungs was no better, and
+noisier. It under-corrects, and never overshot: past the leading term the correction is itself too small.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.contracts.errors import InfeasibleError, NotCertifiedError
+from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.segments import FloatArray
+from stage1_dual.dual.solution import DualSolution
+from stage1_dual.dual.solver import solve_dual
+
+# The jackknife left less than half of the bias up to this share of log K, and more beyond.
+_LARGEST_KL_SHARE = 0.6
+_PARTS = (2, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class LadderRung:
+    """The dual solved on a share of each prompt's responses.
+
+    Attributes:
+        n_responses: median number of responses a prompt has on this rung.
+        n_parts: disjoint parts the responses were dealt into; figures are means over the parts that have a solution.
+        n_infeasible: parts whose thresholds are out of reach of their responses.
+        multipliers_m: reward per score unit, shape (m,); NaN where no part has a solution.
+        dual_value: D, reward units.
+        kl: nats per prompt.
+        ess_median: median over prompts of the effective sample size, samples.
+    """
+
+    n_responses: float
+    n_parts: int
+    n_infeasible: int
+    multipliers_m: FloatArray
+    dual_value: float
+    kl: float
+    ess_median: float
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseLadder:
+    """The solution on all, half and a quarter of the responses.
+
+    Attributes:
+        rungs: most responses first; fewer than three where prompts have too few responses to be dealt.
+        drift_m: (lam(K/2) - lam(K)) in units of the scale of lam, shape (m,): beta over s_j, or lam where that is
+            larger. About the bias still in lam(K); NaN without a half.
+        corrected_multipliers_m: half-sample jackknife of lam*, shape (m,), or None where it must not be used.
+        refusal: why there is no corrected multiplier; empty where there is one.
+    """
+
+    rungs: tuple[LadderRung, ...]
+    drift_m: FloatArray
+    corrected_multipliers_m: FloatArray | None
+    refusal: str
+
+
+def climb_ladder(problem: DualProblem, solution: DualSolution) -> ResponseLadder:
+    """Solve again on halves and quarters of each prompt's responses, dealt out in turn.
+
+    Args:
+        problem: the problem solved.
+        solution: its solution.
+    """
+    counts_p = problem.samples.counts_p
+    rungs = [
+        LadderRung(
+            n_responses=float(np.median(counts_p)),
+            n_parts=1,
+            n_infeasible=0,
+            multipliers_m=solution.multipliers,
+            dual_value=solution.dual_value,
+            kl=solution.predicted_kl,
+            ess_median=float(np.median(solution.ess_p)),
+        )
+    ]
+    rungs.extend(_solve_parts(problem, solution, n) for n in _PARTS if np.median(counts_p) >= 2 * n)
+    scale_m = np.maximum(
+        solution.multipliers, problem.beta / np.where(problem.is_constant_m, np.inf, problem.score_scale_m)
+    )
+    drift_m = np.full(problem.n_constraints, np.nan)
+    if len(rungs) > 1:
+        drift_m = (rungs[1].multipliers_m - solution.multipliers) / np.where(scale_m > 0, scale_m, 1.0)
+    refusal = _refusal(rungs, log_samples=float(np.mean(np.log(counts_p))))
+    corrected_m = None
+    if not refusal:
+        corrected_m = np.maximum(2 * solution.multipliers - rungs[1].multipliers_m, 0.0)
+        # An inactive constraint has the multiplier 0 exactly, and no bias of it to remove.
+        corrected_m[solution.multipliers == 0] = 0.0
+    return ResponseLadder(tuple(rungs), drift_m, corrected_m, refusal)
+
+
+def _solve_parts(problem: DualProblem, solution: DualSolution, n_parts: int) -> LadderRung:
+    found: list[DualSolution] = []
+    for part in range(n_parts):
+        share = problem.with_samples(problem.samples.every(n_parts, part))
+        try:
+            found.append(solve_dual(share, initial_multipliers=solution.multipliers))
+        except (InfeasibleError, NotCertifiedError):
+            continue
+    nothing = np.full(problem.n_constraints, np.nan)
+    return LadderRung(
+        n_responses=float(np.median(problem.samples.counts_p)) / n_parts,
+        n_parts=n_parts,
+        n_infeasible=n_parts - len(found),
+        multipliers_m=np.mean([one.multipliers for one in found], axis=0) if found else nothing,
+        dual_value=_mean([one.dual_value for one in found]),
+        kl=_mean([one.predicted_kl for one in found]),
+        ess_median=_mean([float(np.median(one.ess_p)) for one in found]),
+    )
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _refusal(rungs: list[LadderRung], *, log_samples: float) -> str:
+    full = rungs[0]
+    if len(rungs) < 2:
+        return f"the median prompt has {full.n_responses:.0f} responses; halves of at least 2 are needed"
+    if rungs[1].n_infeasible:
+        return f"on half of the responses the thresholds are out of reach in {rungs[1].n_infeasible} of 2 halves"
+    if full.kl > _LARGEST_KL_SHARE * log_samples:
+        return (
+            f"the KL of {full.kl:.2f} nats is more than {_LARGEST_KL_SHARE:.0%} of the log of the number of responses "
+            f"({log_samples:.2f}): less than half of the bias would go"
+        )
+    return ""

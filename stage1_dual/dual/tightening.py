@@ -1,0 +1,147 @@
+"""Thresholds made harder on purpose, so that what is promised survives prediction, evaluation and reward-model error.
+
+Two reasons to ask the dual for more than is demanded:
+
+*Assurance.* lam* meets the demand on average on the train prompts. The final evaluation, on n other prompts with K
+responses each, calls a constraint satisfied when its whole 95% interval is on the right side, which for a policy that
+meets the demand exactly happens in 1 of 40 evaluations. With e the standard error of that evaluation and s that of the
+prediction (lam* comes from finitely many prompts too), tightening by
+
+    t = z_{0.975} e + z_a sqrt(e^2 + s^2)
+
+makes it come out satisfied with probability a, for each constraint by itself and a policy that is the tilted optimum.
+A policy that falls short of it needs a ``reserve`` besides.
+
+*Score error.* The constraint's scorer is a model: its differences g(y) - g(y') between two responses drawn from pi_ref
+have a root mean square error eps against the truth. Then the true mean improves on the reference's by at least
+
+    margin - (sqrt(1/2) + sqrt(1/2 + D2)) eps ,   1 + 2 D2 = E_x E_ref[(pi_lam / pi_ref)^2]
+
+(Huang et al., arXiv:2405.19544, theorem 5; the expectation is the mean over prompts of K / ESS). Tightening by that
+loss keeps the true margin. The bound grows with the tilt, so the two are solved together.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.contracts.errors import InputError
+from stage1_dual.dual.inference import sandwich_standard_errors
+from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.segments import FloatArray
+from stage1_dual.dual.solution import DualSolution
+from stage1_dual.dual.solver import solve_dual
+
+# The tightening depends on the tilt and the tilt on the tightening; both settle within a few rounds, to this share of
+# a standard deviation of the constraint.
+_ROUNDS = 40
+_SETTLED = 1e-4
+_Z_INTERVAL = 1.959963984540054
+
+
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """What is asked beyond the thresholds, constraint by constraint.
+
+    Attributes:
+        assurance_m: probability that the evaluation calls the constraint satisfied, in (0, 1); NaN where not asked
+            for.
+        score_error_m: root mean square error of score differences, score units; 0 where not asked for.
+        n_evaluation_prompts: prompts of the evaluation.
+        n_evaluation_responses: responses per prompt of the evaluation.
+        thresholds_are_relative_m: where the threshold is a margin over the reference mean.
+    """
+
+    assurance_m: FloatArray
+    score_error_m: FloatArray
+    n_evaluation_prompts: int
+    n_evaluation_responses: int
+    thresholds_are_relative_m: np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+    def __post_init__(self) -> None:
+        asked = self.assurance_m[~np.isnan(self.assurance_m)]
+        if not bool(np.all((asked > 0) & (asked < 1))):
+            raise InputError(f"`assurance` is {asked.tolist()}; a probability between 0 and 1 is needed")
+        if not bool(np.all(np.isfinite(self.score_error_m) & (self.score_error_m >= 0))):
+            raise InputError(f"`score_error` is {self.score_error_m.tolist()}; it must be finite and not negative")
+        if bool(np.any(~np.isnan(self.assurance_m))) and min(self.n_evaluation_prompts, 2) < 2:
+            raise InputError("`assurance` needs an evaluation on at least 2 prompts")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked beyond the thresholds."""
+        return bool(np.all(np.isnan(self.assurance_m)) and np.all(self.score_error_m == 0))
+
+
+@dataclass(frozen=True, eq=False)
+class TightenedSolution:
+    """The solution under tightened thresholds.
+
+    Attributes:
+        problem: the problem with the tightened thresholds.
+        solution: its solution.
+        assurance_m: tightening for assurance, score units, shape (m,).
+        score_error_m: tightening for score error, score units, shape (m,).
+        price: reward predicted without tightening minus with it, reward units.
+    """
+
+    problem: DualProblem
+    solution: DualSolution
+    assurance_m: FloatArray
+    score_error_m: FloatArray
+    price: float
+
+
+def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
+    """Solve ``problem`` with the tightening that its own solution calls for.
+
+    Raises:
+        InfeasibleError: the tightened thresholds are out of reach, where the demanded ones may not be.
+        NotCertifiedError: float64 does not suffice for this problem.
+        InputError: the tightening grows without end, since each round of it strengthens the tilt.
+    """
+    solution = plain = solve_dual(problem)
+    tightened = problem
+    assurance_m = score_error_m = np.zeros(problem.n_constraints)
+    for _ in range(_ROUNDS if not demand.is_empty else 0):
+        assurance_m, score_error_m = _tightening(tightened, solution, demand)
+        thresholds_m = problem.thresholds_m + assurance_m + score_error_m
+        change_m = np.abs(thresholds_m - tightened.thresholds_m)
+        tightened = problem.with_thresholds(thresholds_m)
+        solution = solve_dual(tightened, initial_multipliers=solution.multipliers)
+        if bool(np.all(change_m <= _SETTLED * problem.score_scale_m)):
+            break
+    else:
+        if not demand.is_empty:
+            raise InputError(
+                f"the tightening for `assurance` and `score_error` does not settle: every round strengthens the tilt "
+                f"(now {(assurance_m + score_error_m).tolist()} score units); lower them, or raise beta"
+            )
+    return TightenedSolution(
+        problem=tightened,
+        solution=solution,
+        assurance_m=assurance_m,
+        score_error_m=score_error_m,
+        price=plain.predicted_reward - solution.predicted_reward,
+    )
+
+
+def _tightening(problem: DualProblem, solution: DualSolution, demand: Demand) -> tuple[FloatArray, FloatArray]:
+    from scipy.special import ndtri
+
+    errors = sandwich_standard_errors(
+        problem, solution, thresholds_are_relative_m=demand.thresholds_are_relative_m
+    ).policy.slack
+    # The spread of slacks between prompts carries over to other prompts; what K responses add is known from the tilt.
+    between_m = errors**2 * problem.n_prompts
+    within_m = np.diag(solution.hessian) * problem.beta / demand.n_evaluation_responses
+    evaluation_m = np.sqrt((between_m + within_m) / demand.n_evaluation_prompts)
+    asked_m = ~np.isnan(demand.assurance_m)
+    z_m = ndtri(np.where(asked_m, demand.assurance_m, 0.5))
+    assurance_m = np.where(asked_m, _Z_INTERVAL * evaluation_m + z_m * np.sqrt(evaluation_m**2 + errors**2), 0.0)
+    second_moment = float(np.mean(problem.samples.counts_p / solution.ess_p))
+    loss = math.sqrt(0.5) + math.sqrt(0.5 * second_moment)
+    return np.maximum(assurance_m, 0.0), loss * demand.score_error_m

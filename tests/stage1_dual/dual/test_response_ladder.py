@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.dual_problems import GaussianPopulation, draw_scores
+
+from stage1_dual.dual import DualProblem, climb_ladder, solve_dual
+
+
+def _ladder(problem: DualProblem):  # type: ignore[no-untyped-def]
+    return climb_ladder(problem, solve_dual(problem))
+
+
+def test_rungs_are_means_over_disjoint_shares_of_the_responses() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=80, n_responses=24, n_constraints=2, seed=0)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm, axis=(0, 1)) + 0.2, beta=1.0)
+    ladder = _ladder(problem)
+    assert [(rung.n_responses, rung.n_parts) for rung in ladder.rungs] == [(24, 1), (12, 2), (6, 4)]
+    for rung in ladder.rungs[1:]:
+        step = rung.n_parts
+        parts = [
+            solve_dual(
+                DualProblem.from_arrays(
+                    r_pk[:, part::step], g_pkm[:, part::step], thresholds=problem.thresholds_m, beta=1.0
+                )
+            )
+            for part in range(step)
+        ]
+        np.testing.assert_allclose(rung.multipliers_m, np.mean([p.multipliers for p in parts], axis=0), atol=1e-10)
+        assert rung.kl == pytest.approx(np.mean([p.predicted_kl for p in parts]))
+    full, half = ladder.rungs[0].multipliers_m, ladder.rungs[1].multipliers_m
+    assert ladder.corrected_multipliers_m is not None
+    np.testing.assert_allclose(ladder.corrected_multipliers_m, 2 * full - half, atol=1e-12)
+    assert not ladder.refusal
+
+
+@pytest.mark.parametrize(("margin", "beta"), [(0.3, 1.0), (0.5, 1.0), (0.5, 0.7)])
+def test_correction_at_least_halves_the_error_with_32_responses(margin: float, beta: float) -> None:
+    population = GaussianPopulation(margin=margin, beta=beta)
+    plug_in, corrected = [], []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        r_pk, g_pk = population.draw(rng, n_prompts=2_000, n_responses=32)
+        # Measured from the known reference of each prompt: the error of the reference mean is another matter.
+        problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=g_pk.mean() + margin, beta=beta)
+        solution = solve_dual(problem)
+        ladder = climb_ladder(problem, solution)
+        assert ladder.corrected_multipliers_m is not None
+        plug_in.append(solution.multipliers[0] - population.lam_star)
+        corrected.append(ladder.corrected_multipliers_m[0] - population.lam_star)
+    assert np.mean(plug_in) > 0
+    assert np.sqrt(np.mean(np.square(corrected))) < 0.5 * np.sqrt(np.mean(np.square(plug_in)))
+
+
+def test_drift_is_the_change_from_half_the_responses() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=200, n_responses=16, n_constraints=1, seed=1)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm) + 0.4, beta=0.5)
+    ladder = _ladder(problem)
+    full, half = ladder.rungs[0].multipliers_m[0], ladder.rungs[1].multipliers_m[0]
+    scale = max(full, 0.5 / problem.score_scale_m[0])
+    assert ladder.drift_m[0] == pytest.approx((half - full) / scale)
+    assert ladder.drift_m[0] > 0  # fewer responses, larger multipliers
+
+
+def test_when_a_correction_must_not_be_used() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=100, n_responses=16, n_constraints=1, seed=2)
+    reference = float(np.mean(g_pkm))
+    few = DualProblem.from_arrays(r_pk[:, :3], g_pkm[:, :3], thresholds=reference, beta=1.0)
+    assert "3 responses" in _ladder(few).refusal
+    assert len(_ladder(few).rungs) == 1
+    strong = DualProblem.from_arrays(r_pk, g_pkm, thresholds=reference + 0.5, beta=0.1)
+    assert "less than half of the bias" in _ladder(strong).refusal
+    best = float(np.mean(np.max(g_pkm[..., 0], axis=1)))
+    steep = DualProblem.from_arrays(r_pk, g_pkm, thresholds=best - 0.05, beta=1.0)
+    ladder = _ladder(steep)
+    assert ladder.rungs[1].n_infeasible == 2
+    assert np.isnan(ladder.rungs[1].multipliers_m).all()
+    assert "out of reach in 2 of 2 halves" in ladder.refusal
+    for problem in (few, strong, steep):
+        assert _ladder(problem).corrected_multipliers_m is None
+
+
+def test_inactive_constraint_keeps_its_zero_and_short_prompts_stay() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=16, n_constraints=1, seed=3)
+    slack = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm) - 3.0, beta=1.0)
+    corrected = _ladder(slack).corrected_multipliers_m
+    assert corrected is not None
+    assert corrected.tolist() == [0.0]
+    ids = np.append(np.repeat(np.arange(60), 16), 60)
+    ragged = DualProblem.from_rows(
+        ids, np.append(r_pk, 0.0), np.append(g_pkm, 5.0), thresholds=np.mean(g_pkm) + 0.2, beta=1.0
+    )
+    quarter = ragged.samples.every(4, 1)
+    assert quarter.facts.n_prompts == 61
+    assert quarter.counts_p.tolist() == [4] * 60 + [1]
