@@ -85,7 +85,7 @@ test: setup  ## the test suite, with one real end-to-end run (ARGS= goes to pyte
 # so they are handed over. The CUDA lock is resolved without them, or the CPU build of torch would be taken.
 LOCAL_WHEELS = $(shell $(BIN)/pip config get global.find-links 2>/dev/null || echo $(CPU_WHEELS)/torch/)
 COMPILE := $(BIN)/uv pip compile -q --no-header --no-emit-find-links --python-platform x86_64-manylinux_2_28 \
-  --python-version 3.11 pyproject.toml --extra train --extra dev
+  --python-version 3.11 pyproject.toml --extra train --extra ray --extra dev
 
 .PHONY: lock
 lock: setup  ## resolve the version locks anew

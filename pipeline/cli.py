@@ -11,16 +11,29 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.config import is_hub_id, load_config
 from pipeline.contracts.artifacts import environment
-from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError
-from pipeline.run import Run
+from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError, InputError
+from pipeline.contracts.problem import Safeguard
+from pipeline.run import Run, require_extra
 from pipeline.steps import STAGES, STEPS, read_status, run_steps
+
+if TYPE_CHECKING:
+    from stage1_dual.ray_execution import RayExecutor
 
 _DESCRIPTION = """Raise one score of a language model while keeping others above a line:
 sample, score, solve a small convex dual, fine-tune once."""
+
+
+_SAFEGUARDS = {
+    "reserve": "score units asked of the dual beyond the demand",
+    "assurance": "probability that the final evaluation calls the constraint satisfied",
+    "score_error": "root mean square error of the scorer's differences, which the margin must outgrow",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,16 +114,38 @@ def _table_parser(command: str) -> argparse.ArgumentParser:
         action="append",
         required=True,
         metavar="TEXT",
-        help="'NAME >= NUMBER', 'NAME <= NUMBER' or 'NAME >= ref + NUMBER'; a frontier has START:STOP:STEP in one",
+        help="'NAME >= NUMBER', 'NAME <= NUMBER' or 'NAME >= ref + NUMBER'; for a frontier START:STOP:STEP in some",
     )
     parser.add_argument("--beta", type=float, required=True, help="KL strength, reward per nat")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--ray", metavar="ADDRESS", help="run the passes on a Ray cluster; `local` starts one here")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    if command == "solve":
+        parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+        for name, meaning in _SAFEGUARDS.items():
+            option = f"--{name.replace('_', '-')}"
+            parser.add_argument(option, action="append", default=[], metavar="NAME=NUMBER", help=meaning)
+        parser.add_argument("--evaluation-prompts", type=int, default=0, metavar="N", help="for --assurance")
+        parser.add_argument("--evaluation-responses", type=int, default=0, metavar="K", help="for --assurance")
     return parser
+
+
+def _safeguards(options: argparse.Namespace) -> dict[str, Safeguard]:
+    found: dict[str, Safeguard] = {}
+    for field in _SAFEGUARDS:
+        for text in getattr(options, field):
+            name, _, number = text.partition("=")
+            try:
+                value = float(number)
+            except ValueError:
+                raise InputError(f"--{field.replace('_', '-')} {text!r}: it must be NAME=NUMBER") from None
+            found[name] = replace(found.get(name, Safeguard()), **{field: value})
+    return found
 
 
 def _table_command(command: str, arguments: Sequence[str]) -> int:
     from pipeline.report import print_stage1
+    from pipeline.solving import EvaluationSize
     from pipeline.tabular import TableRequest, frontier_table, solve_table
 
     options = _table_parser(command).parse_args(arguments)
@@ -121,15 +156,29 @@ def _table_command(command: str, arguments: Sequence[str]) -> int:
         constraints=tuple(options.constraint),
         beta=options.beta,
         output=options.output,
-        seed=options.seed,
+        executor=_ray_executor(options.ray) if options.ray else None,
+        show_progress=not (options.no_progress or os.environ.get("TQDM_DISABLE")),
     )
     if command == "solve":
+        request = replace(
+            request,
+            seed=options.seed,
+            safeguards=_safeguards(options),
+            evaluation=EvaluationSize(options.evaluation_prompts, options.evaluation_responses),
+        )
         print_stage1(solve_table(request))
     else:
         rows = frontier_table(request)
         feasible = sum(rows["feasible"].to_pylist())
         print(f"{rows.num_rows} thresholds, {feasible} of them feasible: {request.output / 'frontier.parquet'}")
     return 0
+
+
+def _ray_executor(address: str) -> RayExecutor:
+    require_extra("ray", "ray", purpose="--ray")
+    from stage1_dual.ray_execution import RayExecutor
+
+    return RayExecutor.connect(None if address == "local" else address)
 
 
 def _run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:

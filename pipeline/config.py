@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.contracts.errors import ConfigError, InputError
-from pipeline.contracts.problem import Constraint, Direction
+from pipeline.contracts.problem import Constraint, Direction, Safeguard
 
 RECIPES = Path(__file__).parent / "recipes"
 EMBEDDED = "embedded:"
@@ -91,6 +91,12 @@ class ConstraintSettings(_Section):
     reserve: Annotated[float, Field(ge=0)] = 0.0
     """Score units the dual asks for beyond the demand, since a fine-tuned policy falls short of the tilted optimum by
     what it cannot learn. The evaluation judges the demand itself."""
+    assurance: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Probability that the evaluation of a policy at the tilted optimum calls the constraint satisfied: the dual is
+    asked for as much more as the errors of prediction and evaluation need."""
+    score_error: Annotated[float, Field(ge=0)] = 0.0
+    """Root mean square error of the scorer's differences between two responses, score units: the dual is asked for as
+    much more as such an error can hide."""
 
     @model_validator(mode="after")
     def _one_bound(self) -> Self:
@@ -155,11 +161,11 @@ class RunConfig(_Section):
             for name, bound in self.constraints.items()
         )
 
-    def solved_constraints(self) -> tuple[Constraint, ...]:
-        """The constraints with their reserves: what the dual solves for."""
+    def safeguards(self) -> tuple[Safeguard, ...]:
+        """What the dual is asked for beyond each demand, in the order of the recipe."""
         return tuple(
-            demand.tightened(bound.reserve)
-            for demand, bound in zip(self.demanded_constraints(), self.constraints.values(), strict=True)
+            Safeguard(reserve=bound.reserve, assurance=bound.assurance, score_error=bound.score_error)
+            for bound in self.constraints.values()
         )
 
     def used_scorers(self) -> dict[str, ScorerSettings]:

@@ -34,6 +34,7 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import write_table
 from pipeline.contracts.tables import SPLITS
 from pipeline.evaluation import ScoredSamples, evaluate_policy
+from pipeline.frontiers import sweep_constraints, write_frontier
 from pipeline.handoff import build_tilted_table, write_dataset_card
 from pipeline.microworld import build_world, gold_scores
 from pipeline.prompts import build_prompt_table, read_prompts
@@ -41,7 +42,7 @@ from pipeline.report import print_stage1, print_stage2, write_report
 from pipeline.responses import check_models, log_ratios, sample_policy, score_samples
 from pipeline.run import Run, derived_step_is_current, finish_step, log, remedy, reopen, require_extra
 from pipeline.scores import ScoredRows, read_scores
-from pipeline.solving import build_frontier_table, solve_scores, write_frontier
+from pipeline.solving import EvaluationSize, build_problem, solve_problem
 
 WORLD_SEED = 0
 """The embedded world is an input like any checkpoint: the seed of a run draws samples, not worlds."""
@@ -143,21 +144,24 @@ def solve(run: Run) -> None:
     }
     if derived_step_is_current(folder, step="solve", settings=settings, inputs=inputs):
         return
-    constraints = config.solved_constraints()
-    dual, problem = solve_scores(
-        _reference_scores(run, "train"),
-        heldout=_reference_scores(run, "test"),
+    constraints = config.demanded_constraints()
+    heldout = build_problem(_reference_scores(run, "test"), constraints=constraints, beta=config.beta)
+    solved = solve_problem(
+        build_problem(_reference_scores(run, "train"), constraints=constraints, beta=config.beta),
+        heldout=heldout,
         reward_name=config.reward,
         constraints=constraints,
-        beta=config.beta,
+        safeguards=config.safeguards(),
+        evaluation=EvaluationSize(heldout.n_prompts, config.evaluation.samples_per_prompt),
         n_replicates=config.solve.bootstrap_replicates,
         rng=np.random.default_rng(config.seed),
     )
-    for entry, bound in zip(dual["constraints"], config.constraints.values(), strict=True):
-        entry["reserve"] = bound.reserve
-        if bound.reserve:
-            log.info("solve: %s is solved with a reserve of %g beyond the demand", entry["name"], bound.reserve)
-    frontier = build_frontier_table(problem, constraints, n_points=config.solve.frontier_points)
+    dual = solved.content
+    for entry in dual["constraints"]:
+        added = sum(entry["safeguard"][name] for name in ("reserve", "assurance", "score_error"))
+        if added:
+            log.info("solve: %s is asked for %.3g beyond the demand, as its safeguards say", entry["name"], added)
+    frontier = sweep_constraints(solved.problem, constraints, n_points=config.solve.frontier_points)
     write_frontier(folder / "frontier.parquet", frontier, metadata=run.table_metadata())
     write_json(folder / "dual.json", {**dual, "seed": config.seed, "inputs": inputs, "environment": environment()})
     finish_step(

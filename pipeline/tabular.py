@@ -1,27 +1,49 @@
-"""The dual on any table of scores: one row a response, a column a score. No models, no run folder."""
+"""The dual on any table of scores. No models, no run folder, and no more memory than is needed."""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from tqdm import tqdm
 
-from pipeline.config import nearest
-from pipeline.contracts.artifacts import environment, file_sha256, require_writable, write_json
+from pipeline.contracts.artifacts import environment, require_writable, write_json
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.problem import read_constraint
-from pipeline.scores import ScoredRows
-from pipeline.solving import build_frontier_table, frontier_of_thresholds, solve_scores, write_frontier
+from pipeline.contracts.problem import Constraint, Safeguard, read_constraint
+from pipeline.frontiers import solve_points, sweep_constraints, write_frontier
+from pipeline.passes import ShownPasses
+from pipeline.report import write_stage1_figures
+from pipeline.score_tables import ScoreChunk, ScoreTable
+from pipeline.solving import (
+    EvaluationSize,
+    build_problem_on_samples,
+    constraint_signs,
+    solve_problem,
+)
+from stage1_dual.dual import (
+    Executor,
+    GroupedSamples,
+    Normaliser,
+    ScoreRows,
+    ThreadExecutor,
+    build_normaliser,
+    group_in_memory,
+    group_on_disk,
+)
 
-_SPLIT = "split"
 _RANGE = re.compile(r"(?P<start>[^\s:]+):(?P<stop>[^\s:]+):(?P<step>[^\s:]+)\s*$")
+_FRONTIER_POINTS = 61
+_NO_EVALUATION = EvaluationSize(0, 0)
+# Scores beyond this are kept on disk, in the output folder while it works.
+MEMORY_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -32,12 +54,16 @@ class TableRequest:
         table: Parquet file, or folder of Parquet files.
         prompt_id: column that says which prompt a row answers.
         reward: column to maximise.
-        constraints: texts such as ``harmless >= ref + 0.8``; in :func:`frontier_table` one of them may hold a range
+        constraints: texts such as ``harmless >= ref + 0.8``; in :func:`frontier_table` some of them hold a range
             ``start:stop:step`` in place of the number.
         beta: KL strength, reward per nat.
         output: folder for the results.
         seed: of the bootstrap.
         n_replicates: bootstrap replicates over prompts.
+        safeguards: what is asked beyond a constraint, by its name.
+        evaluation: size of the final evaluation, for ``assurance``.
+        executor: runs the passes over the scores; None for the threads of this process.
+        show_progress: show progress bars.
     """
 
     table: Path
@@ -48,65 +74,198 @@ class TableRequest:
     output: Path
     seed: int = 0
     n_replicates: int = 1000
+    safeguards: dict[str, Safeguard] = field(default_factory=dict)
+    evaluation: EvaluationSize = _NO_EVALUATION
+    executor: Executor | None = None
+    show_progress: bool = True
 
 
 def solve_table(request: TableRequest) -> dict[str, Any]:
-    """Solve, certify and write ``dual.json`` and ``frontier.parquet``; returns the content of ``dual.json``.
+    """Solve, certify and write ``dual.json``, ``frontier.parquet``, ``weights.parquet`` and ``figures/``.
 
     Where the table has a column ``split`` with the values ``train`` and ``test``, the train rows determine lambda* and
     the test rows give held-out predictions; without one, every row determines lambda*.
+
+    Returns:
+        The content of ``dual.json``.
 
     Raises:
         InputError: a column is missing or of the wrong type, or a value is null, NaN or infinite; names both.
         InfeasibleError: no reweighting of the rows meets the thresholds.
         NotCertifiedError: the solution failed the independent check.
     """
-    require_writable(request.output)
     constraints = [read_constraint(text) for text in request.constraints]
-    scored, heldout = _read_rows(request, [constraint.name for constraint in constraints])
-    dual, problem = solve_scores(
-        scored,
-        heldout=heldout,
-        reward_name=request.reward,
-        constraints=constraints,
-        beta=request.beta,
-        n_replicates=request.n_replicates,
-        rng=np.random.default_rng(request.seed),
-    )
-    dual |= {"seed": request.seed, "inputs": _identity(request.table), "environment": environment()}
-    frontier = build_frontier_table(problem, constraints, n_points=61)
-    write_frontier(request.output / "frontier.parquet", frontier, metadata={})
+    names = [constraint.name for constraint in constraints]
+    unknown = sorted(set(request.safeguards) - set(names))
+    if unknown:
+        raise InputError(f"a safeguard is asked for {unknown[0]!r}; the constraints are {', '.join(names)}")
+    table = _open(request, names)
+    with tempfile.TemporaryDirectory(prefix=".scores-", dir=request.output) as scratch:
+        scores = _read_scores(table, request, constraints, folder=Path(scratch))
+        train = build_problem_on_samples(scores["train"].scores, constraints=constraints, beta=request.beta)
+        heldout = None
+        if "test" in scores:
+            heldout = build_problem_on_samples(scores["test"].scores, constraints=constraints, beta=request.beta)
+        solved = solve_problem(
+            train,
+            heldout=heldout,
+            reward_name=request.reward,
+            constraints=constraints,
+            safeguards=[request.safeguards.get(name, Safeguard()) for name in names],
+            evaluation=request.evaluation,
+            n_replicates=request.n_replicates,
+            rng=np.random.default_rng(request.seed),
+        )
+        problems = {"train": solved.problem, **({"test": heldout} if heldout else {})}
+        normalisers = {
+            split: (build_normaliser(problem, solved.solution.multipliers), scores[split].prompt_p)
+            for split, problem in problems.items()
+        }
+        _write_weights(table, request, constraints, normalisers)
+        frontier = sweep_constraints(solved.problem, constraints, n_points=_FRONTIER_POINTS)
+        write_frontier(request.output / "frontier.parquet", frontier, metadata={})
+        dual = solved.content | {
+            "seed": request.seed,
+            "inputs": table.identity(),
+            "environment": environment(),
+        }
+        write_stage1_figures(dual, solved.problem, solved.solution, frontier, output=request.output / "figures")
     write_json(request.output / "dual.json", dual)
     return dual
 
 
 def frontier_table(request: TableRequest) -> pa.Table:
-    """Solve for a range of one constraint's thresholds and write ``frontier.parquet``; returns its rows.
+    """Solve for ranges of thresholds, every combination of them, and write ``frontier.parquet``; returns its rows.
 
     Raises:
-        InputError: no range or more than one among the constraints, a malformed range, or as :func:`solve_table`.
+        InputError: no range among the constraints, a malformed range, or as :func:`solve_table`.
     """
-    require_writable(request.output)
     ranged = [place for place, text in enumerate(request.constraints) if _RANGE.search(text)]
-    if len(ranged) != 1:
+    if not ranged:
         raise InputError(
-            f"{len(ranged)} of the constraints {list(request.constraints)} hold a range; a frontier needs exactly one "
-            "of the form 'NAME >= ref + START:STOP:STEP'"
+            f"none of the constraints {list(request.constraints)} holds a range; a frontier needs one of the form "
+            "'NAME >= ref + START:STOP:STEP'"
         )
-    swept = ranged[0]
-    numbers = _range_numbers(request.constraints[swept])
     families = [
-        [
-            read_constraint(_RANGE.sub(repr(number), text)) if place == swept else read_constraint(text)
-            for number in numbers
-        ]
+        [read_constraint(_RANGE.sub(repr(number), text)) for number in _range_numbers(text)]
+        if place in ranged
+        else [read_constraint(text)]
         for place, text in enumerate(request.constraints)
     ]
-    scored, _ = _read_rows(request, [family[0].name for family in families])
-    points = list(zip(*families, strict=True))
-    frontier = frontier_of_thresholds(scored, points, swept=swept, beta=request.beta)
+    first = [family[0] for family in families]
+    table = _open(request, [constraint.name for constraint in first])
+    with tempfile.TemporaryDirectory(prefix=".scores-", dir=request.output) as scratch:
+        scores = _read_scores(table, request, first, folder=Path(scratch))
+        problem = build_problem_on_samples(scores["train"].scores, constraints=first, beta=request.beta)
+        frontier = solve_points(problem, list(itertools.product(*families)), swept=ranged)
     write_frontier(request.output / "frontier.parquet", frontier, metadata={})
     return frontier
+
+
+def _open(request: TableRequest, constraint_names: Sequence[str]) -> ScoreTable:
+    require_writable(request.output)
+    table = ScoreTable(request.table, request.prompt_id, (request.reward, *constraint_names))
+    table.require_columns()
+    return table
+
+
+def _read_scores(
+    table: ScoreTable, request: TableRequest, constraints: Sequence[Constraint], *, folder: Path
+) -> dict[str, GroupedSamples]:
+    """The splits of a table: in memory where they fit, else under ``folder``."""
+    splits = ("train", "test") if table.has_split else ("train",)
+    executor = request.executor or ThreadExecutor()
+    found: dict[str, GroupedSamples] = {}
+    if 8 * len(table.scores) * table.n_responses <= MEMORY_BYTES:
+        chunks = list(_turned(table, constraints, show_progress=request.show_progress))
+        for split in splits:
+            parts = [vars(_of_split(rows, split_n, split)).values() for rows, split_n in chunks]
+            whole = ScoreRows(*map(np.concatenate, zip(*parts, strict=True)))
+            if len(whole.prompt_n):
+                found[split] = group_in_memory(whole, executor=executor)
+    else:
+        shown = ShownPasses(executor) if request.show_progress else executor
+        for split in splits:
+            inside = folder / split
+            inside.mkdir()
+            chunks_of_split = (
+                _of_split(rows, split_n, split)
+                for rows, split_n in _turned(table, constraints, show_progress=request.show_progress)
+            )
+            grouped = group_on_disk(
+                chunks_of_split,
+                folder=inside,
+                n_rows=table.n_responses,
+                n_constraints=len(constraints),
+                executor=shown,
+            )
+            if grouped is not None:
+                found[split] = grouped
+    if "train" not in found:
+        raise InputError(f"{table.path} has a column `split`, but no row of the split 'train'")
+    return found
+
+
+def _turned(
+    table: ScoreTable, constraints: Sequence[Constraint], *, show_progress: bool
+) -> Iterator[tuple[ScoreRows, np.ndarray | None]]:
+    """Chunks of rows with their splits; here a ``<=`` becomes a ``>=``."""
+    signs_m = constraint_signs(constraints)
+    for chunk in _shown(table, "reading scores", show_progress=show_progress):
+        yield ScoreRows(chunk.prompt_n, chunk.scores_ns[:, 0].copy(), chunk.scores_ns[:, 1:] * signs_m), chunk.split_n
+
+
+def _shown(table: ScoreTable, what: str, *, show_progress: bool) -> Iterator[ScoreChunk]:
+    with tqdm(total=table.n_responses, desc=what, unit="row", unit_scale=True, disable=not show_progress) as bar:
+        for chunk in table.chunks():
+            yield chunk
+            bar.update(len(chunk.prompt_n))
+
+
+def _of_split(rows: ScoreRows, split_n: np.ndarray | None, split: str) -> ScoreRows:
+    if split_n is None:
+        return rows
+    mask_n = split_n == split
+    return ScoreRows(rows.prompt_n[mask_n], rows.reward_n[mask_n], rows.scores_nm[mask_n])
+
+
+def _write_weights(
+    table: ScoreTable,
+    request: TableRequest,
+    constraints: Sequence[Constraint],
+    normalisers: Mapping[str, tuple[Normaliser, np.ndarray]],
+) -> None:
+    """Every row of the table's train and test prompts with its tilted weight, in the table's order."""
+    schema = pa.schema(
+        [
+            (request.prompt_id, table.prompt_type),
+            ("sample_index", pa.int64()),
+            ("weight", pa.float64()),
+            *([("split", pa.string())] if table.has_split else []),
+        ]
+    )
+    signs_m = constraint_signs(constraints)
+    sorted_ids = {split: _sorted(prompt_p) for split, (_, prompt_p) in normalisers.items()}
+    path = request.output / "weights.parquet"
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for chunk in _shown(table, "writing weights", show_progress=request.show_progress):
+            weight_n = np.full(len(chunk.prompt_n), np.nan)
+            for split, (normaliser, _) in normalisers.items():
+                rows = slice(None) if chunk.split_n is None else np.flatnonzero(chunk.split_n == split)
+                ids, places = sorted_ids[split]
+                place_n = places[np.searchsorted(ids, chunk.prompt_n[rows])]
+                scores_ns = chunk.scores_ns[rows]
+                weight_n[rows] = normaliser.weights(place_n, scores_ns[:, 0], scores_ns[:, 1:] * signs_m)
+            columns = [chunk.prompt_id_n, pa.array(chunk.sample_index_n), pa.array(weight_n)]
+            if chunk.split_n is not None:
+                columns.append(pa.array(chunk.split_n, pa.string()))
+            rows_of_splits = pa.array(~np.isnan(weight_n))
+            writer.write_table(pa.table(columns, schema=schema).filter(rows_of_splits))
+
+
+def _sorted(prompt_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    places = np.argsort(prompt_p)
+    return prompt_p[places], places
 
 
 def _range_numbers(text: str) -> list[float]:
@@ -121,61 +280,3 @@ def _range_numbers(text: str) -> list[float]:
     # The end belongs to the range although its sum of steps is rounded.
     count = int(np.floor((stop - start) / step * (1 + 1e-12) + 1e-9)) + 1
     return [start + step * place for place in range(count)]
-
-
-def _read_rows(request: TableRequest, constraint_names: Sequence[str]) -> tuple[ScoredRows, ScoredRows | None]:
-    try:
-        dataset = ds.dataset([str(path) for path in _files(request.table)], format="parquet")
-        names = dataset.schema.names
-        wanted = [request.prompt_id, request.reward, *constraint_names]
-        for name in wanted:
-            if name not in names:
-                raise InputError(f"{request.table} has no column {name!r}{nearest(name, names)}")
-        table = dataset.to_table(columns=[*dict.fromkeys(wanted), *([_SPLIT] if _SPLIT in names else [])])
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"--table {request.table} cannot be read as Parquet: {error}") from error
-    if table.num_rows == 0:
-        raise InputError(f"{request.table} has no rows")
-    _require_whole(table[request.prompt_id], request.prompt_id, request.table)
-    scores = {name: _numbers(table[name], name, request.table) for name in dict.fromkeys(wanted[1:])}
-    rows = ScoredRows(
-        prompt_id_n=np.array(table[request.prompt_id].to_pylist()).astype(str),
-        sample_index_n=np.arange(table.num_rows),
-        reward_n=scores[request.reward],
-        constraints_nm=np.stack([scores[name] for name in constraint_names], axis=1),
-    )
-    if _SPLIT not in table.column_names:
-        return rows, None
-    split_n = np.array(table[_SPLIT].to_pylist())
-    if not np.any(split_n == "train"):
-        raise InputError(f"{request.table} has a column `{_SPLIT}`, but no row of the split 'train'")
-    return rows.select(split_n == "train"), rows.select(split_n == "test") if np.any(split_n == "test") else None
-
-
-def _numbers(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
-    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
-        raise InputError(f"{path}: column {name!r} is of type {column.type}; a score must be a number")
-    _require_whole(column, name, path)
-    values = np.array(column.cast(pa.float64()).to_numpy())
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if len(wrong):
-        shown = ", ".join(f"row {row}: {values[row]}" for row in wrong[:3])
-        raise InputError(f"{path}: column {name!r} has {len(wrong)} values that are not finite ({shown})")
-    return values
-
-
-def _require_whole(column: pa.ChunkedArray, name: str, path: Path) -> None:
-    if column.null_count:
-        rows = np.flatnonzero(pc.is_null(column).to_numpy())[:3].tolist()
-        raise InputError(f"{path}: column {name!r} has {column.null_count} empty values (first rows: {rows})")
-
-
-def _identity(table: Path) -> dict[str, str]:
-    return {path.name if path == table else str(path.relative_to(table)): file_sha256(path) for path in _files(table)}
-
-
-def _files(table: Path) -> list[Path]:
-    paths = [table] if table.is_file() else sorted(table.rglob("*.parquet"))
-    if not paths:
-        raise InputError(f"--table is {str(table)!r}; there is no such file, nor a folder with Parquet files")
-    return paths

@@ -72,6 +72,7 @@ class InfeasibilityCertificate:
     ``<v, E[g] - b> < 0``, hence misses at least one threshold (a Farkas certificate; a theorem of the alternative).
 
     Attributes:
+        thresholds: the thresholds b, shape (m,), score units, higher better.
         direction: the vector v, shape (m,), non-negative, sums to 1.
         support_value: E_x max_k <v, g - b>, in (v-weighted) score units; negative.
         best_attainable: the largest mean of each constraint alone over reweightings, shape (m,), score units.
@@ -79,6 +80,7 @@ class InfeasibilityCertificate:
             (``reference + t * (threshold - reference)``), or None when no t >= 0 helps or the scale is undefined.
     """
 
+    thresholds: np.ndarray
     direction: np.ndarray
     support_value: float
     best_attainable: np.ndarray

@@ -57,13 +57,13 @@ class Constraint:
         """+1 for ``>=``, -1 for ``<=``: the factor that makes the score "higher is better"."""
         return 1.0 if self.direction == ">=" else -1.0
 
-    def tightened(self, reserve: float) -> Constraint:
-        """The same constraint, harder to meet by ``reserve`` score units."""
-        offset = self.sign * reserve
+    def tightened(self, offset: float) -> Constraint:
+        """The same constraint, harder to meet by ``offset`` score units."""
+        moved = self.sign * offset
         if self.threshold is not None:
-            return replace(self, threshold=self.threshold + offset)
+            return replace(self, threshold=self.threshold + moved)
         assert self.margin is not None  # __post_init__
-        return replace(self, margin=self.margin + offset)
+        return replace(self, margin=self.margin + moved)
 
     def absolute_threshold(self, reference_mean: float) -> float:
         """The threshold b in the user's direction, given the grand mean of the score under the reference policy."""
@@ -71,6 +71,22 @@ class Constraint:
             return self.threshold
         assert self.margin is not None  # __post_init__
         return reference_mean + self.margin
+
+
+@dataclass(frozen=True)
+class Safeguard:
+    """What the dual is asked for beyond the demand of one constraint; the evaluation judges the demand itself.
+
+    Attributes:
+        reserve: score units, not negative: what a fine-tuned policy is known to fall short by.
+        assurance: probability that the final evaluation calls the constraint satisfied, or None.
+        score_error: root mean square error of the scorer's differences between two responses, score units: the margin
+            grows by what such an error can hide.
+    """
+
+    reserve: float = 0.0
+    assurance: float | None = None
+    score_error: float = 0.0
 
 
 def read_constraint(text: str) -> Constraint:

@@ -1,6 +1,7 @@
 """Results for people: the table at the end of each stage, the figures, and one self-contained page."""
 
 from pipeline.report.page import write_report
+from pipeline.report.plates import write_stage1_figures
 from pipeline.report.tables import print_stage1, print_stage2, stage1_table, stage2_table
 
-__all__ = ["print_stage1", "print_stage2", "stage1_table", "stage2_table", "write_report"]
+__all__ = ["print_stage1", "print_stage2", "stage1_table", "stage2_table", "write_report", "write_stage1_figures"]

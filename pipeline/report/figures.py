@@ -215,6 +215,61 @@ def frontier_figure(curve: FrontierCurve) -> Figure:
     return figure
 
 
+@dataclass(frozen=True, eq=False)
+class LadderCurve:
+    """The multiplier of one constraint against the number of responses it is solved on.
+
+    Attributes:
+        name: the constraint.
+        responses_r: median responses per prompt of each rung, most first, shape (r,).
+        multiplier_r: lambda* on it, reward per score unit, NaN where there is none, shape (r,).
+        lam_star: lambda* on all responses, with its interval over prompts.
+        corrected: lambda* corrected for the number of responses, or None.
+    """
+
+    name: str
+    responses_r: FloatArray
+    multiplier_r: FloatArray
+    lam_star: Measured
+    corrected: float | None
+
+
+def ladder_figure(curve: LadderCurve) -> Figure:
+    """Lambda* against one over the number of responses; the line through two rungs ends at the correction."""
+    inverse_r = 1.0 / curve.responses_r
+    known_r = np.isfinite(curve.multiplier_r)
+    with paper_style():
+        figure = new_figure(height_inches=2.3)
+        axes = figure.subplots()
+        if curve.corrected is not None:
+            ends = ([0.0, inverse_r[1]], [curve.corrected, curve.multiplier_r[1]])
+            axes.plot(*ends, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="_line")
+            axes.plot(0.0, curve.corrected, "o", color=BLUE, markerfacecolor="white", clip_on=False, label="corrected")
+        axes.plot(
+            inverse_r[known_r], curve.multiplier_r[known_r], "o", color=BLUE, label="on a share of the responses"
+        )
+        star = curve.lam_star
+        axes.errorbar(
+            inverse_r[0],
+            star.value,
+            yerr=_bars(star),
+            fmt="D",
+            color=VERMILLION,
+            markersize=4,
+            capsize=2.5,
+            label="on all (95%)",
+            zorder=5,
+        )
+        axes.set_xlim(0.0, 1.08 * float(inverse_r[-1]))
+        axes.set_xticks([0.0, *inverse_r], ["∞", *(f"{responses:g}" for responses in curve.responses_r)])
+        axes.margins(y=0.15)
+        axes.set_xlabel("responses per prompt (spaced as one over their number)")
+        axes.set_ylabel(f"λ* of {printable(curve.name)}")
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        _legend_above(figure, axes, columns=2)
+    return figure
+
+
 def sample_size_figure(share_p: FloatArray) -> Figure:
     """How much of each prompt's samples the tilted weights use.
 

@@ -25,6 +25,7 @@ from pipeline.report.figures import (
     FrontierCurve,
     GoldComparison,
     Interval,
+    LadderCurve,
     Measured,
     Outcome,
     TrainingCurve,
@@ -32,7 +33,6 @@ from pipeline.report.figures import (
 from stage1_dual.dual import DualProblem
 from stage1_dual.dual.dual_function import evaluate_dual
 
-_CURVE_POINTS = 81
 _SOLVED_SPLIT = "train"
 
 Message = Mapping[str, str]
@@ -118,16 +118,11 @@ def sample_size_shares(scores: TiltedScores) -> FloatArray:
     return np.asarray(ess_p / counts_p, dtype=np.float64)
 
 
-def build_dual_curves(dual: Mapping[str, Any], scores: TiltedScores) -> list[DualCurve]:
-    """The dual along each multiplier in turn, recomputed from the samples.
-
-    Args:
-        dual: the content of ``dual.json``: beta, thresholds and multipliers.
-        scores: the samples it was solved on.
-    """
+def build_problem(dual: Mapping[str, Any], scores: TiltedScores) -> DualProblem:
+    """The problem of a ``dual.json`` on the samples it was solved on."""
     bounds = dual["constraints"]
     sign_m = np.array([1.0 if bound["direction"] == ">=" else -1.0 for bound in bounds])
-    problem = DualProblem.from_rows(
+    return DualProblem.from_rows(
         scores.prompt_n,
         scores.reward_n,
         scores.scores_nm * sign_m,
@@ -135,6 +130,17 @@ def build_dual_curves(dual: Mapping[str, Any], scores: TiltedScores) -> list[Dua
         beta=dual["beta"],
         constraint_names=[bound["name"] for bound in bounds],
     )
+
+
+def build_dual_curves(dual: Mapping[str, Any], problem: DualProblem, *, n_points: int) -> list[DualCurve]:
+    """The dual along each multiplier in turn, recomputed from the samples.
+
+    Args:
+        dual: the content of ``dual.json``.
+        problem: its problem.
+        n_points: how many multipliers a curve has, the optimum not counted.
+    """
+    bounds = dual["constraints"]
     lam_star_m = np.array([bound["multiplier"] for bound in bounds])
     curves = []
     for place, bound in enumerate(bounds):
@@ -144,7 +150,7 @@ def build_dual_curves(dual: Mapping[str, Any], scores: TiltedScores) -> list[Dua
         unit = problem.beta / scale if scale > 0 else 1.0
         upper = lam_star.ci95[1] if lam_star.ci95 is not None else 0.0
         end = max(2.0 * lam_star.value, 1.25 * upper) or unit
-        lam_k = np.union1d(np.linspace(0.0, end, _CURVE_POINTS), [lam_star.value])
+        lam_k = np.union1d(np.linspace(0.0, end, n_points), [lam_star.value])
         lam_km = np.tile(lam_star_m, (len(lam_k), 1))
         lam_km[:, place] = lam_k
         found = [evaluate_dual(problem, lam_m) for lam_m in lam_km]
@@ -160,13 +166,12 @@ def build_dual_curves(dual: Mapping[str, Any], scores: TiltedScores) -> list[Dua
     return curves
 
 
-def read_frontiers(path: Path, dual: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[FrontierCurve]:
-    """The feasible part of each constraint's frontier, with the run's own outcomes.
+def read_frontier(path: Path, dual: Mapping[str, Any]) -> pa.Table:
+    """The frontier of a run.
 
     Args:
         path: ``dual/frontier.parquet``.
         dual: the content of ``dual.json``.
-        evaluation: the content of ``evaluation.json``, or None before stage 2.
 
     Raises:
         CorruptArtifactError: the file is damaged or a column is missing.
@@ -174,8 +179,20 @@ def read_frontiers(path: Path, dual: Mapping[str, Any], evaluation: Mapping[str,
     names = [bound["name"] for bound in dual["constraints"]]
     needed = ["constraint", "feasible", "reward"]
     needed += [f"{prefix}_{name}" for name in names for prefix in ("multiplier", "predicted")]
-    table = _require_columns(read_parquet(path), needed, path)
-    table = table.filter(table["feasible"])
+    return _require_columns(read_parquet(path), needed, path)
+
+
+def build_frontier_curves(
+    frontier: pa.Table, dual: Mapping[str, Any], evaluation: Mapping[str, Any] | None
+) -> list[FrontierCurve]:
+    """The feasible part of each constraint's frontier, with the run's own outcomes.
+
+    Args:
+        frontier: the content of ``frontier.parquet``.
+        dual: the content of ``dual.json``.
+        evaluation: the content of ``evaluation.json``, or None before stage 2.
+    """
+    table = frontier.filter(frontier["feasible"])
     evaluated = {bound["name"]: bound for bound in evaluation["constraints"]} if evaluation is not None else {}
     reward = dual["reward"]
     curves = []
@@ -185,8 +202,6 @@ def read_frontiers(path: Path, dual: Mapping[str, Any], evaluation: Mapping[str,
         if rows.num_rows == 0:
             continue
         is_margin = bound["margin"] is not None
-        # A reserve is asked of the dual only: what is ruled out ends at the demand.
-        reserve = bound.get("reserve", 0.0) * (1 if bound["direction"] == ">=" else -1)
         origin = bound["reference"] if is_margin else 0.0
         score_k = _floats(rows[f"predicted_{name}"]) - origin
         order_k = np.argsort(score_k, kind="stable")
@@ -195,7 +210,7 @@ def read_frontiers(path: Path, dual: Mapping[str, Any], evaluation: Mapping[str,
             predicted_test, realised = _test_outcomes(evaluated[name], evaluation["reward"], is_margin=is_margin)
         curves.append(
             FrontierCurve(
-                bound=Bound(name, bound["direction"], bound["threshold"] - reserve - origin),
+                bound=Bound(name, bound["direction"], bound["demanded"]["threshold"] - origin),
                 is_margin=is_margin,
                 reward_name=reward["name"],
                 score_k=score_k[order_k],
@@ -210,6 +225,28 @@ def read_frontiers(path: Path, dual: Mapping[str, Any], evaluation: Mapping[str,
             )
         )
     return curves
+
+
+def build_ladder_curves(dual: Mapping[str, Any]) -> list[LadderCurve]:
+    """The response ladder of every constraint that binds; none where prompts have too few responses for a second rung.
+
+    Args:
+        dual: the content of ``dual.json``.
+    """
+    rungs = dual["ladder"]["rungs"]
+    if len(rungs) < 2:
+        return []
+    return [
+        LadderCurve(
+            name=bound["name"],
+            responses_r=np.array([rung["n_responses"] for rung in rungs]),
+            multiplier_r=np.array([rung["multipliers"][bound["name"]] for rung in rungs], dtype=np.float64),
+            lam_star=_measured(bound["multiplier"], bound["multiplier_ci95"]),
+            corrected=bound["multiplier_corrected"],
+        )
+        for bound in dual["constraints"]
+        if bound["multiplier"] > 0
+    ]
 
 
 def build_comparisons(evaluation: Mapping[str, Any], reward_name: str) -> list[Comparison]:
@@ -345,10 +382,10 @@ def _bound(record: Mapping[str, Any]) -> Bound:
     return Bound(record["name"], record["direction"], record["threshold"])
 
 
-def _measured(value: float, ends: Sequence[float] | None = None) -> Measured:
+def _measured(value: float, ends: Sequence[float | None] | None = None) -> Measured:
     ci95: Interval | None = None
-    if ends is not None and all(math.isfinite(end) for end in ends):
-        ci95 = (float(ends[0]), float(ends[1]))
+    if ends is not None and all(end is not None and math.isfinite(end) for end in ends):
+        ci95 = (float(ends[0] or 0.0), float(ends[1] or 0.0))
     return Measured(float(value), ci95)
 
 

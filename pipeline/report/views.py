@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+_GUARDS = ("reserve", "assurance", "score_error")
+
 Tone = Literal["good", "doubtful", "bad", "neutral"]
 
 _TONES: Mapping[str, Tone] = {
@@ -18,6 +20,9 @@ _TONES: Mapping[str, Tone] = {
     "violated": "bad",
     "binding": "neutral",
     "inactive": "neutral",
+    "ok": "neutral",
+    "weak": "doubtful",
+    "unreliable": "bad",
 }
 
 
@@ -108,12 +113,14 @@ def stage1_view(dual: Mapping[str, Any]) -> TableView:
             Cell("held-out", "slack"),
         ),
         rows=tuple(rows),
-        verdict="",
-        tone="neutral",
+        verdict=_trust_sentence(dual["trust"]),
+        tone=_TONES[dual["trust"]["verdict"]],
         facts=(
             ("reward", _reward_path(reward, number(reward["predicted"], _reward_decimals(reward)), "predicted")),
             ("KL", _predicted_kl(dual)),
             ("ESS", _effective_sample_size(dual)),
+            ("ladder", _ladder(dual)),
+            *_safeguards(dual),
             (
                 "solution",
                 (
@@ -122,7 +129,7 @@ def stage1_view(dual: Mapping[str, Any]) -> TableView:
                 ),
             ),
         ),
-        warnings=tuple(dual.get("warnings", ())),
+        warnings=tuple(text for text in dual["warnings"] if text not in dual["trust"]["reasons"]),
     )
 
 
@@ -228,13 +235,14 @@ def slack(bound: Mapping[str, Any], value: float) -> float:
 
 
 def demanded(bound: Mapping[str, Any], digits: int) -> str:
-    """``>= 0.400``."""
-    return f"{bound['direction']} {number(bound['threshold'], digits)}"
+    """``>= 0.400``: what the user asked for, without the safeguards of the dual."""
+    threshold = bound.get("demanded", bound)["threshold"]
+    return f"{bound['direction']} {number(threshold, digits)}"
 
 
 def as_given(bound: Mapping[str, Any], digits: int) -> str:
     """``ref + 0.800`` where the threshold was given as a margin, else empty."""
-    margin = bound.get("margin")
+    margin = bound.get("demanded", bound).get("margin")
     if margin is None:
         return ""
     return f"ref {'-' if margin < 0 else '+'} {number(abs(margin), digits)}"
@@ -255,12 +263,15 @@ def signed(value: float, digits: int) -> str:
     return text if text.startswith("-") else f"+{text}"
 
 
-def interval(ends: Sequence[float] | None, digits: int) -> str:
-    """``[0.351, 0.449]``, or empty where there is none."""
-    return "" if ends is None else f"[{number(ends[0], digits)}, {number(ends[1], digits)}]"
+def interval(ends: Sequence[float | None] | None, digits: int) -> str:
+    """``[0.351, 0.449]``, or empty where there is none; an end that is null has no bound."""
+    if ends is None:
+        return ""
+    low, high = ("inf" if end is None else number(end, digits) for end in ends)
+    return f"[{low}, {high}]"
 
 
-def decimals(*values: float | Sequence[float] | None) -> int:
+def decimals(*values: float | Sequence[float | None] | None) -> int:
     """Decimals that suit the spread of a row's values: three for the usual scores, more or fewer for other scales."""
     flat = list(_flatten(values))
     spread = max(flat) - min(flat) if flat else 0.0
@@ -271,10 +282,10 @@ def decimals(*values: float | Sequence[float] | None) -> int:
     return max(0, 3 - max(0, math.floor(math.log10(spread))))
 
 
-def _flatten(values: Iterable[float | Sequence[float] | None]) -> Iterable[float]:
+def _flatten(values: Iterable[float | Sequence[float | None] | None]) -> Iterable[float]:
     for value in values:
         if isinstance(value, Sequence):
-            yield from value
+            yield from (one for one in value if one is not None)
         elif value is not None:
             yield value
 
@@ -336,6 +347,45 @@ def _closed_fraction(lagrangian: Mapping[str, Any]) -> str:
         return "undefined: the reference is already the optimum"
     ends = interval(lagrangian.get("closed_fraction_ci95"), 2)
     return f"{fraction:.2f} {ends}".rstrip() + "  (0: the reference, 1: the tilted optimum)"
+
+
+def _trust_sentence(trust: Mapping[str, Any]) -> str:
+    """Empty where there is nothing to say."""
+    if trust["verdict"] == "ok":
+        return ""
+    lines = [f"{trust['verdict'].upper()}: {trust['reasons'][0]}.", *(f"{text}." for text in trust["reasons"][1:])]
+    if trust["advice"]:
+        lines.append(f"Advice: {', '.join(trust['advice'])}.")
+    return "\n".join(lines)
+
+
+def _ladder(dual: Mapping[str, Any]) -> str:
+    """How the multipliers move with the number of responses, and where they go."""
+    rungs = dual["ladder"]["rungs"]
+    parts = []
+    for bound in dual["constraints"]:
+        if not bound["multiplier"]:
+            continue
+        name = bound["name"]
+        values = [rung["multipliers"][name] for rung in rungs]
+        digits = decimals(0.0, bound["multiplier"], bound["multiplier_ci95"])
+        path = " <- ".join(number(value, digits) for value in values)
+        corrected = bound["multiplier_corrected"]
+        tail = "" if corrected is None else f"; corrected for finite responses {number(corrected, digits)}"
+        parts.append(f"{name} {path}{tail}")
+    responses = ", ".join(f"{rung['n_responses']:g}" for rung in rungs)
+    return "; ".join(parts) + f" (lambda* from {responses} responses)" if parts else "no multiplier is positive"
+
+
+def _safeguards(dual: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    parts = []
+    for bound in dual["constraints"]:
+        guard = bound["safeguard"]
+        added = [f"{name.replace('_', ' ')} {guard[name]:.3g}" for name in _GUARDS if guard[name]]
+        if added:
+            parts.append(f"{bound['name']} {' + '.join(added)} beyond the demand")
+    if parts:
+        yield "safeguards", f"{'; '.join(parts)}, for {dual['reward']['price_of_safeguards']:.3g} of reward"
 
 
 def _effective_sample_size(dual: Mapping[str, Any]) -> str:

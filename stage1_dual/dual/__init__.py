@@ -11,9 +11,11 @@ and lam >= 0. This module is the whole public interface; it imports neither torc
 from pipeline.contracts.errors import InfeasibilityCertificate, InfeasibleError, InputError, NotCertifiedError
 from stage1_dual.dual.certificate import Certificate, certify
 from stage1_dual.dual.diagnostics import Diagnostics, diagnose
-from stage1_dual.dual.dual_function import DualEvaluation, Tilt, evaluate_dual, tilt
+from stage1_dual.dual.dual_function import DualEvaluation, Normaliser, Tilt, build_normaliser, evaluate_dual, tilt
+from stage1_dual.dual.execution import ThreadExecutor
 from stage1_dual.dual.feasibility import AttainableMeans, Feasibility
 from stage1_dual.dual.frontier import Frontier, solve_frontier, threshold_at_multipliers
+from stage1_dual.dual.grouping import GroupedSamples, ScoreRows, group_in_memory
 from stage1_dual.dual.inference import (
     BootstrapIntervals,
     Estimates,
@@ -23,7 +25,7 @@ from stage1_dual.dual.inference import (
     predict_heldout,
     sandwich_standard_errors,
 )
-from stage1_dual.dual.on_disk import OnDiskPartition, ScoreRows, write_samples
+from stage1_dual.dual.on_disk import OnDiskPartition, group_on_disk
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.response_ladder import LadderRung, ResponseLadder, climb_ladder
 from stage1_dual.dual.samples import Executor, Partition, SampleBlock, SampleScores
@@ -47,11 +49,13 @@ __all__ = [
     "Executor",
     "Feasibility",
     "Frontier",
+    "GroupedSamples",
     "HeldoutPrediction",
     "InfeasibilityCertificate",
     "InfeasibleError",
     "InputError",
     "LadderRung",
+    "Normaliser",
     "NotCertifiedError",
     "OnDiskPartition",
     "Partition",
@@ -60,14 +64,18 @@ __all__ = [
     "SampleScores",
     "ScoreRows",
     "StandardErrors",
+    "ThreadExecutor",
     "TightenedSolution",
     "Tilt",
     "Trust",
     "bootstrap_intervals",
+    "build_normaliser",
     "certify",
     "climb_ladder",
     "diagnose",
     "evaluate_dual",
+    "group_in_memory",
+    "group_on_disk",
     "judge_trust",
     "pareto_k",
     "predict_heldout",
@@ -77,5 +85,4 @@ __all__ = [
     "solve_tightened",
     "threshold_at_multipliers",
     "tilt",
-    "write_samples",
 ]

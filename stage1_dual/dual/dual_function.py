@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stage1_dual.dual.samples import SampleBlock
-from stage1_dual.dual.segments import FloatArray
+from stage1_dual.dual.segments import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from stage1_dual.dual.problem import DualProblem
@@ -60,6 +60,42 @@ class Tilt:
     slack_mp: FloatArray
     kl_p: FloatArray
     ess_p: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Normaliser:
+    """What turns a row's scores into its tilted weight, prompt by prompt: for rows that are read one chunk at a time.
+
+    Attributes:
+        lam_m: multipliers, reward per score unit, shape (m,).
+        beta: KL strength, reward per nat.
+        log_mass_p: log of the sum over a prompt's responses of exp{(r + <lam, g>)/beta}, centred, nats, shape (p,).
+        reward_shift_p: what the rewards are centred on, reward units, shape (p,).
+        score_shift_mp: what the scores are centred on, score units, shape (m, p).
+    """
+
+    lam_m: FloatArray
+    beta: float
+    log_mass_p: FloatArray
+    reward_shift_p: FloatArray
+    score_shift_mp: FloatArray
+
+    def weights(self, prompt_n: IntArray, reward_n: FloatArray, scores_nm: FloatArray) -> FloatArray:
+        """Weights of rows, shape (n,); ``prompt_n`` holds the place of each row's prompt."""
+        centred_n = reward_n - self.reward_shift_p[prompt_n]
+        for lam, score_n, shift_p in zip(self.lam_m, scores_nm.T, self.score_shift_mp, strict=True):
+            centred_n += lam * (score_n - shift_p[prompt_n])
+        with np.errstate(under="ignore"):
+            return np.exp(centred_n / self.beta - self.log_mass_p[prompt_n])
+
+
+def build_normaliser(problem: DualProblem, lam_m: FloatArray) -> Normaliser:
+    """The normaliser of the tilted policy at ``lam_m``, shape (m,), in one pass over the samples."""
+    parts = list(problem.samples.map(partial(_normalise_block, lam_m=lam_m, beta=problem.beta)))
+    log_mass_p, reward_shift_p, score_shift_mp = (
+        np.concatenate([part[place] for part in parts], axis=-1) for place in range(3)
+    )
+    return Normaliser(lam_m, problem.beta, log_mass_p, reward_shift_p, score_shift_mp)
 
 
 def evaluate_dual(problem: DualProblem, lam_m: FloatArray) -> DualEvaluation:
@@ -119,6 +155,14 @@ def tilt_block(block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds
         kl_p=np.maximum(kl_p, 0.0),
         ess_p=np.clip(ess_p, 1.0, segments.counts_p),
     )
+
+
+def _normalise_block(
+    block: SampleBlock, *, lam_m: FloatArray, beta: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    with np.errstate(under="ignore"):
+        _, _, log_z_p = _unnormalised(block, lam_m, beta)
+    return log_z_p + np.log(block.segments.counts_p), block.reward_shift_p, block.score_shift_mp
 
 
 def _evaluate_block(block: SampleBlock, *, lam_m: FloatArray, beta: float) -> tuple[float, FloatArray, FloatArray]:

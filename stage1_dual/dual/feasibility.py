@@ -212,6 +212,7 @@ def require_feasible(problem: DualProblem, attainable: AttainableMeans) -> None:
     if verdict.status == "feasible" or verdict.direction_m is None:
         return
     certificate = InfeasibilityCertificate(
+        thresholds=problem.thresholds_m,
         direction=verdict.direction_m,
         support_value=attainable.support_value(problem, verdict.direction_m),
         best_attainable=attainable.best_attainable_m(),

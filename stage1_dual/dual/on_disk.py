@@ -16,28 +16,14 @@ from numpy.typing import NDArray
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.execution import ThreadExecutor
+from stage1_dual.dual.grouping import GroupedSamples, ScoreRows, group_rows
 from stage1_dual.dual.samples import BLOCK_ROWS, Executor, SampleBlock, SampleScores
-from stage1_dual.dual.segments import FloatArray, Segments
+from stage1_dual.dual.segments import Segments
 
 # What a partition holds: a few of them in memory at once are small, and each is long enough to be read at full speed.
 _PARTITION_ROWS = 500_000
 # Ids of prompts are spread over the buckets by this odd multiplier (Knuth's multiplicative hashing).
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
-
-
-@dataclass(frozen=True, eq=False)
-class ScoreRows:
-    """A chunk of rows, one a response.
-
-    Attributes:
-        prompt_n: id of the prompt, shape (n,).
-        reward_n: reward units, shape (n,).
-        constraints_nm: score units, higher better, shape (n, m).
-    """
-
-    prompt_n: NDArray[np.uint64]
-    reward_n: FloatArray
-    constraints_nm: FloatArray
 
 
 @dataclass(frozen=True)
@@ -89,15 +75,15 @@ class OnDiskPartition:
         return SampleBlock(Segments.from_counts(counts_p), values[0], values[1:], shifts[0], shifts[1:])
 
 
-def write_samples(
+def group_on_disk(
     chunks: Iterable[ScoreRows],
     *,
     folder: Path,
     n_rows: int,
     n_constraints: int,
     executor: Executor | None = None,
-) -> SampleScores:
-    """Group rows by prompt into partitions under ``folder``.
+) -> GroupedSamples | None:
+    """Group rows by prompt into partitions under ``folder``; None where there are no rows.
 
     Needs disk space for the rows twice while it works, and memory for a few partitions.
 
@@ -109,20 +95,23 @@ def write_samples(
         executor: runs the passes; the default uses all cores of this machine.
 
     Raises:
-        InputError: no rows, or scores that differ within a prompt by more than float64 can hold.
+        InputError: scores that differ within a prompt by more than float64 can hold.
     """
     n_buckets = max(1, math.ceil(n_rows / _PARTITION_ROWS))
     buckets = [folder / f"bucket-{number:05d}" for number in range(n_buckets)]
     for chunk in chunks:
         _deal(chunk, buckets)
-    partitions = tuple(
+    grouped = [
         _group(bucket, folder / f"partition-{number:05d}", n_constraints)
         for number, bucket in enumerate(buckets)
         if bucket.exists()
+    ]
+    if not grouped:
+        return None
+    scores = SampleScores(
+        tuple(partition for partition, _ in grouped), ThreadExecutor() if executor is None else executor, n_constraints
     )
-    if not partitions:
-        raise InputError("there are no rows to solve on")
-    return SampleScores(partitions, ThreadExecutor() if executor is None else executor, n_constraints)
+    return GroupedSamples(scores, np.concatenate([prompt_p for _, prompt_p in grouped]))
 
 
 def _deal(chunk: ScoreRows, buckets: list[Path]) -> None:
@@ -131,8 +120,8 @@ def _deal(chunk: ScoreRows, buckets: list[Path]) -> None:
     bucket_n = (spread_n % np.uint64(len(buckets))).astype(np.int64)
     order_n = np.argsort(bucket_n, kind="stable")
     # As words: an id read as a float could be a NaN, whose bits need not survive.
-    scores_nv = np.column_stack([chunk.reward_n, chunk.constraints_nm]).view(np.uint64)
-    record_nv = np.column_stack([chunk.prompt_n, scores_nv])[order_n]
+    values_nv = np.column_stack([chunk.reward_n, chunk.scores_nm]).view(np.uint64)
+    record_nv = np.column_stack([chunk.prompt_n, values_nv])[order_n]
     ends = np.cumsum(np.bincount(bucket_n, minlength=len(buckets)))
     for bucket, rows in zip(buckets, np.split(record_nv, ends[:-1]), strict=True):
         if len(rows):
@@ -140,13 +129,11 @@ def _deal(chunk: ScoreRows, buckets: list[Path]) -> None:
                 rows.tofile(file)
 
 
-def _group(bucket: Path, path: Path, n_constraints: int) -> OnDiskPartition:
+def _group(bucket: Path, path: Path, n_constraints: int) -> tuple[OnDiskPartition, NDArray[np.uint64]]:
     record_nv = np.fromfile(bucket, dtype=np.uint64).reshape(-1, 2 + n_constraints)
     bucket.unlink()
-    order_n = np.argsort(record_nv[:, 0], kind="stable")
-    _, counts_p = np.unique(record_nv[:, 0], return_counts=True)
-    values_vn = np.ascontiguousarray(record_nv[order_n, 1:].T).view(np.float64)
-    block = SampleBlock.from_scores(values_vn[0], values_vn[1:], counts_p.astype(np.int64))
+    values_nv = np.ascontiguousarray(record_nv[:, 1:]).view(np.float64)
+    block, prompt_p = group_rows(ScoreRows(record_nv[:, 0], values_nv[:, 0], values_nv[:, 1:]))
     with path.open("wb") as file:
         for array in (
             block.segments.counts_p,
@@ -156,4 +143,4 @@ def _group(bucket: Path, path: Path, n_constraints: int) -> OnDiskPartition:
             block.score_shift_mp,
         ):
             array.tofile(file)
-    return OnDiskPartition(path, block.segments.n_prompts, block.segments.n_rows, n_constraints)
+    return OnDiskPartition(path, block.segments.n_prompts, block.segments.n_rows, n_constraints), prompt_p

@@ -1,6 +1,8 @@
 """Thresholds made harder on purpose, so that what is promised survives prediction, evaluation and reward-model error.
 
-Two reasons to ask the dual for more than is demanded:
+Three reasons to ask the dual for more than is demanded:
+
+*Reserve.* A number of score units, for what a fine-tuned policy is known to fall short by.
 
 *Assurance.* lam* meets the demand on average on the train prompts. The final evaluation, on n other prompts with K
 responses each, calls a constraint satisfied when its whole 95% interval is on the right side, which for a policy that
@@ -47,6 +49,7 @@ class Demand:
     """What is asked beyond the thresholds, constraint by constraint.
 
     Attributes:
+        reserve_m: plain tightening, score units, not negative.
         assurance_m: probability that the evaluation calls the constraint satisfied, in (0, 1); NaN where not asked
             for.
         score_error_m: root mean square error of score differences, score units; 0 where not asked for.
@@ -55,6 +58,7 @@ class Demand:
         thresholds_are_relative_m: where the threshold is a margin over the reference mean.
     """
 
+    reserve_m: FloatArray
     assurance_m: FloatArray
     score_error_m: FloatArray
     n_evaluation_prompts: int
@@ -65,15 +69,16 @@ class Demand:
         asked = self.assurance_m[~np.isnan(self.assurance_m)]
         if not bool(np.all((asked > 0) & (asked < 1))):
             raise InputError(f"`assurance` is {asked.tolist()}; a probability between 0 and 1 is needed")
-        if not bool(np.all(np.isfinite(self.score_error_m) & (self.score_error_m >= 0))):
-            raise InputError(f"`score_error` is {self.score_error_m.tolist()}; it must be finite and not negative")
-        if bool(np.any(~np.isnan(self.assurance_m))) and min(self.n_evaluation_prompts, 2) < 2:
-            raise InputError("`assurance` needs an evaluation on at least 2 prompts")
+        for name, values_m in (("reserve", self.reserve_m), ("score_error", self.score_error_m)):
+            if not bool(np.all(np.isfinite(values_m) & (values_m >= 0))):
+                raise InputError(f"`{name}` is {values_m.tolist()}; it must be finite and not negative")
+        if len(asked) and min(self.n_evaluation_prompts, self.n_evaluation_responses) < 1:
+            raise InputError("`assurance` needs the size of the evaluation: prompts, and responses to each")
 
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing is asked beyond the thresholds."""
-        return bool(np.all(np.isnan(self.assurance_m)) and np.all(self.score_error_m == 0))
+    def moves_with_the_tilt(self) -> bool:
+        """Whether the tightening depends on the solution."""
+        return bool(np.any(~np.isnan(self.assurance_m)) or np.any(self.score_error_m > 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,23 +108,27 @@ def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
         NotCertifiedError: float64 does not suffice for this problem.
         InputError: the tightening grows without end, since each round of it strengthens the tilt.
     """
-    solution = plain = solve_dual(problem)
-    tightened = problem
+    plain = solve_dual(problem)
+    tightened, solution = problem, plain
     assurance_m = score_error_m = np.zeros(problem.n_constraints)
-    for _ in range(_ROUNDS if not demand.is_empty else 0):
+    if bool(np.any(demand.reserve_m > 0)):
+        tightened = problem.with_thresholds(problem.thresholds_m + demand.reserve_m)
+        solution = solve_dual(tightened, initial_multipliers=plain.multipliers)
+    settled = not demand.moves_with_the_tilt
+    for _ in range(_ROUNDS):
+        if settled:
+            break
         assurance_m, score_error_m = _tightening(tightened, solution, demand)
-        thresholds_m = problem.thresholds_m + assurance_m + score_error_m
+        thresholds_m = problem.thresholds_m + demand.reserve_m + assurance_m + score_error_m
         change_m = np.abs(thresholds_m - tightened.thresholds_m)
+        settled = bool(np.all(change_m <= _SETTLED * problem.score_scale_m))
         tightened = problem.with_thresholds(thresholds_m)
         solution = solve_dual(tightened, initial_multipliers=solution.multipliers)
-        if bool(np.all(change_m <= _SETTLED * problem.score_scale_m)):
-            break
-    else:
-        if not demand.is_empty:
-            raise InputError(
-                f"the tightening for `assurance` and `score_error` does not settle: every round strengthens the tilt "
-                f"(now {(assurance_m + score_error_m).tolist()} score units); lower them, or raise beta"
-            )
+    if not settled:
+        raise InputError(
+            f"the tightening for `assurance` and `score_error` does not settle: every round strengthens the tilt "
+            f"(now {(assurance_m + score_error_m).tolist()} score units); lower them, or raise beta"
+        )
     return TightenedSolution(
         problem=tightened,
         solution=solution,

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.config import RECIPES, ModelSettings, load_config, resolve_model
 from pipeline.contracts.errors import ConfigError, InputError
-from pipeline.contracts.problem import Constraint
+from pipeline.contracts.problem import Constraint, Safeguard
 
 MINIMAL = """
 beta: 1.0
@@ -147,7 +147,8 @@ def test_a_reserve_tightens_what_is_solved_and_not_what_is_judged(tmp_path, dire
     path.write_text(MINIMAL.replace('">="', f'"{direction}"'))
     config = load_config(path, {"constraints.harmless.reserve": "0.2"})
     assert config.demanded_constraints() == (Constraint("harmless", direction, margin=0.5),)
-    assert config.solved_constraints()[0].margin == pytest.approx(solved)
+    assert config.safeguards() == (Safeguard(reserve=0.2),)
+    assert config.demanded_constraints()[0].tightened(0.2).margin == pytest.approx(solved)
     assert Constraint("g", direction, threshold=0.5).tightened(0.2).threshold == pytest.approx(solved)
     assert (
         "`constraints.harmless.reserve` is -0.1"

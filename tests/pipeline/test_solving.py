@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.contracts.errors import InfeasibleError
-from pipeline.contracts.problem import Constraint
+from pipeline.contracts.problem import Constraint, Safeguard
+from pipeline.frontiers import sweep_constraints
 from pipeline.scores import ScoredRows
-from pipeline.solving import build_frontier_table, build_problem, read_dual_constraints, solve_scores, tilted_weights
+from pipeline.solving import EvaluationSize, build_problem, read_dual_constraints, solve_problem, tilted_weights
 
 
 def scored_rows(rng, n_prompts=80, n_responses=40, n_constraints=1):
@@ -23,16 +24,21 @@ def scored_rows(rng, n_prompts=80, n_responses=40, n_constraints=1):
     )
 
 
-def solved(scored, constraints, heldout=None):
-    return solve_scores(
-        scored,
-        heldout=heldout,
+SIZE = EvaluationSize(100, 40)
+
+
+def solved(scored, constraints, heldout=None, safeguards=None, evaluation=SIZE):
+    found = solve_problem(
+        build_problem(scored, constraints=constraints, beta=1.0),
+        heldout=None if heldout is None else build_problem(heldout, constraints=constraints, beta=1.0),
         reward_name="helpful",
         constraints=constraints,
-        beta=1.0,
+        safeguards=safeguards or [Safeguard()] * len(constraints),
+        evaluation=evaluation,
         n_replicates=200,
         rng=np.random.default_rng(0),
     )
+    return found.content, found.problem
 
 
 def flipped(scored):
@@ -113,7 +119,7 @@ def test_the_frontier_holds_the_runs_own_point():
     scored = scored_rows(np.random.default_rng(3), n_constraints=2)
     constraints = [Constraint("a", ">=", margin=0.2), Constraint("b", "<=", margin=-0.1)]
     dual, problem = solved(scored, constraints)
-    frontier = build_frontier_table(problem, constraints, n_points=11).to_pandas()
+    frontier = sweep_constraints(problem, constraints, n_points=11).to_pandas()
     assert list(frontier["constraint"].unique()) == ["a", "b"]
     for entry in dual["constraints"]:
         rows = frontier[

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pytest
 
 from pipeline.contracts.artifacts import Manifest, write_json, write_manifest
-from pipeline.contracts.problem import Constraint
+from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.contracts.shards import write_table
 from pipeline.contracts.tables import PROMPTS, SAMPLES, prompt_id, tilted_schema
 from pipeline.evaluation import ScoredSamples, evaluate_policy
+from pipeline.frontiers import sweep_constraints, write_frontier
 from pipeline.scores import ScoredRows
-from pipeline.solving import build_frontier_table, solve_scores, tilted_weights, write_frontier
+from pipeline.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
 
 BETA = 1.0
 COMPLETION = "Take a walk & call <someone> you trust."
@@ -101,15 +102,18 @@ def _build_run(
     ids = [prompt_id(one) for one in messages]
 
     rows = {split: _rows(ids[part], scores_pkx[part] * turn) for split, part in (("train", train), ("test", test))}
-    dual, problem = solve_scores(
-        rows["train"],
-        heldout=rows["test"],
+    problems = {split: build_problem(rows[split], constraints=constraints, beta=BETA) for split in rows}
+    solved = solve_problem(
+        problems["train"],
+        heldout=problems["test"],
         reward_name="helpful",
         constraints=constraints,
-        beta=BETA,
+        safeguards=[Safeguard()] * n_constraints,
+        evaluation=EvaluationSize(n_test, n_samples),
         n_replicates=200,
         rng=rng,
     )
+    dual, problem = solved.content, solved.problem
     lam_star = np.array([bound["multiplier"] for bound in dual["constraints"]])
     weight_pk = np.concatenate(
         [tilted_weights(rows[split], dual).reshape(-1, n_samples) for split in ("test", "train")]
@@ -117,7 +121,7 @@ def _build_run(
     dual |= {"inputs": {"scores": "ab" * 32}, "environment": {"python": "3.11", "numpy": np.__version__}}
     _write_tilted(folder, constraints, ids, messages, splits, scores_pkx * turn, weight_pk, completion)
     write_json(folder / "dual" / "dual.json", dual)
-    frontier = build_frontier_table(problem, constraints, n_points=31)
+    frontier = sweep_constraints(problem, constraints, n_points=31)
     write_frontier(folder / "dual" / "frontier.parquet", frontier, metadata={})
     write_manifest(
         folder / "dual",

@@ -42,14 +42,14 @@ def test_the_page_says_verdict_numbers_and_origin(two_bounds: Any, page_of_two: 
     assert "2.13.0+cpu" in words
     assert "solve" in words
     assert "1.2 s" in words
-    assert len(tree.findall(".//figure")) == 8
+    assert len(tree.findall(".//figure")) == 10
     assert "Trained: Take a walk & call <someone> you trust." in words
 
 
 def test_the_page_is_self_contained(page_of_two: Path) -> None:
     tree = _tree(page_of_two)
     sources = [value for element in tree.iter() for key, value in element.attrib.items() if key in {"src", "href"}]
-    assert len(sources) == 8
+    assert len(sources) == 10
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"url\(|@import|https?:", page_of_two.read_text())
     assert {element.tag for element in tree.iter()}.isdisjoint({"script", "link", "iframe", "object", "form"})
@@ -66,11 +66,13 @@ def test_every_figure_is_written_as_png_and_svg(two_bounds: Any, tmp_path: Path)
         "frontier_harmless",
         "frontier_toxicity",
         "effective_sample_size",
+        "ladder_harmless",
+        "ladder_toxicity",
         "predicted_realised",
         "gold",
         "training",
     }
-    assert sorted(path.suffix for path in paths[1:]) == [".png"] * 8 + [".svg"] * 8
+    assert sorted(path.suffix for path in paths[1:]) == [".png"] * 10 + [".svg"] * 10
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {path.name for path in paths[1:]}
 
 
@@ -88,7 +90,12 @@ def test_before_stage_2_the_page_shows_stage_1(build_run: Any, tmp_path: Path) -
     words = _words(_tree(paths[0]))
     assert "stage 1 only" in words
     assert "Stage 2" not in words
-    assert {path.stem for path in paths[1:]} == {"dual_harmless", "frontier_harmless", "effective_sample_size"}
+    assert {path.stem for path in paths[1:]} == {
+        "dual_harmless",
+        "frontier_harmless",
+        "effective_sample_size",
+        "ladder_harmless",
+    }
 
 
 def test_names_that_collide_as_file_names_are_kept_apart(build_run: Any, tmp_path: Path) -> None:

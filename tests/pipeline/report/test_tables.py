@@ -35,7 +35,10 @@ def test_stage1_shows_what_was_demanded_and_predicted(two_bounds: Any, width: in
     assert "binding" in text
     assert f"{two_bounds.dual['kl']['predicted']:.3f} nats" in text
     assert f"median {two_bounds.dual['diagnostics']['ess_median']:.1f} of 48" in text
-    assert f"warning: {two_bounds.dual['warnings'][0]}"[:60] in text
+    trust = two_bounds.dual["trust"]
+    assert f"{trust['verdict'].upper()}: {trust['reasons'][0]}"[:60] in text
+    corrected = two_bounds.dual["constraints"][0]["multiplier_corrected"]
+    assert f"corrected for finite responses {corrected:.3f}" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -58,7 +61,11 @@ def test_stage2_shows_what_was_realised(two_bounds: Any, width: int) -> None:
 @pytest.mark.parametrize("width", [80, 120])
 def test_nothing_is_cut_or_runs_over(two_bounds: Any, width: int) -> None:
     long = [{**bound, "name": f"{LONG_NAME}_{bound['name']}"} for bound in two_bounds.dual["constraints"]]
-    dual = {**two_bounds.dual, "constraints": long}
+    rungs = [
+        {**rung, "multipliers": {f"{LONG_NAME}_{name}": value for name, value in rung["multipliers"].items()}}
+        for rung in two_bounds.dual["ladder"]["rungs"]
+    ]
+    dual = {**two_bounds.dual, "constraints": long, "ladder": {**two_bounds.dual["ladder"], "rungs": rungs}}
     evaluated = [{**bound, "name": f"{LONG_NAME}_{bound['name']}"} for bound in two_bounds.evaluation["constraints"]]
     evaluation = {**two_bounds.evaluation, "constraints": evaluated}
     shown = {

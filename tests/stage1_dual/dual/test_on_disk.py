@@ -14,8 +14,8 @@ from stage1_dual.dual import (
     ScoreRows,
     bootstrap_intervals,
     climb_ladder,
+    group_on_disk,
     solve_dual,
-    write_samples,
 )
 
 
@@ -45,9 +45,10 @@ def test_same_answers_as_in_memory(tmp_path: Path, chunk: int) -> None:
     ids, reward, scores = _rows(seed=0)
     b_m = scores.mean(axis=0) + 0.3
     memory = DualProblem.from_rows(ids, reward, scores, thresholds=b_m, beta=0.7)
-    samples = write_samples(_chunks(ids, reward, scores, chunk), folder=tmp_path, n_rows=3_000, n_constraints=2)
-    assert len(samples.partitions) == 5
-    disk = DualProblem.from_samples(samples, thresholds=b_m, beta=0.7)
+    samples = group_on_disk(_chunks(ids, reward, scores, chunk), folder=tmp_path, n_rows=3_000, n_constraints=2)
+    assert samples is not None
+    assert len(samples.scores.partitions) == 5
+    disk = DualProblem.from_samples(samples.scores, thresholds=b_m, beta=0.7)
     assert (disk.n_prompts, disk.n_samples) == (memory.n_prompts, memory.n_samples)
     np.testing.assert_allclose(disk.score_scale_m, memory.score_scale_m, rtol=1e-12)
     expected, found = solve_dual(memory), solve_dual(disk)
@@ -67,21 +68,22 @@ def test_same_answers_as_in_memory(tmp_path: Path, chunk: int) -> None:
 @pytest.mark.usefixtures("small_partitions")
 def test_a_partition_that_was_cut_off_is_named(tmp_path: Path) -> None:
     ids, reward, scores = _rows(seed=1)
-    samples = write_samples(_chunks(ids, reward, scores, 500), folder=tmp_path, n_rows=3_000, n_constraints=2)
+    samples = group_on_disk(_chunks(ids, reward, scores, 500), folder=tmp_path, n_rows=3_000, n_constraints=2)
+    assert samples is not None
     victim = sorted(tmp_path.iterdir())[2]
     victim.write_bytes(victim.read_bytes()[:-8])
     with pytest.raises(InputError, match=victim.name):
-        DualProblem.from_samples(samples, thresholds=[0.0, 0.0], beta=1.0)
+        DualProblem.from_samples(samples.scores, thresholds=[0.0, 0.0], beta=1.0)
 
 
 def test_no_rows(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no rows"):
-        write_samples(iter([]), folder=tmp_path, n_rows=0, n_constraints=1)
+    assert group_on_disk(iter([]), folder=tmp_path, n_rows=0, n_constraints=1) is None
 
 
 def test_weights_need_rows_in_memory(tmp_path: Path) -> None:
     ids, reward, scores = _rows(seed=2)
-    samples = write_samples(_chunks(ids, reward, scores, 500), folder=tmp_path, n_rows=3_000, n_constraints=2)
-    problem = DualProblem.from_samples(samples, thresholds=[-60.0, -60.0], beta=1.0)
+    samples = group_on_disk(_chunks(ids, reward, scores, 500), folder=tmp_path, n_rows=3_000, n_constraints=2)
+    assert samples is not None
+    problem = DualProblem.from_samples(samples.scores, thresholds=[-60.0, -60.0], beta=1.0)
     with pytest.raises(InputError, match="from_rows"):
         problem.tilted_weights([0.0, 0.0])

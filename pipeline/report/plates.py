@@ -1,0 +1,179 @@
+"""The figures of each stage with their titles and captions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from pipeline.report.figures import (
+    FloatArray,
+    comparison_figure,
+    dual_figure,
+    frontier_figure,
+    gold_figure,
+    ladder_figure,
+    sample_size_figure,
+    training_figure,
+)
+from pipeline.report.readers import (
+    build_comparisons,
+    build_dual_curves,
+    build_frontier_curves,
+    build_gold_comparisons,
+    build_ladder_curves,
+    read_training_curve,
+)
+from pipeline.report.style import save_figure
+from stage1_dual.dual import DualProblem, DualSolution
+
+# Points of a curve of the dual, each a pass over the samples; fewer where a pass reads the disk.
+_CURVE_POINTS = 81
+_FEW_CURVE_POINTS = 15
+_MANY_SAMPLES = 20_000_000
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure on its way to the page: file stem, what it shows, and how to read it."""
+
+    stem: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def write_stage1_figures(
+    dual: Mapping[str, Any], problem: DualProblem, solution: DualSolution, frontier: pa.Table, *, output: Path
+) -> list[Path]:
+    """Write the figures of a solution (PNG and SVG) into a folder.
+
+    Args:
+        dual: the content of ``dual.json``.
+        problem: what was solved.
+        solution: its solution.
+        frontier: the content of ``frontier.parquet``.
+        output: the folder.
+    """
+    share_p = solution.ess_p / problem.samples.counts_p
+    plates = stage1_plates(dual, problem, share_p=share_p, frontier=frontier, evaluation=None)
+    return [path for plate in plates for path in save_figure(plate.figure, output / plate.stem)]
+
+
+def stage1_plates(
+    dual: Mapping[str, Any],
+    problem: DualProblem,
+    *,
+    share_p: FloatArray,
+    frontier: pa.Table,
+    evaluation: Mapping[str, Any] | None,
+) -> list[Plate]:
+    """The figures of the dual.
+
+    Args:
+        dual: the content of ``dual.json``.
+        problem: what was solved.
+        share_p: effective sample size over number of samples of each prompt, shape (p,).
+        frontier: the content of ``frontier.parquet``.
+        evaluation: the content of ``evaluation.json``, or None before stage 2.
+    """
+    stems = _file_stems([bound["name"] for bound in dual["constraints"]])
+    n_points = _CURVE_POINTS if problem.n_samples < _MANY_SAMPLES else _FEW_CURVE_POINTS
+    plates = [
+        Plate(
+            f"dual_{stems[curve.name]}",
+            f"The dual along the multiplier of {curve.name}",
+            "Top: the dual is convex and lambda* is its minimum; a flat valley means a multiplier the samples do not "
+            "pin down. Bottom: the slack under the tilted policy; where the constraint binds it crosses zero at "
+            "lambda*. The band is the 95% interval of lambda*. Other multipliers are held at their optimum.",
+            dual_figure(curve),
+        )
+        for curve in build_dual_curves(dual, problem, n_points=n_points)
+    ]
+    plates += [
+        Plate(
+            f"frontier_{stems[curve.bound.name]}",
+            f"What {curve.bound.name} costs",
+            "Each point of the line is a solved problem with another threshold: the largest predicted gain in reward "
+            "for that level of the constraint (the whole line is in frontier.parquet). "
+            "The shaded side does not meet this run's threshold. Below, the price: "
+            "how much reward one more unit of the constraint costs there. The hollow point is the same prediction for "
+            "the test prompts; the realised one, with 95% intervals, falls short of it by what training left undone.",
+            frontier_figure(curve),
+        )
+        for curve in build_frontier_curves(frontier, dual, evaluation)
+    ]
+    plates.append(
+        Plate(
+            "effective_sample_size",
+            "How many samples carry the prediction",
+            "For each prompt, 1 over the sum of squared weights, as a share of its samples. Prompts far to the left "
+            "rest on a few responses: their predictions are noisy, and more samples or a larger beta help.",
+            sample_size_figure(share_p),
+        )
+    )
+    plates += [
+        Plate(
+            f"ladder_{stems[curve.name]}",
+            f"How lambda* of {curve.name} depends on the number of responses",
+            "Lambda* solved again on halves and quarters of each prompt's responses, against one over their number. A "
+            "steep line is bias that is still in lambda*; the line through the two first rungs ends at the corrected "
+            "value. The interval is over prompts and knows nothing of this bias.",
+            ladder_figure(curve),
+        )
+        for curve in build_ladder_curves(dual)
+    ]
+    return plates
+
+
+def stage2_plates(run_dir: Path, dual: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[Plate]:
+    """The figures of training and evaluation, as far as there are any."""
+    plates = []
+    if evaluation is not None:
+        plates.append(
+            Plate(
+                "predicted_realised",
+                "Predicted and realised",
+                "Means on the test prompts, with 95% intervals clustered by prompt. A constraint is satisfied when "
+                "the whole interval is on the white side of its threshold.",
+                comparison_figure(build_comparisons(evaluation, dual["reward"]["name"])),
+            )
+        )
+        gold = build_gold_comparisons(evaluation, dual["reward"]["name"])
+        if gold:
+            plates.append(
+                Plate(
+                    "gold",
+                    "Score models and the ground truth",
+                    "How the means moved by the score models that were optimised, and by the ground truth they stand "
+                    "for. Movement in opposite directions is over-optimisation of the score model.",
+                    gold_figure(gold),
+                )
+            )
+    log = run_dir / "policy" / "training_log.json"
+    if log.is_file():
+        plates.append(
+            Plate(
+                "training",
+                "The training run",
+                "Training loss by step, and the objective on prompts held out of training, by which the checkpoint "
+                "was chosen. A held-out line that turns up while the training line falls is over-fitting.",
+                training_figure(read_training_curve(log)),
+            )
+        )
+    return plates
+
+
+def _file_stems(names: Sequence[str]) -> dict[str, str]:
+    """A file name for each score: its own where that is safe, numbered where two would collide."""
+    stems: dict[str, str] = {}
+    for name in names:
+        stem = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+        taken = {other.lower() for other in stems.values()}
+        stems[name] = stem if stem.lower() not in taken else f"{stem}_{len(stems)}"
+    return stems

@@ -1,0 +1,61 @@
+"""Rows in any order, brought together by prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stage1_dual.dual.samples import Executor, SampleBlock, SampleScores
+from stage1_dual.dual.segments import FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreRows:
+    """Some rows, one a response.
+
+    Attributes:
+        prompt_n: id of the prompt, shape (n,).
+        reward_n: reward units, shape (n,).
+        scores_nm: score units, higher better, shape (n, m).
+    """
+
+    prompt_n: NDArray[np.uint64]
+    reward_n: FloatArray
+    scores_nm: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedSamples:
+    """Scores grouped by prompt.
+
+    Attributes:
+        scores: the scores.
+        prompt_p: id of each prompt in the order of the scores, shape (p,).
+    """
+
+    scores: SampleScores
+    prompt_p: NDArray[np.uint64]
+
+
+def group_rows(rows: ScoreRows) -> tuple[SampleBlock, NDArray[np.uint64]]:
+    """The rows as one centred block, and its prompts.
+
+    Raises:
+        InputError: scores that differ within a prompt by more than float64 can hold.
+    """
+    order_n = np.argsort(rows.prompt_n, kind="stable")
+    prompt_p, counts_p = np.unique(rows.prompt_n, return_counts=True)
+    scores_mn = np.ascontiguousarray(rows.scores_nm[order_n].T)
+    return SampleBlock.from_scores(rows.reward_n[order_n], scores_mn, counts_p.astype(np.int64)), prompt_p
+
+
+def group_in_memory(rows: ScoreRows, *, executor: Executor | None = None) -> GroupedSamples:
+    """Group rows that fit in memory; by default a pass uses all cores.
+
+    Raises:
+        InputError: scores that differ within a prompt by more than float64 can hold.
+    """
+    block, prompt_p = group_rows(rows)
+    return GroupedSamples(SampleScores.in_memory(block, executor=executor), prompt_p)

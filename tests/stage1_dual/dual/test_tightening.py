@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.dual_problems import GaussianPopulation
+
+from stage1_dual.dual import Demand, DualProblem, InfeasibleError, InputError, solve_dual, solve_tightened, tilt
+
+
+def _demand(
+    *,
+    reserve: float = 0.0,
+    assurance: float = np.nan,
+    score_error: float = 0.0,
+    prompts: int = 150,
+    responses: int = 40,
+) -> Demand:
+    return Demand(
+        reserve_m=np.array([reserve]),
+        assurance_m=np.array([assurance]),
+        score_error_m=np.array([score_error]),
+        n_evaluation_prompts=prompts,
+        n_evaluation_responses=responses,
+        thresholds_are_relative_m=np.array([True]),
+    )
+
+
+def _problem(*, n_prompts: int = 300, margin: float = 0.3, seed: int = 0) -> DualProblem:
+    r_pk, g_pk = GaussianPopulation().draw(np.random.default_rng(seed), n_prompts=n_prompts, n_responses=64)
+    return DualProblem.from_arrays(r_pk, g_pk, thresholds=g_pk.mean() + margin, beta=1.0)
+
+
+def test_nothing_asked_changes_nothing() -> None:
+    problem = _problem()
+    found, plain = solve_tightened(problem, _demand()), solve_dual(problem)
+    assert found.solution.multipliers.tolist() == plain.multipliers.tolist()
+    assert found.price == 0.0
+    assert found.problem.thresholds_m.tolist() == problem.thresholds_m.tolist()
+
+
+def test_a_reserve_is_added_as_it_is_and_has_its_price() -> None:
+    problem = _problem()
+    found = solve_tightened(problem, _demand(reserve=0.2))
+    stricter = solve_dual(problem.with_thresholds(problem.thresholds_m + 0.2))
+    np.testing.assert_allclose(found.solution.multipliers, stricter.multipliers, atol=1e-9)
+    assert found.price == pytest.approx(solve_dual(problem).predicted_reward - stricter.predicted_reward, abs=1e-9)
+    assert found.price > 0
+
+
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_assurance_comes_true_on_other_prompts(level: float) -> None:
+    """Draw a sample, solve with assurance, evaluate the tilted policy itself on other prompts, count satisfied."""
+    population = GaussianPopulation()
+    n_prompts, n_responses, margin, trials = 60, 40, 0.3, 250
+    satisfied = plainly = 0
+    for trial in range(trials):
+        rng = np.random.default_rng(1_000 + trial)
+        r_pk, g_pk = population.draw(rng, n_prompts=200, n_responses=128)
+        problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=g_pk.mean() + margin, beta=1.0)
+        demand = _demand(assurance=level, prompts=n_prompts, responses=n_responses)
+        tightened = solve_tightened(problem, demand)
+        for multiplier, is_tightened in (
+            (tightened.solution.multipliers[0], True),
+            (solve_dual(problem).multipliers[0], False),
+        ):
+            # The tilted policy moves the mean of g by (Cov(r, g) + lam Var(g)) / beta on every prompt.
+            shift = population.correlation + multiplier
+            reference_p, policy_p = (
+                rng.normal(size=(n_prompts, n_responses)).mean(axis=1),
+                shift + rng.normal(size=(n_prompts, n_responses)).mean(axis=1),
+            )
+            gain_p = policy_p - reference_p
+            low = gain_p.mean() - 1.96 * gain_p.std(ddof=1) / np.sqrt(n_prompts)
+            satisfied += is_tightened and low >= margin
+            plainly += not is_tightened and low >= margin
+    share, error = satisfied / trials, np.sqrt(level * (1 - level) / trials)
+    assert abs(share - level) < 4 * error + 0.02
+    assert plainly / trials < 0.25
+
+
+def test_score_error_tightens_by_the_bound() -> None:
+    problem = _problem()
+    found = solve_tightened(problem, _demand(score_error=0.1))
+    ess_p = tilt(found.problem, found.solution.multipliers).ess_p
+    second_moment = np.mean(64 / ess_p)
+    assert found.score_error_m[0] == pytest.approx((np.sqrt(0.5) + np.sqrt(second_moment / 2)) * 0.1, abs=1e-4)
+    added = found.problem.thresholds_m - problem.thresholds_m
+    np.testing.assert_allclose(added, found.score_error_m, atol=1e-12)
+
+
+def test_what_cannot_be_asked() -> None:
+    with pytest.raises(InfeasibleError):
+        solve_tightened(_problem(), _demand(reserve=100.0))
+    with pytest.raises((InfeasibleError, InputError)):
+        solve_tightened(_problem(), _demand(score_error=2.0))
+    with pytest.raises(InputError, match="size of the evaluation"):
+        _demand(assurance=0.9, prompts=0)
+    for wrong in ({"assurance": 1.0}, {"reserve": -0.1}, {"score_error": np.nan}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            _demand(**wrong)  # type: ignore[arg-type]
