@@ -40,7 +40,9 @@ from stage1_dual.dual import (
 )
 
 _RANGE = re.compile(r"(?P<start>[^\s:]+):(?P<stop>[^\s:]+):(?P<step>[^\s:]+)\s*$")
+# Points of a sweep, each some five passes over the scores; fewer where a pass reads the disk.
 _FRONTIER_POINTS = 61
+_FEW_FRONTIER_POINTS = 11
 _NO_EVALUATION = EvaluationSize(0, 0)
 # Scores beyond this are kept on disk, in the output folder while it works.
 MEMORY_BYTES = 2**30
@@ -122,7 +124,8 @@ def solve_table(request: TableRequest) -> dict[str, Any]:
             for split, problem in problems.items()
         }
         _write_weights(table, request, constraints, normalisers)
-        frontier = sweep_constraints(solved.problem, constraints, n_points=_FRONTIER_POINTS)
+        n_points = _FRONTIER_POINTS if _fits_in_memory(table) else _FEW_FRONTIER_POINTS
+        frontier = sweep_constraints(solved.problem, constraints, n_points=n_points)
         write_frontier(request.output / "frontier.parquet", frontier, metadata={})
         dual = solved.content | {
             "seed": request.seed,
@@ -176,7 +179,7 @@ def _read_scores(
     splits = ("train", "test") if table.has_split else ("train",)
     executor = request.executor or ThreadExecutor()
     found: dict[str, GroupedSamples] = {}
-    if 8 * len(table.scores) * table.n_responses <= MEMORY_BYTES:
+    if _fits_in_memory(table):
         chunks = list(_turned(table, constraints, show_progress=request.show_progress))
         for split in splits:
             parts = [vars(_of_split(rows, split_n, split)).values() for rows, split_n in chunks]
@@ -204,6 +207,10 @@ def _read_scores(
     if "train" not in found:
         raise InputError(f"{table.path} has a column `split`, but no row of the split 'train'")
     return found
+
+
+def _fits_in_memory(table: ScoreTable) -> bool:
+    return 8 * len(table.scores) * table.n_responses <= MEMORY_BYTES
 
 
 def _turned(

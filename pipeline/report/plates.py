@@ -35,7 +35,7 @@ from stage1_dual.dual import DualProblem, DualSolution
 # Points of a curve of the dual, each a pass over the samples; fewer where a pass reads the disk.
 _CURVE_POINTS = 81
 _FEW_CURVE_POINTS = 15
-_MANY_SAMPLES = 20_000_000
+_MANY_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.certificate import Certificate, certify
-from stage1_dual.dual.dual_function import Tilt, tilt
+from stage1_dual.dual.dual_function import tilt
 from stage1_dual.dual.feasibility import AttainableMeans
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
 from stage1_dual.dual.segments import FloatArray
@@ -110,7 +110,10 @@ class _Point:
 
     minimum: DualMinimum
     certificate: Certificate
-    tilted: Tilt
+    reward: float
+    scores_m: FloatArray
+    kl: float
+    ess_median: float
 
 
 def _solve_point(
@@ -136,7 +139,17 @@ def _is_moderate(problem: DualProblem, lam_m: FloatArray) -> bool:
 
 def _certified_point(problem: DualProblem, minimum: DualMinimum) -> _Point | None:
     certificate = certify(problem, minimum.lam_m)
-    return _Point(minimum, certificate, tilt(problem, minimum.lam_m)) if certificate.is_valid else None
+    if not certificate.is_valid:
+        return None
+    tilted = tilt(problem, minimum.lam_m)
+    return _Point(
+        minimum=minimum,
+        certificate=certificate,
+        reward=float(np.mean(tilted.reward_p)),
+        scores_m=np.mean(tilted.scores_mp, axis=1),
+        kl=float(np.mean(tilted.kl_p)),
+        ess_median=float(np.median(tilted.ess_p)),
+    )
 
 
 def _tangent_start(neighbour: DualMinimum, change_m: FloatArray) -> FloatArray:
@@ -158,11 +171,11 @@ def _collect(grid_gm: FloatArray, status: list[str], points: list[_Point | None]
         if point is None:
             continue
         multipliers_gm[row] = point.minimum.lam_m
-        constraints_gm[row] = np.mean(point.tilted.scores_mp, axis=1)
+        constraints_gm[row] = point.scores_m
         scalars[:, row] = (
-            np.mean(point.tilted.reward_p),
-            np.mean(point.tilted.kl_p),
-            np.median(point.tilted.ess_p),
+            point.reward,
+            point.kl,
+            point.ess_median,
             point.certificate.dual_value,
             point.certificate.kkt_residual,
         )

@@ -38,6 +38,9 @@ from stage1_dual.dual.solver import newton_step
 
 # At most this many multinomial counts are in memory at a time.
 _COUNTS_AT_ONCE = 4_000_000
+# Beyond this many prompts, runs of equally many neighbours are drawn instead of single ones: runs of independent units
+# are independent units, and this many of them leave nothing to be seen of their being runs.
+_MOST_UNITS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,12 +156,16 @@ class _PromptSums:
         # Means of large offsets would lose digits: average differences from the sample mean instead.
         centre_v = np.mean(values_pv, axis=0)
         values_pv -= centre_v
+        starts_u = np.arange(0, n_prompts, -(-n_prompts // _MOST_UNITS))
+        sums_uv = np.add.reduceat(values_pv, starts_u, axis=0)
+        sizes_u = np.diff(starts_u, append=n_prompts)
+        n_units = len(starts_u)
         means_bv = np.empty((n_replicates, len(centre_v)))
-        at_once = max(1, _COUNTS_AT_ONCE // n_prompts)
+        at_once = max(1, _COUNTS_AT_ONCE // n_units)
         for first in range(0, n_replicates, at_once):
             size = min(at_once, n_replicates - first)
-            counts_bp = rng.multinomial(n_prompts, np.full(n_prompts, 1.0 / n_prompts), size=size)
-            means_bv[first : first + size] = counts_bp @ values_pv / n_prompts
+            counts_bu = rng.multinomial(n_units, np.full(n_units, 1.0 / n_units), size=size)
+            means_bv[first : first + size] = counts_bu @ sums_uv / (counts_bu @ sizes_u)[:, np.newaxis]
         means_bv += centre_v
         ends = np.cumsum([field[0].size for field in fields])
         parts = np.split(means_bv, ends[:-1], axis=1)

@@ -5,6 +5,7 @@ import pytest
 from helpers.dual_oracles import naive_dual_value
 from helpers.dual_problems import draw_scores
 
+import stage1_dual.dual.samples
 from stage1_dual.dual import DualProblem, evaluate_dual, tilt
 
 LAMBDAS = [np.zeros(3), np.array([0.4, 0.0, 1.1]), np.array([3.0, 2.0, 0.5])]
@@ -66,8 +67,9 @@ def test_convex_along_random_segments(seed: int) -> None:
     assert np.linalg.eigvalsh(evaluate_dual(problem, end).hess_mm).min() >= -1e-15
 
 
-def test_ragged_and_dense_paths_agree_across_blocks() -> None:
-    # Large enough for several blocks of rows, with one prompt longer than a block.
+def test_ragged_and_dense_paths_agree_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Several blocks of rows, with one prompt longer than a block.
+    monkeypatch.setattr(stage1_dual.dual.samples, "BLOCK_ROWS", 16_384)
     r_pk, g_pkm = draw_scores(n_prompts=1_500, n_responses=50, n_constraints=2, seed=4)
     dense = DualProblem.from_arrays(r_pk, g_pkm, thresholds=[0.1, 0.2], beta=1.0)
     long_r, long_g = draw_scores(n_prompts=1, n_responses=35_000, n_constraints=2, seed=5)

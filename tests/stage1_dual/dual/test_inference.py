@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers.dual_problems import GaussianPopulation, draw_scores
 
+import stage1_dual.dual.inference
 from stage1_dual.dual import (
     DualProblem,
     InputError,
@@ -223,3 +224,30 @@ def test_one_prompt_has_no_interval() -> None:
     ):
         with pytest.raises(InputError, match="at least 2 prompts; the problem has 1"):
             act()
+
+
+def test_very_many_prompts_are_drawn_in_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, problem = _problem(n_constraints=2)
+    solution = solve_dual(problem)
+    singly = bootstrap_intervals(problem, solution, rng=np.random.default_rng(0), n_replicates=4_000)
+    # 150 prompts in runs of 4, the last of 2.
+    monkeypatch.setattr(stage1_dual.dual.inference, "_MOST_UNITS", 40)
+    in_runs = bootstrap_intervals(problem, solution, rng=np.random.default_rng(1), n_replicates=4_000)
+    widths = [np.diff(found.multipliers).reshape(-1) for found in (singly, in_runs)]
+    # 38 units instead of 150: widths are known to about 1 / sqrt(2 * 37) = 12% each.
+    np.testing.assert_allclose(widths[1], widths[0], rtol=0.35)
+    centre = in_runs.multiplier_replicates_bm.mean(axis=0)
+    np.testing.assert_allclose(centre, solution.multipliers, atol=0.2 * widths[0].max())
+
+
+def test_replicates_out_of_reach_make_the_interval_open() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=40, n_responses=6, n_constraints=1, seed=4)
+    best = float(np.mean(np.max(g_pkm[..., 0], axis=1)))
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=best - 0.02, beta=1.0)
+    intervals = bootstrap_intervals(problem, solve_dual(problem), rng=np.random.default_rng(0))
+    assert intervals.infeasible_fraction > 0.1
+    assert np.isinf(intervals.multipliers[0, 1])
+    # By hand: in such a replicate even the best response to each prompt leaves the mean below the threshold.
+    counts_bp = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=1_000)
+    reach_b = counts_bp @ np.max(g_pkm[..., 0], axis=1) / 40
+    assert intervals.infeasible_fraction == pytest.approx(np.mean(reach_b <= best - 0.02))
