@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from stage1_dual.dual.problem import DualProblem
 
 
+# The exponential of this many nats, and a sum over all responses there will ever be, stay within float64.
+_TAME_NATS = 300.0
+
+
 @dataclass(frozen=True, eq=False)
 class DualEvaluation:
     """Everything about the dual at one lam.
@@ -103,7 +107,8 @@ def evaluate_dual(problem: DualProblem, lam_m: FloatArray) -> DualEvaluation:
     n_constraints = problem.n_constraints
     log_z_sum, tilted_sum_m = 0.0, np.zeros(n_constraints)
     covariance_sum_mm = np.zeros((n_constraints, n_constraints))
-    for sums in problem.samples.map(partial(_evaluate_block, lam_m=lam_m, beta=problem.beta)):
+    function = partial(_evaluate_block, lam_m=lam_m, beta=problem.beta, is_tame=_is_tame(problem, lam_m))
+    for sums in problem.samples.map(function):
         log_z_sum += sums[0]
         tilted_sum_m += sums[1]
         covariance_sum_mm += sums[2]
@@ -165,13 +170,22 @@ def _normalise_block(
     return log_z_p + np.log(block.segments.counts_p), block.reward_shift_p, block.score_shift_mp
 
 
-def _evaluate_block(block: SampleBlock, *, lam_m: FloatArray, beta: float) -> tuple[float, FloatArray, FloatArray]:
+def _is_tame(problem: DualProblem, lam_m: FloatArray) -> bool:
+    """Whether every exponent is far from the ends of float64, so that none need be subtracted."""
+    facts = problem.samples.facts
+    with np.errstate(over="ignore"):
+        return float(facts.largest_reward + lam_m @ facts.largest_score_m) <= _TAME_NATS * problem.beta
+
+
+def _evaluate_block(
+    block: SampleBlock, *, lam_m: FloatArray, beta: float, is_tame: bool
+) -> tuple[float, FloatArray, FloatArray]:
     """Sums over the prompts of one block: log-partition, tilted means (m,), tilted covariances (m, m)."""
     segments = block.segments
     n_constraints = len(block.scores_mn)
     tilted_m, covariance_mm = np.empty(n_constraints), np.empty((n_constraints, n_constraints))
     with np.errstate(under="ignore"):
-        weights_n, total_p, log_z_p = _unnormalised(block, lam_m, beta)
+        weights_n, total_p, log_z_p = _unnormalised(block, lam_m, beta, is_tame=is_tame)
         deviations: list[FloatArray] = []
         for j, scores_n in enumerate(block.scores_mn):
             mean_p = segments.dot(weights_n, scores_n) / total_p
@@ -184,7 +198,9 @@ def _evaluate_block(block: SampleBlock, *, lam_m: FloatArray, beta: float) -> tu
     return float(np.sum(log_z_p)), tilted_m, covariance_mm
 
 
-def _unnormalised(block: SampleBlock, lam_m: FloatArray, beta: float) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _unnormalised(
+    block: SampleBlock, lam_m: FloatArray, beta: float, *, is_tame: bool = False
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Weights up to a factor of each prompt, shape (n,), their sums, and the log-partition of centred scores, (p,)."""
     segments = block.segments
     work_n = block.reward_n / beta
@@ -192,8 +208,10 @@ def _unnormalised(block: SampleBlock, lam_m: FloatArray, beta: float) -> tuple[F
     for lam, scores_n in zip(lam_m, block.scores_mn, strict=True):
         np.multiply(scores_n, lam / beta, out=scaled_n)
         work_n += scaled_n
-    largest_p = segments.max(work_n)
-    segments.subtract(work_n, largest_p, out=work_n)
+    largest_p: FloatArray | float = 0.0
+    if not is_tame:
+        largest_p = segments.max(work_n)
+        segments.subtract(work_n, largest_p, out=work_n)
     np.exp(work_n, out=work_n)
     total_p = segments.sum(work_n)
     return work_n, total_p, largest_p + np.log(total_p / segments.counts_p)

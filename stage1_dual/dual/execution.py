@@ -22,24 +22,24 @@ _AHEAD = 2
 class ThreadExecutor:
     """Runs partitions on a pool of threads, results in order.
 
-    Args:
-        n_threads: threads; the default is the number of cores this process may use.
+    Attributes:
+        n_threads: how many; by default as many as the cores this process may use.
     """
 
     def __init__(self, n_threads: int | None = None) -> None:
-        self._n_threads = _usable_cores() if n_threads is None else n_threads
+        self.n_threads = _usable_cores() if n_threads is None else n_threads
 
     def run(self, function: Callable[[S], T], partitions: Sequence[S]) -> Iterator[T]:
         """Results in the order of ``partitions``."""
-        if self._n_threads == 1 or len(partitions) == 1:
+        if self.n_threads == 1 or len(partitions) == 1:
             yield from map(function, partitions)
             return
         waiting: deque[Future[T]] = deque()
-        pool = _pool(self._n_threads)
+        pool = _pool(self.n_threads)
         try:
             for partition in partitions:
                 waiting.append(pool.submit(function, partition))
-                if len(waiting) >= self._n_threads + _AHEAD:
+                if len(waiting) >= self.n_threads + _AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -183,6 +183,7 @@ class SampleFacts:
         score_magnitude_m: largest |g_j|, score units, shape (m,): the scale of rounding in the data.
         reward_shift: mean over prompts of the rewards' shifts, reward units.
         largest_reward: largest |r - shift|, reward units.
+        largest_score_m: largest |g_j - shift|, score units, shape (m,).
         score_pivot_m: some value near the scores' shifts, score units, shape (m,).
         score_shift_m: mean over prompts of the shifts relative to ``score_pivot_m``: the difference is taken prompt
             by prompt, so that it is exact when scores carry a large common offset.
@@ -198,6 +199,7 @@ class SampleFacts:
     score_magnitude_m: FloatArray
     reward_shift: float
     largest_reward: float
+    largest_score_m: FloatArray
     score_pivot_m: FloatArray
     score_shift_m: FloatArray
 
@@ -227,6 +229,7 @@ class SampleFacts:
             score_magnitude_m=np.max([part.largest_shift_i for part in parts], axis=0)[1:] + largest_i[1:],
             reward_shift=float(pivot_i[0] + mean_shift_i[0]),
             largest_reward=float(largest_i[0]),
+            largest_score_m=largest_i[1:],
             score_pivot_m=pivot_i[1:],
             score_shift_m=mean_shift_i[1:],
         )
