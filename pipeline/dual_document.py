@@ -150,6 +150,7 @@ def describe_solution(
             "heldout_prompts": prediction.n_prompts if prediction else 0,
             "dependent_constraints": list(solution.dependent_constraints),
             "bootstrap_replicates": intervals.n_replicates,
+            "intervals_corrected": ladder.bias is not None,
             "bootstrap_infeasible_fraction": intervals.infeasible_fraction,
         },
         "warnings": [*diagnostics.warnings, *trust.reasons],

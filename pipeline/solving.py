@@ -146,7 +146,12 @@ def solve_problem(
         constraints=constraints,
         safeguards=safeguards,
         intervals=bootstrap_intervals(
-            solved, solution, rng=rng, n_replicates=n_replicates, thresholds_are_relative_m=relative_m
+            solved,
+            solution,
+            rng=rng,
+            n_replicates=n_replicates,
+            thresholds_are_relative_m=relative_m,
+            bias=ladder.bias,
         ),
         errors=sandwich_standard_errors(solved, solution, thresholds_are_relative_m=relative_m),
         diagnostics=diagnostics,

@@ -16,6 +16,9 @@ Two kinds of interval, because two questions are asked:
 - *of the policy*: lam* is held fixed. Its target is what the policy tilted by exactly this lam* does in the
   population, hence what an evaluation of that policy will find.
 
+Both kinds are about which prompts were drawn. That each prompt has finitely many responses biases what they are
+centred on; :class:`ResponseBias` moves them.
+
 References: Efron and Tibshirani, An Introduction to the Bootstrap (1993), for percentile intervals; van der Vaart,
 Asymptotic Statistics (1998), section 5.3 for M-estimators; Schucany and Wang (1991) for one-step bootstraps.
 """
@@ -58,6 +61,21 @@ class Estimates:
     constraints: FloatArray
     kl: FloatArray
     slack: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseBias:
+    """What the finite number of responses adds to estimates, about (:mod:`stage1_dual.dual.response_ladder`).
+
+    Attributes:
+        multipliers: reward per score unit, shape (m,).
+        optimum: of the re-solved optimum; reward (), constraints (m,), kl (), slack (m,).
+        policy: of the policy tilted by lam* as it is; same shapes.
+    """
+
+    multipliers: FloatArray
+    optimum: Estimates
+    policy: Estimates
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +200,7 @@ def bootstrap_intervals(
     n_replicates: int = 1_000,
     level: float = 0.95,
     thresholds_are_relative_m: ArrayLike | None = None,
+    bias: ResponseBias | None = None,
 ) -> BootstrapIntervals:
     """Cluster bootstrap over prompts by a corrected Newton step per replicate, without solving again.
 
@@ -193,6 +212,8 @@ def bootstrap_intervals(
         level: nominal coverage, between 0 and 1.
         thresholds_are_relative_m: shape (m,), true where the threshold is a margin over the reference mean: that
             mean is then estimated again in every replicate. The default is absolute thresholds throughout.
+        bias: what the finite number of responses adds to the estimates: the intervals are moved by it. Drawing prompts
+            says nothing of it, and where prompts are many it is the larger of the two errors.
 
     Raises:
         InputError: fewer than two prompts or replicates, a level outside (0, 1), or a mask of the wrong shape.
@@ -216,13 +237,17 @@ def bootstrap_intervals(
         slack=slack_bm,
     )
     policy = Estimates(reward=means.reward_p, constraints=means.scores_pm, kl=means.kl_p, slack=means.psi_pm)
+    multipliers_bm = np.where(out_of_reach_bm, np.inf, multipliers_bm)
+    if bias is not None:
+        multipliers_bm = np.maximum(multipliers_bm - bias.multipliers, 0.0)
+        optimum, policy = _moved(optimum, bias.optimum), _moved(policy, bias.policy)
     return BootstrapIntervals(
         level=level,
         n_replicates=n_replicates,
-        multipliers=_percentiles(np.where(out_of_reach_bm, np.inf, multipliers_bm), level),
+        multipliers=_percentiles(multipliers_bm, level),
         optimum=_percentile_estimates(optimum, level),
         policy=_percentile_estimates(policy, level),
-        multiplier_replicates_bm=np.where(out_of_reach_bm, np.inf, multipliers_bm),
+        multiplier_replicates_bm=multipliers_bm,
         infeasible_fraction=float(np.mean(np.any(out_of_reach_bm, axis=1))),
     )
 
@@ -396,6 +421,15 @@ def _newton_steps(
     for replicate, (gradient, hessian) in enumerate(zip(gradient_bm[:, varying] / scale, hessians, strict=True)):
         step_bm[replicate, varying] = unit * newton_step(mu, gradient, hessian)
     return step_bm
+
+
+def _moved(replicates: Estimates, bias: Estimates) -> Estimates:
+    return Estimates(
+        reward=replicates.reward - bias.reward,
+        constraints=replicates.constraints - bias.constraints,
+        kl=np.maximum(replicates.kl - bias.kl, 0.0),
+        slack=replicates.slack - bias.slack,
+    )
 
 
 def _percentile_estimates(replicates: Estimates, level: float) -> Estimates:

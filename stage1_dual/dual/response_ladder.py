@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.contracts.errors import InfeasibleError, NotCertifiedError
+from stage1_dual.dual.dual_function import Tilt, tilt
+from stage1_dual.dual.inference import Estimates, ResponseBias
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
 from stage1_dual.dual.solution import DualSolution
@@ -61,12 +63,14 @@ class ResponseLadder:
         rungs: most responses first; fewer than three where prompts have too few responses to be dealt.
         drift_m: (lam(K/2) - lam(K)) in units of the scale of lam, shape (m,): beta over s_j, or lam where that is
             larger. About the bias still in lam(K); NaN without a half.
-        corrected_multipliers_m: half-sample jackknife of lam*, shape (m,), or None where it must not be used.
+        bias: what is to be taken off estimates, or None where no correction must be made.
+        corrected_multipliers_m: half-sample jackknife of lam*, shape (m,), or None likewise.
         refusal: why there is no corrected multiplier; empty where there is one.
     """
 
     rungs: tuple[LadderRung, ...]
     drift_m: FloatArray
+    bias: ResponseBias | None
     corrected_multipliers_m: FloatArray | None
     refusal: str
 
@@ -90,7 +94,8 @@ def climb_ladder(problem: DualProblem, solution: DualSolution) -> ResponseLadder
             ess_median=float(np.median(solution.ess_p)),
         )
     ]
-    rungs.extend(_solve_parts(problem, solution, n) for n in _PARTS if np.median(counts_p) >= 2 * n)
+    parts = {n: _solve_parts(problem, solution, n) for n in _PARTS if np.median(counts_p) >= 2 * n}
+    rungs.extend(_describe(problem, found, n_parts) for n_parts, found in parts.items())
     scale_m = np.maximum(
         solution.multipliers, problem.beta / np.where(problem.is_constant_m, np.inf, problem.score_scale_m)
     )
@@ -98,22 +103,29 @@ def climb_ladder(problem: DualProblem, solution: DualSolution) -> ResponseLadder
     if len(rungs) > 1:
         drift_m = (rungs[1].multipliers_m - solution.multipliers) / np.where(scale_m > 0, scale_m, 1.0)
     refusal = _refusal(rungs, log_samples=float(np.mean(np.log(counts_p))))
-    corrected_m = None
+    bias = corrected_m = None
     if not refusal:
-        corrected_m = np.maximum(2 * solution.multipliers - rungs[1].multipliers_m, 0.0)
-        # An inactive constraint has the multiplier 0 exactly, and no bias of it to remove.
-        corrected_m[solution.multipliers == 0] = 0.0
-    return ResponseLadder(tuple(rungs), drift_m, corrected_m, refusal)
+        bias = _half_sample_bias(problem, solution, halves=parts[2])
+        corrected_m = np.maximum(solution.multipliers - bias.multipliers, 0.0)
+    return ResponseLadder(tuple(rungs), drift_m, bias, corrected_m, refusal)
 
 
-def _solve_parts(problem: DualProblem, solution: DualSolution, n_parts: int) -> LadderRung:
+def _solve_parts(problem: DualProblem, solution: DualSolution, n_parts: int) -> list[DualSolution]:
+    """Solutions on the shares of the responses that have one."""
     found: list[DualSolution] = []
     for part in range(n_parts):
-        share = problem.with_samples(problem.samples.every(n_parts, part))
         try:
-            found.append(solve_dual(share, initial_multipliers=solution.multipliers))
+            found.append(solve_dual(_share(problem, n_parts, part), initial_multipliers=solution.multipliers))
         except (InfeasibleError, NotCertifiedError):
             continue
+    return found
+
+
+def _share(problem: DualProblem, n_parts: int, part: int) -> DualProblem:
+    return problem.with_samples(problem.samples.every(n_parts, part))
+
+
+def _describe(problem: DualProblem, found: list[DualSolution], n_parts: int) -> LadderRung:
     nothing = np.full(problem.n_constraints, np.nan)
     return LadderRung(
         n_responses=float(np.median(problem.samples.counts_p)) / n_parts,
@@ -124,6 +136,42 @@ def _solve_parts(problem: DualProblem, solution: DualSolution, n_parts: int) -> 
         kl=_mean([one.predicted_kl for one in found]),
         ess_median=_mean([float(np.median(one.ess_p)) for one in found]),
     )
+
+
+def _half_sample_bias(problem: DualProblem, solution: DualSolution, halves: list[DualSolution]) -> ResponseBias:
+    """Estimates on halves of the responses minus those on all."""
+    # An inactive constraint has the multiplier 0 exactly, and no bias of it to remove.
+    free_m = solution.multipliers > 0
+    multipliers_m = np.mean([half.multipliers for half in halves], axis=0) - solution.multipliers
+    policies = [tilt(_share(problem, 2, part), solution.multipliers) for part in range(2)]
+    return ResponseBias(
+        multipliers=np.where(free_m, multipliers_m, 0.0),
+        optimum=_excess([_optimum(half) for half in halves], _optimum(solution)),
+        policy=_excess([_policy(tilted) for tilted in policies], _policy(tilt(problem, solution.multipliers))),
+    )
+
+
+def _optimum(solution: DualSolution) -> Estimates:
+    return Estimates(
+        reward=np.asarray(solution.predicted_reward),
+        constraints=solution.predicted_constraints,
+        kl=np.asarray(solution.predicted_kl),
+        slack=solution.slack,
+    )
+
+
+def _policy(tilted: Tilt) -> Estimates:
+    return Estimates(
+        reward=np.asarray(np.mean(tilted.reward_p)),
+        constraints=np.mean(tilted.scores_mp, axis=1),
+        kl=np.asarray(np.mean(tilted.kl_p)),
+        slack=np.mean(tilted.slack_mp, axis=1),
+    )
+
+
+def _excess(halves: list[Estimates], whole: Estimates) -> Estimates:
+    means = {name: np.mean([vars(half)[name] for half in halves], axis=0) for name in vars(whole)}
+    return Estimates(**{name: means[name] - value for name, value in vars(whole).items()})
 
 
 def _mean(values: list[float]) -> float:
