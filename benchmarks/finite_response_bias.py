@@ -11,8 +11,8 @@ beta at a margin of half a standard deviation. Estimators, all from solutions of
   bias that is polynomial in 1/K, of first and of second order.
 - first-order: lam(K) - H^-1 B with B = mean_p sum_k w_pk^2 (g_pk - E_w g_p), the leading bias of a ratio of means;
   H the Hessian. No further solve.
-- delete-one jackknife: the root of the mean over prompts of K m_p - (K - 1) mean_k m_p(-k), with m_p the tilted mean of
-  prompt p and m_p(-k) the one without response k: the same order as the half-sample jackknife with less noise.
+- delete-one jackknife: the root of the mean over prompts of K m_p - (K - 1) mean_k m_p(-k), with m_p the tilted mean
+  of prompt p and m_p(-k) the one without response k: the order of the half-sample jackknife, with less noise.
 
 Thresholds stay at the value of the full sample. Bias, sd and root mean square error are over data sets.
 """
@@ -33,7 +33,13 @@ from gaussian_population import FloatArray, GaussianPopulation
 
 from stage1_dual.dual import DualProblem, DualSolution, InfeasibleError, NotCertifiedError, solve_dual
 
-ESTIMATORS = ("plug-in", "half-sample jackknife", "quadratic ladder", "first-order", "delete-one jackknife")
+ESTIMATORS = (
+    "plug-in",
+    "half-sample jackknife",
+    "quadratic ladder",
+    "first-order",
+    "delete-one jackknife",
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,7 @@ def _delete_one(problem: DualProblem, solution: DualSolution, scores_pkm: FloatA
 
 
 def estimate(case: Case, seed: int) -> FloatArray:
-    """lam by every estimator on one data set, shape (estimators, m); NaN where it does not exist."""
+    """Multipliers by every estimator on one data set, shape (estimators, m); NaN where it does not exist."""
     rng = np.random.default_rng(seed)
     population = case.population
     reward_pk, scores_pkm = population.draw(rng, n_prompts=case.n_prompts, n_responses=case.n_responses)
@@ -160,9 +166,7 @@ def measure(case: Case, *, n_datasets: int, seed: int, processes: int) -> list[d
     return rows
 
 
-HEADER = (
-    "| β | KL | λ* | prompts | K | estimator | bias | sd | RMSE | bias, of plug-in's | RMSE, of plug-in's | no answer |"
-)
+HEADER = "| β | KL | λ* | prompts | K | estimator | bias | sd | RMSE | bias / plug-in | RMSE / plug-in | no answer |"
 
 
 def format_row(row: dict[str, object]) -> str:

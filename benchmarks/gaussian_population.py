@@ -85,9 +85,7 @@ class GaussianPopulation:
         direction = np.append(1.0, lam_m)
         return float(direction @ self.covariance @ direction) / (2 * self.beta**2)
 
-    def draw(
-        self, rng: np.random.Generator, *, n_prompts: int, n_responses: int
-    ) -> tuple[FloatArray, FloatArray]:
+    def draw(self, rng: np.random.Generator, *, n_prompts: int, n_responses: int) -> tuple[FloatArray, FloatArray]:
         """Rewards, shape (p, k), and constraint scores, shape (p, k, m)."""
         size = 1 + self.n_constraints
         root = np.linalg.cholesky(self.covariance)
