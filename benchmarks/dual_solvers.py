@@ -369,7 +369,7 @@ def compete(name: str, size: Size, *, seed: int, limit: float, memory_bytes: int
     end, peak, is_timed = "", 0, False
     while not end:
         # A contestant that comes back to the judge is stopped there; this is for those that do not.
-        if not receiver.poll(1.05 * limit + 1.0 if is_timed else 600.0):
+        if not receiver.poll(1.05 * limit + 5.0 if is_timed else 600.0):
             end = f"over {limit:g} s" if is_timed else "set-up over 600 s"
             peak = max(peak, _peak_bytes(process.pid))
             break
