@@ -6,11 +6,12 @@ Every data set draws its prompts anew (with their mean scores and spreads) and K
 population of gaussian_population.py, solves the dual and asks for intervals at a nominal 95%. The population is over
 prompts, with infinitely many responses each. What each interval should contain:
 
-- lam: the population's lam*. By bootstrap, by sandwich (lam_hat +- 1.96 standard errors), and by bootstrap moved by
-  the half-sample jackknife's correction, lam(K) - lam(K/2).
+- lam: the population's lam*. By bootstrap, and by sandwich (lam_hat +- 1.96 standard errors).
 - optimum reward, optimum KL: those of the population's policy at lam*.
 - policy ...: what the policy tilted by this data set's lam_hat does in the population: its target moves with the data
   set. The slack is against the population's threshold, for a margin over the population's reference mean.
+- ..., moved: the bootstrap interval moved by the half-sample jackknife's correction for finitely many responses, the
+  estimate on all K responses minus its mean over two halves of them.
 
 Beside the coverage: the share of data sets whose interval lies wholly below and wholly above the target; the bias of
 the estimate in its own standard deviations; and the mean half-width over 1.96 of those standard deviations. An
@@ -31,7 +32,7 @@ from pathlib import Path
 import numpy as np
 from gaussian_population import FloatArray, GaussianPopulation
 
-from stage1_dual.dual import DualProblem, bootstrap_intervals, sandwich_standard_errors, solve_dual
+from stage1_dual.dual import DualProblem, DualSolution, bootstrap_intervals, sandwich_standard_errors, solve_dual, tilt
 
 _NORMAL_QUANTILE = 1.959963984540054
 
@@ -61,14 +62,38 @@ SCENARIOS = (
 )
 
 
-def _half_sample_shift(problem: DualProblem, lam_m: FloatArray, r_pk: FloatArray, g_pkm: FloatArray) -> FloatArray:
-    halves = []
+@dataclass(frozen=True)
+class Shift:
+    """What the half-sample jackknife adds to an estimate: its value on all responses minus the mean over two halves.
+
+    Attributes:
+        multipliers: of lam, shape (m,).
+        optimum_kl: of the KL, every half at its own lam.
+        policy_kl: of the KL at the lam of the full sample.
+        policy_slack: of the slack at that lam, shape (m,).
+    """
+
+    multipliers: FloatArray
+    optimum_kl: float
+    policy_kl: float
+    policy_slack: FloatArray
+
+
+def _half_sample_shift(problem: DualProblem, solution: DualSolution, r_pk: FloatArray, g_pkm: FloatArray) -> Shift:
+    lam_m = solution.multipliers
+    solutions, tilts = [], []
     for columns in np.split(np.arange(r_pk.shape[1]), 2):
         half = DualProblem.from_arrays(
             r_pk[:, columns], g_pkm[:, columns], thresholds=problem.thresholds_m, beta=problem.beta
         )
-        halves.append(solve_dual(half).multipliers)
-    return np.asarray(lam_m - np.mean(halves, axis=0), dtype=np.float64)
+        solutions.append(solve_dual(half))
+        tilts.append(tilt(half, lam_m))
+    return Shift(
+        multipliers=lam_m - np.mean([half.multipliers for half in solutions], axis=0),
+        optimum_kl=solution.predicted_kl - float(np.mean([half.predicted_kl for half in solutions])),
+        policy_kl=solution.predicted_kl - float(np.mean([half.kl_p for half in tilts])),
+        policy_slack=solution.slack - np.mean([np.mean(half.slack_mp, axis=1) for half in tilts], axis=0),
+    )
 
 
 def intervals_of_dataset(
@@ -87,23 +112,38 @@ def intervals_of_dataset(
     )
     errors = sandwich_standard_errors(problem, solution, thresholds_are_relative_m=relative_m)
     lam_m, lam_star_m = solution.multipliers, population.lam_star
-    shift_m = _half_sample_shift(problem, lam_m, r_pk, g_pkm)
+    shift = _half_sample_shift(problem, solution, r_pk, g_pkm)
     sandwich = lam_m[:, np.newaxis] + np.outer(errors.multipliers, [-_NORMAL_QUANTILE, _NORMAL_QUANTILE])
     optimum, policy = bootstrap.optimum, bootstrap.policy
     parts = {
         "lam, bootstrap": (lam_m, bootstrap.multipliers, lam_star_m),
         "lam, sandwich": (lam_m, sandwich, lam_star_m),
-        "lam, bootstrap moved by the half-sample jackknife": (
-            lam_m + shift_m,
-            bootstrap.multipliers + shift_m[:, np.newaxis],
+        "lam, bootstrap, moved": (
+            lam_m + shift.multipliers,
+            bootstrap.multipliers + shift.multipliers[:, np.newaxis],
             lam_star_m,
         ),
         "optimum reward": (solution.predicted_reward, optimum.reward, population.reward(lam_star_m)),
         "optimum KL": (solution.predicted_kl, optimum.kl, population.kl(lam_star_m)),
+        "optimum KL, moved": (
+            solution.predicted_kl + shift.optimum_kl,
+            optimum.kl + shift.optimum_kl,
+            population.kl(lam_star_m),
+        ),
         "policy reward": (solution.predicted_reward, policy.reward, population.reward(lam_m)),
         "policy KL": (solution.predicted_kl, policy.kl, population.kl(lam_m)),
+        "policy KL, moved": (
+            solution.predicted_kl + shift.policy_kl,
+            policy.kl + shift.policy_kl,
+            population.kl(lam_m),
+        ),
         "policy constraint": (solution.predicted_constraints, policy.constraints, population.scores(lam_m)),
         "policy slack": (solution.slack, policy.slack, population.scores(lam_m) - population.margins_m),
+        "policy slack, moved": (
+            solution.slack + shift.policy_slack,
+            policy.slack + shift.policy_slack[:, np.newaxis],
+            population.scores(lam_m) - population.margins_m,
+        ),
     }
     return {
         name: np.column_stack([np.atleast_1d(value), np.atleast_2d(interval), np.atleast_1d(target)])

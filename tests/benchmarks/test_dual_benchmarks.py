@@ -89,12 +89,12 @@ def test_intervals_cover_where_responses_are_ample(tmp_path: Path) -> None:
     rows, table = run_benchmark("coverage", tmp_path / "rows.json", *arguments, "--scenarios", "0", "3")
     assert isinstance(rows, list)
     coverage = {(row["scenario"], row["quantity"]): row["coverage"] for row in rows}
-    assert len(coverage) == 18
+    assert len(coverage) == 24
     assert coverage["absolute threshold", "lam, bootstrap"] >= 0.85
     assert coverage["margin, stronger tilt", "lam, sandwich"] >= 0.85
     # The optimum's constraint would have no width; the policy's must not be so narrow.
     assert coverage["absolute threshold", "policy constraint"] >= 0.85
-    assert table.count("\n| ") == 19
+    assert table.count("\n| ") == 25
 
 
 def test_the_half_sample_jackknife_halves_the_bias(tmp_path: Path) -> None:
