@@ -22,6 +22,7 @@ GAP_TOLERANCE = 1e-8
 # Eigenvalues of the correlation matrix of the active constraints below this are dependence, not poor conditioning:
 # rounding leaves about 1e-15 of an exact zero.
 _DEPENDENCE_TOLERANCE = 1e-10
+_CLEARLY_REGULAR = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +144,9 @@ def _kkt_residual(problem: DualProblem, lam_m: FloatArray, slack_m: FloatArray) 
     return float(np.max(residual_m, initial=0.0))
 
 
-def find_dependent_constraints(problem: DualProblem, lam_m: FloatArray, slack_m: FloatArray) -> tuple[str, ...]:
+def find_dependent_constraints(
+    problem: DualProblem, lam_m: FloatArray, *, slack_m: FloatArray, hess_mm: FloatArray
+) -> tuple[str, ...]:
     """Names of active constraints whose scores are linearly dependent under the tilted policy.
 
     The Hessian is then singular on the active set, and the split of lam* among them is not unique.
@@ -152,11 +155,13 @@ def find_dependent_constraints(problem: DualProblem, lam_m: FloatArray, slack_m:
         problem: the problem solved.
         lam_m: certified multipliers, reward per score unit, shape (m,).
         slack_m: their slacks, score units, shape (m,).
+        hess_mm: Hessian of the dual as the solver found it, shape (m, m): where it is far from singular that is
+            enough, and else the covariances are computed anew.
     """
     # A constraint no policy can change is left out: its multiplier is 0 by convention, and no sign of dependence.
     tight = (np.abs(slack_m) <= KKT_TOLERANCE * problem.score_scale_m) | (lam_m > 0)
     active = np.flatnonzero(tight & (problem.score_scale_m > 0))
-    if len(active) < 2:
+    if len(active) < 2 or _is_regular(hess_mm[np.ix_(active, active)]):
         return ()
     sums = partial(
         _covariance_sums, lam_m=lam_m, thresholds_m=problem.thresholds_m, beta=problem.beta, active_a=active
@@ -171,6 +176,13 @@ def find_dependent_constraints(problem: DualProblem, lam_m: FloatArray, slack_m:
         for direction in eigenvectors.T[eigenvalues <= _DEPENDENCE_TOLERANCE]:
             dependent |= set(active[moving][np.abs(direction) > 1e-6].tolist())
     return tuple(problem.constraint_names[j] for j in sorted(dependent))
+
+
+def _is_regular(hess_aa: FloatArray) -> bool:
+    spread = np.sqrt(np.maximum(np.diag(hess_aa), 0.0))
+    if not bool(np.all(spread > 0)):
+        return False
+    return float(np.linalg.eigvalsh(hess_aa / np.outer(spread, spread))[0]) > _CLEARLY_REGULAR
 
 
 def _covariance_sums(

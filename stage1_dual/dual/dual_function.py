@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from stage1_dual.dual.problem import DualProblem
 
 
-# The exponential of this many nats, and a sum over all responses there will ever be, stay within float64.
-_TAME_NATS = 300.0
+# Exponents up to this many nats need no shift to stay within float64, and leave weights so even that a variance can be
+# a difference of moments.
+_TAME_NATS = 50.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +172,7 @@ def _normalise_block(
 
 
 def _is_tame(problem: DualProblem, lam_m: FloatArray) -> bool:
-    """Whether every exponent is far from the ends of float64, so that none need be subtracted."""
+    """Whether every exponent is moderate."""
     facts = problem.samples.facts
     with np.errstate(over="ignore"):
         return float(facts.largest_reward + lam_m @ facts.largest_score_m) <= _TAME_NATS * problem.beta
@@ -186,15 +187,19 @@ def _evaluate_block(
     tilted_m, covariance_mm = np.empty(n_constraints), np.empty((n_constraints, n_constraints))
     with np.errstate(under="ignore"):
         weights_n, total_p, log_z_p = _unnormalised(block, lam_m, beta, is_tame=is_tame)
-        deviations: list[FloatArray] = []
+        means: list[FloatArray] = []
+        vectors: list[FloatArray] = []
         for j, scores_n in enumerate(block.scores_mn):
-            mean_p = segments.dot(weights_n, scores_n) / total_p
-            tilted_m[j] = np.sum(mean_p)
-            # Deviations from the tilted mean, not a difference of second moments: exact when the weights collapse.
-            deviations.append(segments.subtract(scores_n, mean_p))
-            weighted_n = weights_n * deviations[j]
-            for i, other_n in enumerate(deviations):
-                covariance_mm[i, j] = covariance_mm[j, i] = np.sum(segments.dot(weighted_n, other_n) / total_p)
+            means.append(segments.dot(weights_n, scores_n) / total_p)
+            tilted_m[j] = np.sum(means[j])
+            # Deviations from the tilted mean where weights may collapse: a difference of moments is cheaper, but
+            # leaves rounding of the size of the scores where the variance is far smaller.
+            vectors.append(scores_n if is_tame else segments.subtract(scores_n, means[j]))
+            weighted_n = weights_n * vectors[j]
+            for i, other_n in enumerate(vectors):
+                moment_p = segments.dot(weighted_n, other_n) / total_p
+                product = float(np.sum(moment_p - means[i] * means[j] if is_tame else moment_p))
+                covariance_mm[i, j] = covariance_mm[j, i] = product
     return float(np.sum(log_z_p)), tilted_m, covariance_mm
 
 
@@ -203,11 +208,8 @@ def _unnormalised(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Weights up to a factor of each prompt, shape (n,), their sums, and the log-partition of centred scores, (p,)."""
     segments = block.segments
-    work_n = block.reward_n / beta
-    scaled_n = np.empty_like(work_n)
-    for lam, scores_n in zip(lam_m, block.scores_mn, strict=True):
-        np.multiply(scores_n, lam / beta, out=scaled_n)
-        work_n += scaled_n
+    # Not a matrix product: the threads of BLAS cost more than they save on such flat shapes when cores are shared.
+    work_n: FloatArray = np.einsum("i,in->n", np.append(1.0, lam_m) / beta, block.values_in)
     largest_p: FloatArray | float = 0.0
     if not is_tame:
         largest_p = segments.max(work_n)

@@ -19,11 +19,7 @@ from stage1_dual.dual.dual_function import tilt
 from stage1_dual.dual.feasibility import AttainableMeans
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
 from stage1_dual.dual.segments import FloatArray
-from stage1_dual.dual.solver import DualMinimum, continue_minimum, minimise_dual
-
-# Thresholds so close to the boundary that only the KKT tolerance makes them look attained need multipliers of some ten
-# nats per standard deviation of the score; below half of that a certified solution settles feasibility.
-_MODERATE = 5.0
+from stage1_dual.dual.solver import DualMinimum, continue_minimum, has_moderate_multipliers, minimise_dual
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,21 +116,16 @@ def _solve_point(
     problem: DualProblem, start_m: FloatArray | None, attainable: AttainableMeans
 ) -> tuple[str, _Point | None]:
     if start_m is not None:
-        minimum = continue_minimum(problem, start_m)
-        if minimum is not None and _is_moderate(problem, minimum.lam_m):
-            point = _certified_point(problem, minimum)
+        found = continue_minimum(problem, start_m)
+        if found.is_converged and has_moderate_multipliers(problem, found.minimum.lam_m):
+            point = _certified_point(problem, found.minimum)
             if point is not None:
                 return "certified", point
     verdict = attainable.judge(problem).status
     if verdict != "feasible":
         return verdict, None
-    point = _certified_point(problem, minimise_dual(problem, start_m))
+    point = _certified_point(problem, minimise_dual(problem))
     return ("not_certified", None) if point is None else ("certified", point)
-
-
-def _is_moderate(problem: DualProblem, lam_m: FloatArray) -> bool:
-    """Whether weights this far apart at most keep a mean away from the boundary by more than the KKT tolerance."""
-    return float(lam_m @ problem.score_scale_m) <= _MODERATE * problem.beta
 
 
 def _certified_point(problem: DualProblem, minimum: DualMinimum) -> _Point | None:

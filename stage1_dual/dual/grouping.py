@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_dual.dual.samples import Executor, SampleBlock, SampleScores
+from stage1_dual.dual.samples import Executor, SampleScores
 from stage1_dual.dual.segments import FloatArray
 
 
@@ -39,16 +39,12 @@ class GroupedSamples:
     prompt_p: NDArray[np.uint64]
 
 
-def group_rows(rows: ScoreRows) -> tuple[SampleBlock, NDArray[np.uint64]]:
-    """The rows as one centred block, and its prompts.
-
-    Raises:
-        InputError: scores that differ within a prompt by more than float64 can hold.
-    """
+def order_by_prompt(rows: ScoreRows) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.uint64]]:
+    """Rewards, then scores, with the rows of a prompt together, shape (1 + m, n); counts and ids of the prompts."""
     order_n = np.argsort(rows.prompt_n, kind="stable")
     prompt_p, counts_p = np.unique(rows.prompt_n, return_counts=True)
-    scores_mn = np.ascontiguousarray(rows.scores_nm[order_n].T)
-    return SampleBlock.from_scores(rows.reward_n[order_n], scores_mn, counts_p.astype(np.int64)), prompt_p
+    values_in = np.vstack([rows.reward_n[np.newaxis, order_n], rows.scores_nm[order_n].T])
+    return values_in, counts_p.astype(np.int64), prompt_p
 
 
 def group_in_memory(rows: ScoreRows, *, executor: Executor | None = None) -> GroupedSamples:
@@ -57,5 +53,5 @@ def group_in_memory(rows: ScoreRows, *, executor: Executor | None = None) -> Gro
     Raises:
         InputError: scores that differ within a prompt by more than float64 can hold.
     """
-    block, prompt_p = group_rows(rows)
-    return GroupedSamples(SampleScores.in_memory(block, executor=executor), prompt_p)
+    values_in, counts_p, prompt_p = order_by_prompt(rows)
+    return GroupedSamples(SampleScores.in_memory(values_in, counts_p, executor=executor), prompt_p)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.execution import ThreadExecutor
-from stage1_dual.dual.grouping import GroupedSamples, ScoreRows, group_rows
+from stage1_dual.dual.grouping import GroupedSamples, ScoreRows, order_by_prompt
 from stage1_dual.dual.samples import BLOCK_ROWS, Executor, SampleBlock, SampleScores
 from stage1_dual.dual.segments import Segments
 
@@ -28,7 +28,7 @@ _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 @dataclass(frozen=True)
 class OnDiskPartition:
-    """One partition in a file: counts, then centred rewards, centred scores and shifts, all eight bytes wide.
+    """One partition in a file: counts, then centred rewards and scores, then shifts, all eight bytes wide.
 
     Attributes:
         path: the file.
@@ -72,7 +72,7 @@ class OnDiskPartition:
         counts_p = words[:n_prompts].view(np.int64)
         values = words[n_prompts : n_prompts + width * n_rows].reshape(width, n_rows)
         shifts = words[n_prompts + width * n_rows :].reshape(width, n_prompts)
-        return SampleBlock(Segments.from_counts(counts_p), values[0], values[1:], shifts[0], shifts[1:])
+        return SampleBlock(Segments.from_counts(counts_p), values, shifts)
 
 
 def group_on_disk(
@@ -133,14 +133,9 @@ def _group(bucket: Path, path: Path, n_constraints: int) -> tuple[OnDiskPartitio
     record_nv = np.fromfile(bucket, dtype=np.uint64).reshape(-1, 2 + n_constraints)
     bucket.unlink()
     values_nv = np.ascontiguousarray(record_nv[:, 1:]).view(np.float64)
-    block, prompt_p = group_rows(ScoreRows(record_nv[:, 0], values_nv[:, 0], values_nv[:, 1:]))
+    values_in, counts_p, prompt_p = order_by_prompt(ScoreRows(record_nv[:, 0], values_nv[:, 0], values_nv[:, 1:]))
+    block = SampleBlock.from_scores(values_in, counts_p)
     with path.open("wb") as file:
-        for array in (
-            block.segments.counts_p,
-            block.reward_n,
-            block.scores_mn,
-            block.reward_shift_p,
-            block.score_shift_mp,
-        ):
+        for array in (counts_p, block.values_in, block.shift_ip):
             array.tofile(file)
     return OnDiskPartition(path, block.segments.n_prompts, block.segments.n_rows, n_constraints), prompt_p

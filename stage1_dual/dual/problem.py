@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.dual_function import tilted_weights
-from stage1_dual.dual.samples import SampleBlock, SampleScores
+from stage1_dual.dual.samples import SampleScores
 from stage1_dual.dual.segments import FloatArray, IntArray
 
 
@@ -107,14 +107,11 @@ class DualProblem:
         _require_finite("reward_pk", reward, axes="(prompt, response)")
         _require_finite("constraints_pkm", scores, axes="(prompt, response, constraint)")
         n_prompts, n_responses = reward.shape
-        block = SampleBlock.from_scores(
-            reward.reshape(-1),
-            np.ascontiguousarray(scores.reshape(n_prompts * n_responses, -1).T),
-            np.full(n_prompts, n_responses, dtype=np.int64),
+        scores_nm = scores.reshape(n_prompts * n_responses, -1)
+        samples = SampleScores.in_memory(
+            np.vstack([reward.reshape(1, -1), scores_nm.T]), np.full(n_prompts, n_responses, dtype=np.int64)
         )
-        problem = cls.from_samples(
-            SampleScores.in_memory(block), thresholds=thresholds, beta=beta, constraint_names=constraint_names
-        )
+        problem = cls.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=constraint_names)
         return replace(problem, rows=RowLayout(np.arange(n_prompts), None, reward.shape))
 
     @classmethod
@@ -161,12 +158,10 @@ class DualProblem:
         if bool(np.any(np.diff(prompt_of_row_n) < 0)):
             order_n = np.argsort(prompt_of_row_n, kind="stable").astype(np.int64)
             reward, scores = reward[order_n], scores[order_n]
-        block = SampleBlock.from_scores(
-            reward, np.ascontiguousarray(scores.T), np.bincount(prompt_of_row_n).astype(np.int64)
+        samples = SampleScores.in_memory(
+            np.vstack([reward[np.newaxis], scores.T]), np.bincount(prompt_of_row_n).astype(np.int64)
         )
-        problem = cls.from_samples(
-            SampleScores.in_memory(block), thresholds=thresholds, beta=beta, constraint_names=constraint_names
-        )
+        problem = cls.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=constraint_names)
         return replace(problem, rows=RowLayout(prompt_ids, order_n, reward.shape))
 
     @classmethod
@@ -293,7 +288,7 @@ def validate_multipliers(name: str, lam: ArrayLike, n_constraints: int) -> Float
     Raises:
         InputError: it is not m finite, non-negative numbers.
     """
-    lam_m = np.atleast_1d(_as_float_array(name, lam))
+    lam_m = np.atleast_1d(_as_float_array(name, lam)).copy()
     if lam_m.shape != (n_constraints,):
         raise InputError(f"`{name}` has shape {lam_m.shape}; it must be ({n_constraints},), one per constraint")
     if not bool(np.all(np.isfinite(lam_m) & (lam_m >= 0))):
@@ -302,7 +297,7 @@ def validate_multipliers(name: str, lam: ArrayLike, n_constraints: int) -> Float
 
 
 def _as_float_array(name: str, values: ArrayLike) -> FloatArray:
-    """A fresh C-ordered float64 copy, so that neither side sees the other's later changes."""
+    """A float64 array; the caller's own where it is one already."""
     if isinstance(values, np.ma.MaskedArray) and bool(np.any(values.mask)):
         raise InputError(f"`{name}` is a masked array with masked values; drop or fill those rows first")
     try:
@@ -312,14 +307,16 @@ def _as_float_array(name: str, values: ArrayLike) -> FloatArray:
     if array.dtype.kind not in "fiub" and not (array.dtype.kind == "O" and array.size):
         raise InputError(f"`{name}` has dtype {array.dtype}; it must be an array of real numbers")
     try:
-        return np.array(array, dtype=np.float64, order="C")
+        return np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"`{name}` has dtype {array.dtype}; it must be an array of real numbers: {error}") from error
 
 
 def _require_finite(name: str, values: FloatArray, *, axes: str) -> None:
-    if bool(np.all(np.isfinite(values))):
-        return
+    # One pass without a temporary; a sum of finite values may overflow, so that only a finite one settles it.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if bool(np.isfinite(np.sum(values))) or bool(np.all(np.isfinite(values))):
+            return
     bad = np.argwhere(~np.isfinite(values))
     shown = ", ".join(f"{_format_index(index)} = {values[tuple(index)]}" for index in bad[:5])
     more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
@@ -352,7 +349,7 @@ def _group_prompts(prompt_id_n: ArrayLike, *, n_rows: int) -> tuple[NDArray[np.g
 
 
 def _validate_thresholds(thresholds: ArrayLike, n_constraints: int) -> FloatArray:
-    thresholds_m = np.atleast_1d(_as_float_array("thresholds", thresholds))
+    thresholds_m = np.atleast_1d(_as_float_array("thresholds", thresholds)).copy()
     if thresholds_m.shape != (n_constraints,):
         raise InputError(
             f"`thresholds` has shape {thresholds_m.shape}; it must be ({n_constraints},), one per constraint"

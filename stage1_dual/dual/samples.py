@@ -25,6 +25,13 @@ T = TypeVar("T")
 BLOCK_ROWS = 65_536
 
 
+# A sketch of the samples is at most one in so many partitions.
+_SMALL_SHARE = 4
+
+# Between these a square and a sum of squares stay within float64.
+_SMALLEST_SQUARED, _LARGEST_SQUARED = 1e-100, 1e100
+
+
 @dataclass(frozen=True, eq=False)
 class SampleBlock:
     """Scores of some whole prompts, relative to a shift of each prompt (its mean over the responses).
@@ -34,29 +41,56 @@ class SampleBlock:
 
     Attributes:
         segments: which rows belong to which prompt.
-        reward_n: r minus its shift, shape (n,).
-        scores_mn: g minus its shift, shape (m, n).
-        reward_shift_p: what was subtracted, shape (p,).
-        score_shift_mp: what was subtracted, shape (m, p).
+        values_in: r minus its shift, then the m scores g minus theirs, shape (1 + m, n).
+        shift_ip: what was subtracted, shape (1 + m, p).
     """
 
     segments: Segments
-    reward_n: FloatArray
-    scores_mn: FloatArray
-    reward_shift_p: FloatArray
-    score_shift_mp: FloatArray
+    values_in: FloatArray
+    shift_ip: FloatArray
+
+    @property
+    def reward_n(self) -> FloatArray:
+        """R minus its shift, reward units, shape (n,)."""
+        reward_n: FloatArray = self.values_in[0]
+        return reward_n
+
+    @property
+    def scores_mn(self) -> FloatArray:
+        """G minus its shift, score units, shape (m, n)."""
+        return self.values_in[1:]
+
+    @property
+    def reward_shift_p(self) -> FloatArray:
+        """Shift of the rewards, reward units, shape (p,)."""
+        shift_p: FloatArray = self.shift_ip[0]
+        return shift_p
+
+    @property
+    def score_shift_mp(self) -> FloatArray:
+        """Shift of the scores, score units, shape (m, p)."""
+        return self.shift_ip[1:]
 
     @classmethod
-    def from_scores(cls, reward_n: FloatArray, scores_mn: FloatArray, counts_p: IntArray) -> SampleBlock:
-        """Centre scores grouped by prompt.
+    def from_scores(cls, values_in: FloatArray, counts_p: IntArray) -> SampleBlock:
+        """Centre rewards and scores grouped by prompt, shape (1 + m, n).
 
         Raises:
             InputError: the scores of one prompt differ by more than float64 can hold.
         """
         segments = Segments.from_counts(counts_p)
-        centred_n, reward_shift_p = _centre(reward_n, segments, "rewards")
-        centred_mn, score_shift_mp = _centre(scores_mn, segments, "constraint scores")
-        return cls(segments, centred_n, centred_mn, reward_shift_p, score_shift_mp)
+        first_ip = values_in[:, segments.starts_p]
+        # Near the largest float64 a mean may overflow; any value of the prompt serves as a shift.
+        with np.errstate(over="ignore", invalid="ignore"):
+            # Relative to one of the prompt's own values: equal values then centre to exactly zero.
+            centred_in = segments.subtract(values_in, first_ip)
+            mean_ip = segments.mean(centred_in)
+            mean_ip[~np.isfinite(mean_ip)] = 0.0
+            shift_ip = first_ip + mean_ip
+            segments.subtract(values_in, shift_ip, out=centred_in)
+        if not bool(np.isfinite(np.sum(np.abs(centred_in).max(axis=1)))):
+            raise InputError("the scores of one prompt differ by more than float64 can hold; rescale them")
+        return cls(segments, centred_in, shift_ip)
 
     def split(self, block_rows: int) -> Iterator[SampleBlock]:
         """Views of runs of whole prompts of about ``block_rows`` rows; a longer prompt is a block of its own."""
@@ -68,10 +102,8 @@ class SampleBlock:
             rows, prompts = slice(start, int(ends_p[last - 1])), slice(first, last)
             yield SampleBlock(
                 segments=Segments.from_counts(self.segments.counts_p[prompts]),
-                reward_n=self.reward_n[rows],
-                scores_mn=self.scores_mn[:, rows],
-                reward_shift_p=self.reward_shift_p[prompts],
-                score_shift_mp=self.score_shift_mp[:, prompts],
+                values_in=self.values_in[:, rows],
+                shift_ip=self.shift_ip[:, prompts],
             )
             first = last
 
@@ -82,15 +114,17 @@ class SampleBlock:
         keep_n = (place_n % step == offset) | np.repeat(counts_p < step, counts_p)
         return SampleBlock(
             segments=Segments.from_counts(np.add.reduceat(keep_n, self.segments.starts_p).astype(np.int64)),
-            reward_n=self.reward_n[keep_n],
-            scores_mn=np.ascontiguousarray(self.scores_mn[:, keep_n]),
-            reward_shift_p=self.reward_shift_p,
-            score_shift_mp=self.score_shift_mp,
+            values_in=np.ascontiguousarray(self.values_in[:, keep_n]),
+            shift_ip=self.shift_ip,
         )
 
 
 class Partition(Protocol):
     """Some of the blocks, read one after the other; can be sent to another process."""
+
+    @property
+    def n_prompts(self) -> int:
+        """Prompts in it."""
 
     def blocks(self) -> Iterator[SampleBlock]:
         """The blocks in their fixed order."""
@@ -112,6 +146,11 @@ class InMemoryPartition:
 
     block: SampleBlock
 
+    @property
+    def n_prompts(self) -> int:
+        """Prompts in it."""
+        return self.block.segments.n_prompts
+
     def blocks(self) -> Iterator[SampleBlock]:
         """The one block."""
         yield self.block
@@ -119,6 +158,18 @@ class InMemoryPartition:
     def every(self, step: int, offset: int) -> InMemoryPartition:
         """The same prompts with every ``step``-th response only."""
         return InMemoryPartition(self.block.every(step, offset))
+
+
+@dataclass(frozen=True, eq=False)
+class _RawPartition:
+    """Scores as the caller gave them."""
+
+    values_in: FloatArray
+    counts_p: IntArray
+
+
+def _build_partition(raw: _RawPartition) -> InMemoryPartition:
+    return InMemoryPartition(SampleBlock.from_scores(np.ascontiguousarray(raw.values_in), raw.counts_p))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +187,28 @@ class SampleScores:
     n_constraints: int
 
     @classmethod
-    def in_memory(cls, block: SampleBlock, *, executor: Executor | None = None) -> SampleScores:
-        """Scores that fit in memory; by default a pass uses all cores."""
-        partitions = tuple(InMemoryPartition(part) for part in block.split(BLOCK_ROWS))
-        return cls(partitions, ThreadExecutor() if executor is None else executor, len(block.scores_mn))
+    def in_memory(cls, values_in: FloatArray, counts_p: IntArray, *, executor: Executor | None = None) -> SampleScores:
+        """Scores that fit in memory; they are copied. By default a pass uses all cores.
+
+        Args:
+            values_in: rewards, then constraint scores, grouped by prompt, shape (1 + m, n); any strides.
+            counts_p: responses of each prompt, shape (p,).
+            executor: runs the passes.
+
+        Raises:
+            InputError: the scores of one prompt differ by more than float64 can hold.
+        """
+        executor = ThreadExecutor() if executor is None else executor
+        ends_p = np.cumsum(counts_p)
+        # Cut where whole prompts fill a block; a longer prompt is a block of its own.
+        block_of_p = (ends_p - counts_p) // BLOCK_ROWS
+        firsts = np.flatnonzero(np.diff(block_of_p, prepend=-1))
+        raw = [
+            _RawPartition(values_in[:, ends_p[first] - counts_p[first] : ends_p[last - 1]], counts_p[first:last])
+            for first, last in zip(firsts, np.append(firsts[1:], len(counts_p)), strict=True)
+        ]
+        build = ThreadExecutor().run(_build_partition, raw)
+        return cls(tuple(build), executor, len(values_in) - 1)
 
     def map(self, function: Callable[[SampleBlock], T]) -> Iterator[T]:
         """``function`` of every block, in order. It must be picklable for executors of several processes."""
@@ -153,6 +222,16 @@ class SampleScores:
         """
         parts = tuple(partition.every(step, offset) for partition in self.partitions)
         return replace(self, partitions=parts)
+
+    def sketch(self, n_prompts: int) -> SampleScores | None:
+        """The first partitions that hold some ``n_prompts`` prompts; None where that is no small share of all."""
+        found = 0
+        for count, partition in enumerate(self.partitions, start=1):
+            found += partition.n_prompts
+            if found >= n_prompts:
+                small = count * _SMALL_SHARE <= len(self.partitions)
+                return replace(self, partitions=self.partitions[:count]) if small else None
+        return None
 
     @cached_property
     def facts(self) -> SampleFacts:
@@ -237,7 +316,7 @@ class SampleFacts:
 
 @dataclass(frozen=True, eq=False)
 class _BlockFacts:
-    """Of one block; axis i is the reward, then the m constraint scores."""
+    """Of one block; axis i is the reward, then the m constraint scores; variances are in units of ``largest_i``."""
 
     n_prompts: int
     n_samples: int
@@ -251,26 +330,25 @@ class _BlockFacts:
 
 def _describe_block(block: SampleBlock) -> _BlockFacts:
     segments = block.segments
-    values_in = [block.reward_n, *block.scores_mn]
-    shift_ip = np.vstack([block.reward_shift_p, block.score_shift_mp])
-    pivot_i = shift_ip[:, 0].copy()
-    largest_i = np.array([np.max(np.abs(values_n)) for values_n in values_in])
-    unit_i = np.where(largest_i > 0, largest_i, 1.0)
-    variance_sum_i = np.empty(len(values_in))
-    mean_sum_i = np.empty(len(values_in))
-    for i, (values_n, unit) in enumerate(zip(values_in, unit_i, strict=True)):
-        scaled_n = values_n / unit
+    pivot_i = block.shift_ip[:, 0].copy()
+    largest_i = np.maximum(block.values_in.max(axis=1), -block.values_in.min(axis=1))
+    variance_sum_i, mean_sum_i = np.empty((2, len(pivot_i)))
+    for i, values_n in enumerate(block.values_in):
+        # Squares of values below 1e-154 or above 1e154 would leave the range of float64.
+        unit = 1.0 if _SMALLEST_SQUARED < largest_i[i] < _LARGEST_SQUARED or largest_i[i] == 0 else largest_i[i]
+        scaled_n = values_n if unit == 1.0 else values_n / unit
         mean_p = segments.mean(scaled_n)
-        variance_sum_i[i] = np.sum(segments.mean(scaled_n * scaled_n) - mean_p**2)
+        variance = np.sum(segments.dot(scaled_n, scaled_n) / segments.counts_p - mean_p**2)
+        variance_sum_i[i] = variance * (unit / (largest_i[i] or 1.0)) ** 2
         mean_sum_i[i] = np.sum(mean_p) * unit
     return _BlockFacts(
         n_prompts=segments.n_prompts,
         n_samples=segments.n_rows,
         pivot_i=pivot_i,
-        shift_sum_i=np.sum(shift_ip - pivot_i[:, np.newaxis], axis=1),
+        shift_sum_i=np.sum(block.shift_ip - pivot_i[:, np.newaxis], axis=1),
         mean_sum_i=mean_sum_i,
         largest_i=largest_i,
-        largest_shift_i=np.max(np.abs(shift_ip), axis=1),
+        largest_shift_i=np.max(np.abs(block.shift_ip), axis=1),
         scaled_variance_sum_i=variance_sum_i,
     )
 
@@ -281,17 +359,3 @@ def _map_partition(function: Callable[[SampleBlock], T], partition: Partition) -
 
 def _block_counts(block: SampleBlock) -> IntArray:
     return block.segments.counts_p
-
-
-def _centre(values: FloatArray, segments: Segments, what: str) -> tuple[FloatArray, FloatArray]:
-    """Subtract each prompt's mean; (..., n) to the centred values and the shifts (..., p)."""
-    low, high = segments.min(values), segments.max(values)
-    # Near the largest float64 the sum inside a mean overflows; any value between low and high serves as a shift.
-    with np.errstate(over="ignore", invalid="ignore"):
-        shift = np.clip(np.nan_to_num(segments.mean(values)), low, high)
-        # A rounded mean of equal values may differ from them; constants must centre to exactly zero.
-        shift = np.where(low == high, low, shift)
-        centred = segments.subtract(values, shift)
-    if not bool(np.all(np.isfinite(centred))):
-        raise InputError(f"the {what} of one prompt differ by more than float64 can hold; rescale them")
-    return centred, shift

@@ -23,7 +23,7 @@ class DualSolution:
         primal_value: E[r] - beta KL of the tilted policy, reward units.
         duality_gap: ``dual_value - primal_value``, reward units.
         kkt_residual: max_j |min(lam_j s_j / beta, slack_j / s_j)|, dimensionless; at most 1e-8.
-        n_evaluations: evaluations of the dual (value, slack and Hessian together) the solver used.
+        n_evaluations: evaluations of the dual (value, slack and Hessian together) on all samples the solver used.
         predicted_reward: E[r] under the tilted policy, reward units.
         predicted_constraints: E[g] under the tilted policy, score units, shape (m,).
         predicted_kl: KL from the reference policy, nats per prompt.
@@ -66,5 +66,5 @@ def build_solution(
         slack=certificate.slack_m,
         hessian=hess_mm,
         ess_p=tilted.ess_p,
-        dependent_constraints=find_dependent_constraints(problem, lam_m, certificate.slack_m),
+        dependent_constraints=find_dependent_constraints(problem, lam_m, slack_m=certificate.slack_m, hess_mm=hess_mm),
     )

@@ -8,12 +8,13 @@ reference Hessian has a unit diagonal, so that units of scores and rewards do no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from stage1_dual.dual.certificate import certify, require_certified
+from stage1_dual.dual.certificate import Certificate, certify, require_certified
 from stage1_dual.dual.dual_function import evaluate_dual
 from stage1_dual.dual.feasibility import AttainableMeans, require_feasible
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
@@ -22,8 +23,16 @@ from stage1_dual.dual.solution import DualSolution, build_solution
 
 MAX_EVALUATIONS = 300
 
-# A warm start either converges quickly or was not close enough to help.
+# A start either converges quickly or was not close enough to help.
 _WARM_EVALUATIONS = 20
+# Nats per standard deviation of a score: up to the first a certified solution proves feasibility; beyond the second
+# the infimum is hardly attained, and Newton's steps into the distance would only meet underflow.
+_MODERATE = 5.0
+_RUNAWAY = 100.0
+# With more prompts than this, Newton starts from the minimum over the larger of this many and a share of them.
+_SKETCH_PROMPTS = 1_000
+_SKETCH_SHARE = 32
+_SKETCH_TARGET = 1e-3
 # Where Newton from nothing needs few steps, in standard deviations of the reward within prompts; the factor between
 # one beta and the next, and how well the minimum is found on the way. Measured: 4 and 0.01 use the fewest evaluations.
 _EASY_BETA = 0.3
@@ -48,7 +57,7 @@ class DualMinimum:
     Attributes:
         lam_m: multipliers, reward per score unit, shape (m,).
         hess_mm: Hessian of the dual there, score units squared per reward unit, shape (m, m).
-        n_evaluations: evaluations of the dual used, those of easier duals on the way included.
+        n_evaluations: evaluations of the dual on all samples, those of easier duals on the way included.
     """
 
     lam_m: FloatArray
@@ -123,10 +132,33 @@ def solve_dual(problem: DualProblem, *, initial_multipliers: ArrayLike | None = 
     start_m = None
     if initial_multipliers is not None:
         start_m = validate_multipliers("initial_multipliers", initial_multipliers, problem.n_constraints)
+    n_evaluations = 0
+    if start_m is not None or _is_easy(problem):
+        found = continue_minimum(problem, _sketch_start(problem) if start_m is None else start_m)
+        if found.is_converged:
+            if not has_moderate_multipliers(problem, found.minimum.lam_m):
+                require_feasible(problem, AttainableMeans(problem))
+            certificate = certify(problem, found.minimum.lam_m)
+            if certificate.is_valid:
+                return _build(problem, found.minimum, certificate)
+        n_evaluations = found.minimum.n_evaluations
     require_feasible(problem, AttainableMeans(problem))
-    minimum = minimise_dual(problem, start_m)
+    minimum = minimise_dual(problem)
     certificate = certify(problem, minimum.lam_m)
     require_certified(problem, certificate)
+    return _build(problem, replace(minimum, n_evaluations=minimum.n_evaluations + n_evaluations), certificate)
+
+
+def has_moderate_multipliers(problem: DualProblem, lam_m: FloatArray) -> bool:
+    """Whether a certified solution with these multipliers, shape (m,), proves that its thresholds are feasible.
+
+    Thresholds so close to the boundary that only the KKT tolerance makes them look attained need multipliers of some
+    ten nats per standard deviation of the score.
+    """
+    return float(lam_m @ problem.score_scale_m) <= _MODERATE * problem.beta
+
+
+def _build(problem: DualProblem, minimum: DualMinimum, certificate: Certificate) -> DualSolution:
     return build_solution(
         problem,
         minimum.lam_m,
@@ -136,19 +168,29 @@ def solve_dual(problem: DualProblem, *, initial_multipliers: ArrayLike | None = 
     )
 
 
-def minimise_dual(problem: DualProblem, start_m: FloatArray | None) -> DualMinimum:
-    """Minimise from ``start_m``, shape (m,), or from nothing; certifies nothing.
+def _is_easy(problem: DualProblem) -> bool:
+    """Whether Newton from nothing needs few steps."""
+    return problem.beta >= _EASY_BETA / _BETA_FACTOR * problem.reward_scale
+
+
+def _sketch_start(problem: DualProblem) -> FloatArray:
+    """A start near the minimum, from a share of the prompts where there are very many; zeros else."""
+    zeros_m = np.zeros(problem.n_constraints)
+    sketch = problem.samples.sketch(max(_SKETCH_PROMPTS, problem.n_prompts // _SKETCH_SHARE))
+    if sketch is None:
+        return zeros_m
+    found = continue_minimum(problem.with_samples(sketch), zeros_m, target=_SKETCH_TARGET)
+    return found.minimum.lam_m if found.is_converged else zeros_m
+
+
+def minimise_dual(problem: DualProblem) -> DualMinimum:
+    """Minimise from nothing; certifies nothing.
 
     Far below the spread of the rewards the dual is almost piecewise linear and Newton's model is good only near the
     answer. There the minimum is followed down from a larger beta, a factor at a time: each beta starts from the
     extrapolation of the last two minima, which is close because lam* is nearly linear in beta as beta goes to 0.
     """
     n_evaluations = 0
-    if start_m is not None:
-        minimum = continue_minimum(problem, start_m)
-        if minimum is not None:
-            return minimum
-        n_evaluations = _WARM_EVALUATIONS
     betas = [problem.beta]
     while betas[-1] * _BETA_FACTOR < _EASY_BETA * problem.reward_scale:
         betas.append(betas[-1] * _BETA_FACTOR)
@@ -167,13 +209,27 @@ def minimise_dual(problem: DualProblem, start_m: FloatArray | None) -> DualMinim
     return dual.minimum(point, n_evaluations=n_evaluations + dual.n_evaluations)
 
 
-def continue_minimum(problem: DualProblem, start_m: FloatArray) -> DualMinimum | None:
-    """The minimum if Newton reaches it quickly from ``start_m``, shape (m,); certifies nothing."""
+@dataclass(frozen=True, eq=False)
+class Continuation:
+    """Where a short run of Newton's method ended."""
+
+    minimum: DualMinimum
+    is_converged: bool
+
+
+def continue_minimum(problem: DualProblem, start_m: FloatArray, *, target: float | None = None) -> Continuation:
+    """Newton's method from ``start_m``, shape (m,), if it converges quickly; certifies nothing.
+
+    Args:
+        problem: the problem.
+        start_m: the start.
+        target: residual that is good enough; the default is as good as rounding allows.
+    """
     dual = _ScaledDual(problem)
-    point = _newton(dual, start_m, target=_RESIDUAL_TARGET, max_evaluations=_WARM_EVALUATIONS)
-    if point.residual > _RESIDUAL_ACCEPTED:
-        return None
-    return dual.minimum(point, n_evaluations=dual.n_evaluations)
+    wanted = _RESIDUAL_TARGET if target is None else target
+    point = _newton(dual, start_m, target=wanted, max_evaluations=_WARM_EVALUATIONS, longest=_RUNAWAY)
+    accepted = _RESIDUAL_ACCEPTED if target is None else target
+    return Continuation(dual.minimum(point, n_evaluations=dual.n_evaluations), point.residual <= accepted)
 
 
 def _extrapolate(path: list[tuple[float, FloatArray]], beta: float, lam_m: FloatArray) -> FloatArray:
@@ -183,11 +239,18 @@ def _extrapolate(path: list[tuple[float, FloatArray]], beta: float, lam_m: Float
     return np.maximum(lam_1 + (lam_1 - lam_0) * ((beta - beta_1) / (beta_1 - beta_0)), 0.0)
 
 
-def _newton(dual: _ScaledDual, start_m: FloatArray, *, target: float, max_evaluations: int) -> _Point:
-    """Best point by residual after Newton steps from ``start_m``, until ``target`` or rounding stops progress."""
+def _newton(
+    dual: _ScaledDual, start_m: FloatArray, *, target: float, max_evaluations: int, longest: float = math.inf
+) -> _Point:
+    """Best point by residual after Newton steps from ``start_m``, until ``target`` or rounding stops progress.
+
+    Gives up beyond ``longest`` nats per standard deviation of a score.
+    """
     best = point = dual.at(dual.to_mu(start_m))
     stalled = 0
     while best.residual > target and stalled < 3 and dual.n_evaluations < max_evaluations:
+        if float(np.max(point.mu, initial=0.0)) > longest:
+            break
         point = _search(dual, point, newton_step(point.mu, point.gradient, point.hessian), max_evaluations)
         stalled = 0 if point.residual < 0.5 * best.residual else stalled + (point.residual < 1e-6)
         if point.residual < best.residual:

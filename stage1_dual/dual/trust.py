@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -168,7 +168,8 @@ def _advise_on_tilt(problem: DualProblem, ladder: ResponseLadder, diagnostics: D
 
 def _sufficient_beta(problem: DualProblem) -> float | None:
     """The first larger beta at which effective sample sizes and the KL pass their first limits."""
-    sketch = _sketch(problem)
+    share = problem.samples.sketch(_SKETCH_PROMPTS)
+    sketch = problem if share is None else problem.with_samples(share)
     log_samples = float(np.mean(np.log(sketch.samples.counts_p)))
     start_m = None
     for attempt in range(1, _BETA_TRIES + 1):
@@ -179,17 +180,10 @@ def _sufficient_beta(problem: DualProblem) -> float | None:
             return None
         start_m = solution.multipliers
         collapsed = float(np.mean(solution.ess_p < 2))
-        share = _kl_share(solution.predicted_kl, log_samples)
-        if not (_level("ess_fraction_below_2", collapsed) or _level("kl_share", share)):
+        kl_share = _kl_share(solution.predicted_kl, log_samples)
+        if not (_level("ess_fraction_below_2", collapsed) or _level("kl_share", kl_share)):
             return point.beta
     return None
-
-
-def _sketch(problem: DualProblem) -> DualProblem:
-    """The problem on its first partitions, enough of them to see how weights behave."""
-    parts = problem.samples.partitions
-    share = max(1, math.ceil(len(parts) * min(1.0, _SKETCH_PROMPTS / problem.n_prompts)))
-    return problem if share == len(parts) else problem.with_samples(replace(problem.samples, partitions=parts[:share]))
 
 
 def _sufficient_responses(ladder: ResponseLadder, diagnostics: Diagnostics) -> float | None:

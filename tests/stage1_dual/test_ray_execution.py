@@ -12,6 +12,7 @@ import ray
 from helpers.dual_problems import draw_scores
 
 import stage1_dual.dual.on_disk
+import stage1_dual.dual.samples
 from stage1_dual.dual import DualProblem, ScoreRows, climb_ladder, group_in_memory, group_on_disk, solve_dual
 from stage1_dual.ray_execution import RayExecutor
 
@@ -28,6 +29,7 @@ def test_same_multipliers_on_a_cluster(
     executor: RayExecutor, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage1_dual.dual.on_disk, "_PARTITION_ROWS", 20_000)
+    monkeypatch.setattr(stage1_dual.dual.samples, "BLOCK_ROWS", 20_000)
     r_pk, g_pkm = draw_scores(n_prompts=1_000, n_responses=64, n_constraints=2, seed=0)
     rows = ScoreRows(np.repeat(np.arange(1_000, dtype=np.uint64), 64), r_pk.reshape(-1), g_pkm.reshape(-1, 2))
     if where == "memory":

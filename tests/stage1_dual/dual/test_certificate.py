@@ -63,5 +63,6 @@ def test_a_solver_that_stops_early_is_caught(problem: DualProblem, monkeypatch: 
     from stage1_dual.dual import solver
 
     monkeypatch.setattr(solver, "MAX_EVALUATIONS", 2)
+    monkeypatch.setattr(solver, "_WARM_EVALUATIONS", 2)
     with pytest.raises(NotCertifiedError, match="not certified"):
         solve_dual(problem)
