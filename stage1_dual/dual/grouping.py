@@ -39,12 +39,10 @@ class GroupedSamples:
     prompt_p: NDArray[np.uint64]
 
 
-def order_by_prompt(rows: ScoreRows) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.uint64]]:
-    """Rewards, then scores, with the rows of a prompt together, shape (1 + m, n); counts and ids of the prompts."""
-    order_n = np.argsort(rows.prompt_n, kind="stable")
+def order_by_prompt(rows: ScoreRows) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
+    """The order that brings the rows of a prompt together, and counts and ids of the prompts in it."""
     prompt_p, counts_p = np.unique(rows.prompt_n, return_counts=True)
-    values_in = np.vstack([rows.reward_n[np.newaxis, order_n], rows.scores_nm[order_n].T])
-    return values_in, counts_p.astype(np.int64), prompt_p
+    return np.argsort(rows.prompt_n, kind="stable"), counts_p.astype(np.int64), prompt_p
 
 
 def group_in_memory(rows: ScoreRows, *, executor: Executor | None = None) -> GroupedSamples:
@@ -53,5 +51,6 @@ def group_in_memory(rows: ScoreRows, *, executor: Executor | None = None) -> Gro
     Raises:
         InputError: scores that differ within a prompt by more than float64 can hold.
     """
-    values_in, counts_p, prompt_p = order_by_prompt(rows)
-    return GroupedSamples(SampleScores.in_memory(values_in, counts_p, executor=executor), prompt_p)
+    order_n, counts_p, prompt_p = order_by_prompt(rows)
+    scores = SampleScores.in_memory(rows.reward_n[order_n], rows.scores_nm[order_n], counts_p, executor=executor)
+    return GroupedSamples(scores, prompt_p)

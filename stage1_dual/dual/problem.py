@@ -108,9 +108,8 @@ class DualProblem:
         _require_finite("constraints_pkm", scores, axes="(prompt, response, constraint)")
         n_prompts, n_responses = reward.shape
         scores_nm = scores.reshape(n_prompts * n_responses, -1)
-        samples = SampleScores.in_memory(
-            np.vstack([reward.reshape(1, -1), scores_nm.T]), np.full(n_prompts, n_responses, dtype=np.int64)
-        )
+        counts_p = np.full(n_prompts, n_responses, dtype=np.int64)
+        samples = SampleScores.in_memory(reward.reshape(-1), scores_nm, counts_p)
         problem = cls.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=constraint_names)
         return replace(problem, rows=RowLayout(np.arange(n_prompts), None, reward.shape))
 
@@ -158,9 +157,7 @@ class DualProblem:
         if bool(np.any(np.diff(prompt_of_row_n) < 0)):
             order_n = np.argsort(prompt_of_row_n, kind="stable").astype(np.int64)
             reward, scores = reward[order_n], scores[order_n]
-        samples = SampleScores.in_memory(
-            np.vstack([reward[np.newaxis], scores.T]), np.bincount(prompt_of_row_n).astype(np.int64)
-        )
+        samples = SampleScores.in_memory(reward, scores, np.bincount(prompt_of_row_n).astype(np.int64))
         problem = cls.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=constraint_names)
         return replace(problem, rows=RowLayout(prompt_ids, order_n, reward.shape))
 

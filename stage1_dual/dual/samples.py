@@ -164,12 +164,15 @@ class InMemoryPartition:
 class _RawPartition:
     """Scores as the caller gave them."""
 
-    values_in: FloatArray
+    reward_n: FloatArray
+    scores_nm: FloatArray
     counts_p: IntArray
 
 
 def _build_partition(raw: _RawPartition) -> InMemoryPartition:
-    return InMemoryPartition(SampleBlock.from_scores(np.ascontiguousarray(raw.values_in), raw.counts_p))
+    values_in = np.empty((1 + raw.scores_nm.shape[1], len(raw.reward_n)))
+    values_in[0], values_in[1:] = raw.reward_n, raw.scores_nm.T
+    return InMemoryPartition(SampleBlock.from_scores(values_in, raw.counts_p))
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,28 +190,30 @@ class SampleScores:
     n_constraints: int
 
     @classmethod
-    def in_memory(cls, values_in: FloatArray, counts_p: IntArray, *, executor: Executor | None = None) -> SampleScores:
+    def in_memory(
+        cls, reward_n: FloatArray, scores_nm: FloatArray, counts_p: IntArray, *, executor: Executor | None = None
+    ) -> SampleScores:
         """Scores that fit in memory; they are copied. By default a pass uses all cores.
 
         Args:
-            values_in: rewards, then constraint scores, grouped by prompt, shape (1 + m, n); any strides.
+            reward_n: rewards, grouped by prompt, reward units, shape (n,).
+            scores_nm: constraint scores of the same rows, score units, higher better, shape (n, m).
             counts_p: responses of each prompt, shape (p,).
             executor: runs the passes.
 
         Raises:
             InputError: the scores of one prompt differ by more than float64 can hold.
         """
-        executor = ThreadExecutor() if executor is None else executor
         ends_p = np.cumsum(counts_p)
         # Cut where whole prompts fill a block; a longer prompt is a block of its own.
         block_of_p = (ends_p - counts_p) // BLOCK_ROWS
         firsts = np.flatnonzero(np.diff(block_of_p, prepend=-1))
-        raw = [
-            _RawPartition(values_in[:, ends_p[first] - counts_p[first] : ends_p[last - 1]], counts_p[first:last])
-            for first, last in zip(firsts, np.append(firsts[1:], len(counts_p)), strict=True)
-        ]
+        raw = []
+        for first, last in zip(firsts, np.append(firsts[1:], len(counts_p)), strict=True):
+            rows = slice(ends_p[first] - counts_p[first], ends_p[last - 1])
+            raw.append(_RawPartition(reward_n[rows], scores_nm[rows], counts_p[first:last]))
         build = ThreadExecutor().run(_build_partition, raw)
-        return cls(tuple(build), executor, len(values_in) - 1)
+        return cls(tuple(build), ThreadExecutor() if executor is None else executor, scores_nm.shape[1])
 
     def map(self, function: Callable[[SampleBlock], T]) -> Iterator[T]:
         """``function`` of every block, in order. It must be picklable for executors of several processes."""
