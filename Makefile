@@ -70,6 +70,13 @@ bench: setup  ## the speed comparisons the README quotes
 	@$(BIN)/python benchmarks/sampling_rate.py
 	@$(BIN)/python benchmarks/scoring_rate.py
 
+.PHONY: bench-dual
+bench-dual: setup  ## the dual against projected gradient, L-BFGS-B and cvxpy; its rates, bias and coverage
+	@$(BIN)/python benchmarks/dual_solvers.py
+	@$(BIN)/python benchmarks/dual_rate.py
+	@$(BIN)/python benchmarks/finite_response_bias.py
+	@$(BIN)/python benchmarks/coverage.py --processes 2
+
 .PHONY: check
 check: setup  ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .
