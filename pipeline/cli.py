@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dualign: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("dualign: interrupted; finished work is kept, run the same command to continue", file=sys.stderr)
+        kept = "" if "--table" in arguments else "; finished work is kept, run the same command to continue"
+        print(f"dualign: interrupted{kept}", file=sys.stderr)
         return 130
 
 
@@ -139,6 +142,9 @@ def _safeguards(options: argparse.Namespace) -> dict[str, Safeguard]:
                 value = float(number)
             except ValueError:
                 raise InputError(f"--{field.replace('_', '-')} {text!r}: it must be NAME=NUMBER") from None
+            if not (math.isfinite(value) and value >= 0 and (field != "assurance" or 0 < value < 1)):
+                rule = "between 0 and 1" if field == "assurance" else "finite and not negative"
+                raise InputError(f"--{field.replace('_', '-')} {text!r}: the number must be {rule}")
             found[name] = replace(found.get(name, Safeguard()), **{field: value})
     return found
 
@@ -149,6 +155,8 @@ def _table_command(command: str, arguments: Sequence[str]) -> int:
     from pipeline.tabular import TableRequest, frontier_table, solve_table
 
     options = _table_parser(command).parse_args(arguments)
+    # As an exception it passes through the clean-up of what was written on the way.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     request = TableRequest(
         table=options.table,
         prompt_id=options.prompt_id,
@@ -178,7 +186,7 @@ def _ray_executor(address: str) -> RayExecutor:
     require_extra("ray", "ray", purpose="--ray")
     from stage1_dual.ray_execution import RayExecutor
 
-    return RayExecutor.connect(None if address == "local" else address)
+    return RayExecutor.connect(address)
 
 
 def _run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:

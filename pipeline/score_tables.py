@@ -20,7 +20,7 @@ from pipeline.contracts.errors import InputError
 
 _SPLIT = "split"
 _SAMPLE_INDEX = "sample_index"
-# Rows of a chunk: some ten megabytes.
+# Responses of a chunk: some ten megabytes of scores.
 _CHUNK_ROWS = 500_000
 
 
@@ -67,6 +67,14 @@ class ScoreTable:
         for name in (self.prompt_id, *self.scores):
             if name not in names:
                 raise InputError(f"{self.path} has no column {name!r}{nearest(name, names)}")
+        kind = self.prompt_type
+        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise InputError(
+                f"{self.path}: column {self.prompt_id!r} is of type {kind}; an id must be text or an integer"
+            )
+        if _SAMPLE_INDEX in names and not pa.types.is_integer(self._dataset.schema.field(_SAMPLE_INDEX).type):
+            kind = self._dataset.schema.field(_SAMPLE_INDEX).type
+            raise InputError(f"{self.path}: column {_SAMPLE_INDEX!r} is of type {kind}; it must be an integer")
         kinds = {name: self._dataset.schema.field(name).type for name in self.scores}
         for name, kind in kinds.items():
             number = kind.value_type if _is_list(kind) else kind
@@ -91,8 +99,12 @@ class ScoreTable:
             for path in _files(self.path)
             for group in _row_groups(path)
             for column in range(group.num_columns)
-            if group.column(column).path_in_schema.split(".")[0] == place
+            if f"{group.column(column).path_in_schema}.".startswith(f"{place}.")
         )
+
+    @cached_property
+    def _n_table_rows(self) -> int:
+        return sum(pq.read_metadata(path).num_rows for path in _files(self.path))
 
     @property
     def has_split(self) -> bool:
@@ -127,11 +139,15 @@ class ScoreTable:
         optional = [name for name in (_SPLIT, _SAMPLE_INDEX) if name in names]
         columns = list(dict.fromkeys([self.prompt_id, *self.scores, *optional]))
         done = 0
+        rows_at_once = max(1, _CHUNK_ROWS * self._n_table_rows // max(self.n_responses, 1))
         try:
-            for batch in self._dataset.to_batches(columns=columns, batch_size=_CHUNK_ROWS):
-                if batch.num_rows:
-                    yield self._read(batch, done)
-                    done += batch.num_rows
+            for path in _files(self.path):
+                # One file after the other, a batch at a time: a dataset's scanner reads far ahead.
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(batch_size=rows_at_once, columns=columns):
+                        if batch.num_rows:
+                            yield self._read(batch, done)
+                            done += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"--table {self.path} cannot be read as Parquet: {error}") from error
 
@@ -150,6 +166,7 @@ class ScoreTable:
         split = batch.column(_SPLIT) if self.has_split else None
         index_n = done + np.arange(batch.num_rows)
         if _SAMPLE_INDEX in batch.schema.names:
+            self._require_whole(batch.column(_SAMPLE_INDEX), _SAMPLE_INDEX, done)
             index_n = batch.column(_SAMPLE_INDEX).to_numpy(zero_copy_only=False)
         columns = [batch.column(name) for name in self.scores]
         if self.has_lists:
@@ -159,7 +176,11 @@ class ScoreTable:
             ids = ids.take(pa.array(parents))
             split = split.take(pa.array(parents)) if split is not None else None
             columns = [column.flatten() for column in columns]
-        values = [self._numbers(column, name, done) for column, name in zip(columns, self.scores, strict=True)]
+        else:
+            parents = np.arange(batch.num_rows)
+        values = [
+            self._numbers(column, name, done + parents) for column, name in zip(columns, self.scores, strict=True)
+        ]
         return ScoreChunk(
             prompt_n=_hash_ids(ids),
             prompt_id_n=ids,
@@ -181,13 +202,15 @@ class ScoreTable:
                 )
         return np.asarray(pc.list_parent_indices(columns[0]).to_numpy())
 
-    def _numbers(self, column: pa.Array, name: str, done: int) -> np.ndarray:
-        self._require_whole(column, name, done)
+    def _numbers(self, column: pa.Array, name: str, row_n: np.ndarray) -> np.ndarray:
+        """Values of a column whose rows have these numbers in the table."""
+        if column.null_count:
+            rows = row_n[np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False))[:3]].tolist()
+            raise InputError(f"{self.path}: column {name!r} has {column.null_count} empty values (first rows: {rows})")
         values = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
-            where = "value" if self.has_lists else "row"
-            shown = ", ".join(f"{where} {done + row}: {values[row]}" for row in wrong[:3])
+            shown = ", ".join(f"row {row_n[place]}: {values[place]}" for place in wrong[:3])
             raise InputError(f"{self.path}: column {name!r} has {len(wrong)} values that are not finite ({shown})")
         return values
 

@@ -134,8 +134,7 @@ def solve_problem(
     solved, solution = tightened.problem, tightened.solution
     prediction = None
     if heldout is not None:
-        moved = heldout.with_thresholds(heldout.thresholds_m + (solved.thresholds_m - problem.thresholds_m))
-        prediction = predict_heldout(moved, solution.multipliers)
+        prediction = predict_heldout(heldout, solution.multipliers, thresholds_are_relative_m=relative_m)
     diagnostics = diagnose(solved, solution)
     ladder = climb_ladder(solved, solution)
     content = describe_solution(

@@ -39,13 +39,14 @@ from stage1_dual.dual import (
     group_on_disk,
 )
 
-_RANGE = re.compile(r"(?P<start>[^\s:]+):(?P<stop>[^\s:]+):(?P<step>[^\s:]+)\s*$")
+_RANGE = re.compile(r"(?P<start>[^\s:=+]+):(?P<stop>[^\s:]+):(?P<step>[^\s:]+)\s*$")
 # Points of a sweep, each some five passes over the scores; fewer where a pass reads the disk.
 _FRONTIER_POINTS = 61
 _FEW_FRONTIER_POINTS = 11
 _NO_EVALUATION = EvaluationSize(0, 0)
-# Scores beyond this are kept on disk, in the output folder while it works.
-MEMORY_BYTES = 2**30
+# Scores beyond this are kept on disk, in the output folder, while it works. To group them in memory takes five times
+# their size.
+MEMORY_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,11 @@ def solve_table(request: TableRequest) -> dict[str, Any]:
     if unknown:
         raise InputError(f"a safeguard is asked for {unknown[0]!r}; the constraints are {', '.join(names)}")
     table = _open(request, names)
-    with tempfile.TemporaryDirectory(prefix=".scores-", dir=request.output) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".scores-", dir=request.output.resolve()) as scratch:
         scores = _read_scores(table, request, constraints, folder=Path(scratch))
         train = build_problem_on_samples(scores["train"].scores, constraints=constraints, beta=request.beta)
         heldout = None
-        if "test" in scores:
+        if "test" in scores and len(scores["test"].prompt_p) > 1:
             heldout = build_problem_on_samples(scores["test"].scores, constraints=constraints, beta=request.beta)
         solved = solve_problem(
             train,
@@ -118,10 +119,12 @@ def solve_table(request: TableRequest) -> dict[str, Any]:
             n_replicates=request.n_replicates,
             rng=np.random.default_rng(request.seed),
         )
-        problems = {"train": solved.problem, **({"test": heldout} if heldout else {})}
         normalisers = {
-            split: (build_normaliser(problem, solved.solution.multipliers), scores[split].prompt_p)
-            for split, problem in problems.items()
+            split: (
+                build_normaliser(train.with_samples(grouped.scores), solved.solution.multipliers),
+                grouped.prompt_p,
+            )
+            for split, grouped in scores.items()
         }
         _write_weights(table, request, constraints, normalisers)
         n_points = _FRONTIER_POINTS if _fits_in_memory(table) else _FEW_FRONTIER_POINTS
@@ -157,7 +160,7 @@ def frontier_table(request: TableRequest) -> pa.Table:
     ]
     first = [family[0] for family in families]
     table = _open(request, [constraint.name for constraint in first])
-    with tempfile.TemporaryDirectory(prefix=".scores-", dir=request.output) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".scores-", dir=request.output.resolve()) as scratch:
         scores = _read_scores(table, request, first, folder=Path(scratch))
         problem = build_problem_on_samples(scores["train"].scores, constraints=first, beta=request.beta)
         frontier = solve_points(problem, list(itertools.product(*families)), swept=ranged)
@@ -166,6 +169,19 @@ def frontier_table(request: TableRequest) -> pa.Table:
 
 
 def _open(request: TableRequest, constraint_names: Sequence[str]) -> ScoreTable:
+    repeated = sorted({name for name in constraint_names if list(constraint_names).count(name) > 1})
+    if repeated:
+        raise InputError(f"{repeated[0]!r} is bounded twice; a constraint bounds a score of its own")
+    asked = [name for name, safeguard in request.safeguards.items() if safeguard.assurance is not None]
+    if asked and min(request.evaluation.n_prompts, request.evaluation.n_responses) < 1:
+        raise InputError(
+            f"assurance is asked for {asked[0]!r}: it needs the size of the evaluation, "
+            "--evaluation-prompts and --evaluation-responses"
+        )
+    if request.table.is_dir() and request.output.resolve().is_relative_to(request.table.resolve()):
+        raise InputError(
+            f"--output {request.output} lies inside --table {request.table}: the results would be read as scores"
+        )
     require_writable(request.output)
     table = ScoreTable(request.table, request.prompt_id, (request.reward, *constraint_names))
     table.require_columns()
@@ -206,6 +222,8 @@ def _read_scores(
                 found[split] = grouped
     if "train" not in found:
         raise InputError(f"{table.path} has a column `split`, but no row of the split 'train'")
+    if len(found["train"].prompt_p) < 2:
+        raise InputError(f"{table.path} has 1 prompt to solve on; intervals are between prompts and need at least 2")
     return found
 
 

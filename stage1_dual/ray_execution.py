@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import ray
+
+from pipeline.contracts.errors import InputError
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -18,23 +21,26 @@ _TASKS_PER_CPU = 2
 class RayExecutor:
     """Runs partitions as tasks of a cluster, results in order.
 
-    Partitions go to the object store once and stay there for later passes. Those in files are sent as paths: their
-    folder must be on a disk that every machine of the cluster sees.
+    Partitions go to the object store once and stay there for later passes, as long as this process holds them. Those
+    in files are sent as paths: their folder must be on a disk that every machine of the cluster sees.
     """
 
     def __init__(self) -> None:
-        self._stored: dict[int, tuple[Any, Any]] = {}
+        self._stored: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
         self._apply: Any = ray.remote(_apply)
 
     @classmethod
-    def connect(cls, address: str | None) -> RayExecutor:
-        """Connect to a cluster, or start one on this machine where ``address`` is None.
+    def connect(cls, address: str) -> RayExecutor:
+        """Connect to a cluster, or start one on this machine where ``address`` is ``local``.
 
         Raises:
-            ConnectionError: nobody answers at ``address``.
+            InputError: nobody answers at ``address``.
         """
         if not ray.is_initialized():
-            ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+            try:
+                ray.init(address=address, log_to_driver=False, configure_logging=False)
+            except (ConnectionError, ValueError) as error:
+                raise InputError(f"--ray {address}: no Ray cluster answers there ({error})") from error
         return cls()
 
     def run(self, function: Callable[[S], T], partitions: Sequence[S]) -> Iterator[T]:
@@ -50,10 +56,9 @@ class RayExecutor:
             yield ray.get(waiting.popleft())
 
     def _store(self, partition: Any) -> Any:
-        # The partition is kept beside its reference, so that its identity is not given to another one.
-        if id(partition) not in self._stored:
-            self._stored[id(partition)] = (partition, ray.put(partition))
-        return self._stored[id(partition)][1]
+        if partition not in self._stored:
+            self._stored[partition] = ray.put(partition)
+        return self._stored[partition]
 
 
 def _apply(function: Callable[[S], T], partition: S) -> T:

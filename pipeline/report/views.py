@@ -371,7 +371,11 @@ def _ladder(dual: Mapping[str, Any]) -> str:
         digits = decimals(0.0, bound["multiplier"], bound["multiplier_ci95"])
         path = " <- ".join(number(value, digits) for value in values)
         corrected = bound["multiplier_corrected"]
-        tail = "" if corrected is None else f"; corrected for finite responses {number(corrected, digits)}"
+        tail = (
+            ""
+            if corrected is None
+            else f"; corrected for finite responses, as the intervals are, {number(corrected, digits)}"
+        )
         parts.append(f"{name} {path}{tail}")
     responses = ", ".join(f"{rung['n_responses']:g}" for rung in rungs)
     return "; ".join(parts) + f" (lambda* from {responses} responses)" if parts else "no multiplier is positive"

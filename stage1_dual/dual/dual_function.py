@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from stage1_dual.dual.problem import DualProblem
 
 
-# Exponents up to this many nats need no shift to stay within float64, and leave weights so even that a variance can be
-# a difference of moments.
-_TAME_NATS = 50.0
+# Exponents up to this many nats leave weights so even that a variance can be a difference of moments, and need no
+# shift to stay within float64.
+_TAME_NATS = 15.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,8 @@ def _normalise_block(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     with np.errstate(under="ignore"):
         _, _, log_z_p = _unnormalised(block, lam_m, beta)
-    return log_z_p + np.log(block.segments.counts_p), block.reward_shift_p, block.score_shift_mp
+    # Copies: views would keep the whole partition they were read with.
+    return log_z_p + np.log(block.segments.counts_p), block.reward_shift_p.copy(), block.score_shift_mp.copy()
 
 
 def _is_tame(problem: DualProblem, lam_m: FloatArray) -> bool:

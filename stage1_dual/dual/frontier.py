@@ -3,7 +3,7 @@
 Between neighbouring thresholds lam* moves by the inverse Hessian of the active constraints times the change of the
 thresholds, so each point starts from its nearest solved neighbour, moved along that tangent, and needs two or three
 evaluations of the dual. A certified solution with moderate multipliers is itself the proof that its thresholds are
-feasible; feasibility is decided separately only where there is none.
+feasible; feasibility is decided separately only where there is none, or where it is a closed form.
 """
 
 from __future__ import annotations
@@ -115,13 +115,16 @@ class _Point:
 def _solve_point(
     problem: DualProblem, start_m: FloatArray | None, attainable: AttainableMeans
 ) -> tuple[str, _Point | None]:
-    if start_m is not None:
+    verdict = attainable.judge(problem).status if problem.n_constraints == 1 else None
+    if start_m is not None and verdict in (None, "feasible"):
         found = continue_minimum(problem, start_m)
-        if found.is_converged and has_moderate_multipliers(problem, found.minimum.lam_m):
-            point = _certified_point(problem, found.minimum)
+        if found.is_converged:
+            if verdict is None and not has_moderate_multipliers(problem, found.minimum.lam_m):
+                verdict = attainable.judge(problem).status
+            point = _certified_point(problem, found.minimum) if verdict in (None, "feasible") else None
             if point is not None:
                 return "certified", point
-    verdict = attainable.judge(problem).status
+    verdict = verdict or attainable.judge(problem).status
     if verdict != "feasible":
         return verdict, None
     point = _certified_point(problem, minimise_dual(problem))

@@ -25,24 +25,25 @@ Asymptotic Statistics (1998), section 5.3 for M-estimators; Schucany and Wang (1
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.dual_function import tilt, tilt_block, weigh_block
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
 from stage1_dual.dual.samples import SampleBlock
-from stage1_dual.dual.segments import FloatArray, Segments
+from stage1_dual.dual.segments import FloatArray, IntArray, Segments
 from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.solver import newton_step
 
 # At most this many multinomial counts are in memory at a time.
 _COUNTS_AT_ONCE = 4_000_000
-# Beyond this many prompts, runs of equally many neighbours are drawn instead of single ones: runs of independent units
-# are independent units, and this many of them leave nothing to be seen of their being runs.
+# Beyond this many prompts, groups of them are drawn instead of single ones: groups of independent units are
+# independent units, and this many leave nothing to be seen of their being groups.
 _MOST_UNITS = 20_000
 
 
@@ -166,30 +167,58 @@ class _PromptSums:
     scores_bend_pmmm: FloatArray
     kl_bend_pmm: FloatArray
 
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """What is drawn with replacement: prompts, or where they are very many, groups of them thrown together at random.
+
+    Attributes:
+        sums_uv: sums over the prompts of each unit of all fields of :class:`_PromptSums`, less ``pivot_v`` a prompt.
+        sizes_u: prompts of each unit.
+        pivot_v: values near the means: means of large offsets would lose digits.
+        shapes: shapes of the fields without their first axis.
+    """
+
+    sums_uv: FloatArray
+    sizes_u: IntArray
+    pivot_v: FloatArray
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def mean_v(self) -> FloatArray:
+        """Means over all prompts, less ``pivot_v``."""
+        return np.asarray(np.sum(self.sums_uv, axis=0) / np.sum(self.sizes_u), dtype=np.float64)
+
+    def means(self) -> _PromptSums:
+        """Means over all prompts, with a first axis of length 1."""
+        return self._fields((self.mean_v + self.pivot_v)[np.newaxis])
+
+    def deviations(self) -> _PromptSums:
+        """Sums over each unit of what its prompts differ from the means by."""
+        return self._fields(self.sums_uv - self.sizes_u[:, np.newaxis] * self.mean_v)
+
     def replicate_means(self, rng: np.random.Generator, n_replicates: int) -> _PromptSums:
-        """Means over prompts drawn with replacement: the same fields with replicates in place of prompts."""
-        fields = list(vars(self).values())
-        n_prompts = len(self.reward_p)
-        values_pv = np.column_stack([field.reshape(n_prompts, -1) for field in fields])
-        # Means of large offsets would lose digits: average differences from the sample mean instead.
-        centre_v = np.mean(values_pv, axis=0)
-        values_pv -= centre_v
-        starts_u = np.arange(0, n_prompts, -(-n_prompts // _MOST_UNITS))
-        sums_uv = np.add.reduceat(values_pv, starts_u, axis=0)
-        sizes_u = np.diff(starts_u, append=n_prompts)
-        n_units = len(starts_u)
-        means_bv = np.empty((n_replicates, len(centre_v)))
+        """Means over units drawn with replacement: replicates in place of prompts."""
+        n_units = len(self.sizes_u)
+        means_bv = np.empty((n_replicates, len(self.pivot_v)))
         at_once = max(1, _COUNTS_AT_ONCE // n_units)
         for first in range(0, n_replicates, at_once):
             size = min(at_once, n_replicates - first)
             counts_bu = rng.multinomial(n_units, np.full(n_units, 1.0 / n_units), size=size)
-            means_bv[first : first + size] = counts_bu @ sums_uv / (counts_bu @ sizes_u)[:, np.newaxis]
-        means_bv += centre_v
-        ends = np.cumsum([field[0].size for field in fields])
-        parts = np.split(means_bv, ends[:-1], axis=1)
-        return _PromptSums(
-            *(part.reshape(n_replicates, *field.shape[1:]) for part, field in zip(parts, fields, strict=True))
-        )
+            sizes_b1 = (counts_bu @ self.sizes_u)[:, np.newaxis]
+            means_bv[first : first + size] = counts_bu @ self.sums_uv / sizes_b1
+        return self._fields(means_bv + self.pivot_v)
+
+    def standard_error(self, deviation_u: FloatArray) -> FloatArray:
+        """Of a mean over prompts, from its units' deviations; the first axis is that of the units."""
+        n_units = len(self.sizes_u)
+        square = np.sum(deviation_u**2, axis=0) * n_units / (n_units - 1)
+        return np.asarray(np.sqrt(square) / np.sum(self.sizes_u), dtype=np.float64)
+
+    def _fields(self, values_xv: FloatArray) -> _PromptSums:
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes])
+        parts = np.split(values_xv, ends[:-1], axis=1)
+        return _PromptSums(*(part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)))
 
 
 def bootstrap_intervals(
@@ -221,8 +250,7 @@ def bootstrap_intervals(
     if n_replicates < 2:
         raise InputError(f"`n_replicates` is {n_replicates}; it must be at least 2")
     _require_prompts_and_level(problem, level)
-    sums = _prompt_sums(problem, solution, thresholds_are_relative_m)
-    means = sums.replicate_means(rng, n_replicates)
+    means = _gather_units(problem, solution, thresholds_are_relative_m).replicate_means(rng, n_replicates)
     step_bm = _replicate_steps(problem, solution.multipliers, means)
     multipliers_bm = np.maximum(solution.multipliers + step_bm, 0.0)
     out_of_reach_bm = (means.reach_pm <= 0) & ~problem.is_constant_m
@@ -266,38 +294,47 @@ def sandwich_standard_errors(
         InputError: fewer than two prompts, or a mask of the wrong shape.
     """
     _require_prompts_and_level(problem, 0.95)
-    sums = _prompt_sums(problem, solution, thresholds_are_relative_m)
+    units = _gather_units(problem, solution, thresholds_are_relative_m)
+    means, off = units.means(), units.deviations()
     free = solution.multipliers > 0
-    influence_pm = np.zeros_like(sums.psi_pm)
+    influence_um = np.zeros_like(off.psi_pm)
     if bool(np.any(free)):
         # The pseudo-inverse leaves out directions that dependent constraints do not determine.
         inverse = np.linalg.pinv(solution.hessian[np.ix_(free, free)], rcond=1e-10, hermitian=True)
-        influence_pm[:, free] = -sums.psi_pm[:, free] @ inverse
-    moved_pm = influence_pm @ solution.hessian
+        influence_um[:, free] = -off.psi_pm[:, free] @ inverse
+    moved_um = influence_um @ solution.hessian
     return StandardErrors(
-        multipliers=_standard_error(influence_pm),
+        multipliers=units.standard_error(influence_um),
         optimum=Estimates(
-            reward=_standard_error(sums.reward_p + influence_pm @ np.mean(sums.reward_slope_pm, axis=0)),
-            constraints=_standard_error(sums.scores_pm + moved_pm),
-            kl=_standard_error(sums.kl_p + influence_pm @ np.mean(sums.kl_slope_pm, axis=0)),
-            slack=_standard_error(sums.psi_pm + moved_pm),
+            reward=units.standard_error(off.reward_p + influence_um @ means.reward_slope_pm[0]),
+            constraints=units.standard_error(off.scores_pm + moved_um),
+            kl=units.standard_error(off.kl_p + influence_um @ means.kl_slope_pm[0]),
+            slack=units.standard_error(off.psi_pm + moved_um),
         ),
         policy=Estimates(
-            reward=_standard_error(sums.reward_p),
-            constraints=_standard_error(sums.scores_pm),
-            kl=_standard_error(sums.kl_p),
-            slack=_standard_error(sums.psi_pm),
+            reward=units.standard_error(off.reward_p),
+            constraints=units.standard_error(off.scores_pm),
+            kl=units.standard_error(off.kl_p),
+            slack=units.standard_error(off.psi_pm),
         ),
     )
 
 
-def predict_heldout(heldout: DualProblem, lam: ArrayLike, *, level: float = 0.95) -> HeldoutPrediction:
+def predict_heldout(
+    heldout: DualProblem,
+    lam: ArrayLike,
+    *,
+    level: float = 0.95,
+    thresholds_are_relative_m: ArrayLike | None = None,
+) -> HeldoutPrediction:
     """What the policy tilted by ``lam`` does on held-out prompts.
 
     Args:
         heldout: scores of prompts that were not used to find ``lam``, with the same beta and thresholds.
         lam: multipliers, reward per score unit, shape (m,).
         level: nominal coverage, between 0 and 1.
+        thresholds_are_relative_m: as in :func:`bootstrap_intervals`: the slack of a margin is paired by prompt with
+            the reference.
 
     Raises:
         InputError: fewer than two prompts, a level outside (0, 1), or multipliers that are not m finite,
@@ -307,6 +344,9 @@ def predict_heldout(heldout: DualProblem, lam: ArrayLike, *, level: float = 0.95
 
     _require_prompts_and_level(heldout, level)
     tilted = tilt(heldout, validate_multipliers("lam", lam, heldout.n_constraints))
+    relative_m = _validate_relative(heldout, thresholds_are_relative_m)
+    reference_error_mp = _reference_means_mp(heldout) - heldout.reference_means_m[:, np.newaxis]
+    paired_slack_mp = tilted.slack_mp - np.where(relative_m[:, np.newaxis], reference_error_mp, 0.0)
     quantile = float(stdtrit(heldout.n_prompts - 1, 0.5 + level / 2))
 
     def interval(values_ip: FloatArray) -> FloatArray:
@@ -324,20 +364,34 @@ def predict_heldout(heldout: DualProblem, lam: ArrayLike, *, level: float = 0.95
         kl=float(np.mean(tilted.kl_p)),
         kl_interval=interval(tilted.kl_p),
         slack=np.mean(tilted.slack_mp, axis=1),
-        slack_interval=interval(tilted.slack_mp),
+        slack_interval=interval(paired_slack_mp),
         ess_median=float(np.median(tilted.ess_p)),
     )
 
 
-def _prompt_sums(problem: DualProblem, solution: DualSolution, relative: ArrayLike | None) -> _PromptSums:
-    relative_m = np.zeros(problem.n_constraints, dtype=np.bool_)
-    if relative is not None:
-        relative_m = np.atleast_1d(np.asarray(relative))
-        if relative_m.shape != (problem.n_constraints,) or relative_m.dtype != np.bool_:
-            raise InputError(
-                f"`thresholds_are_relative_m` is {relative!r}; it must be {problem.n_constraints} booleans, "
-                f"one per constraint"
-            )
+def _validate_relative(problem: DualProblem, relative: ArrayLike | None) -> NDArray[np.bool_]:
+    if relative is None:
+        return np.zeros(problem.n_constraints, dtype=np.bool_)
+    relative_m = np.atleast_1d(np.asarray(relative))
+    if relative_m.shape != (problem.n_constraints,) or relative_m.dtype != np.bool_:
+        raise InputError(
+            f"`thresholds_are_relative_m` is {relative!r}; it must be {problem.n_constraints} booleans, "
+            f"one per constraint"
+        )
+    return relative_m
+
+
+def _reference_means_mp(problem: DualProblem) -> FloatArray:
+    """E_{pi_ref}[g] of each prompt, score units, shape (m, p)."""
+    return np.concatenate(list(problem.samples.map(_block_reference_means)), axis=1)
+
+
+def _block_reference_means(block: SampleBlock) -> FloatArray:
+    return block.score_shift_mp + block.segments.mean(block.scores_mn)
+
+
+def _gather_units(problem: DualProblem, solution: DualSolution, relative: ArrayLike | None) -> _Units:
+    relative_m = _validate_relative(problem, relative)
     function = partial(
         _block_sums,
         lam_m=solution.multipliers,
@@ -345,15 +399,32 @@ def _prompt_sums(problem: DualProblem, solution: DualSolution, relative: ArrayLi
         thresholds_m=problem.thresholds_m,
         reference_m=np.where(relative_m, problem.reference_means_m, np.nan),
     )
-    parts = [vars(part) for part in problem.samples.map(function)]
-    return _PromptSums(**{f.name: np.concatenate([part[f.name] for part in parts]) for f in fields(_PromptSums)})
+    n_units = min(problem.n_prompts, _MOST_UNITS)
+    unit_p = np.arange(problem.n_prompts)
+    if n_units < problem.n_prompts:
+        # Thrown together at random: neighbours may be alike. Which ones meet does not matter: a fixed seed does.
+        unit_p = np.random.default_rng(0).permutation(problem.n_prompts) % n_units
+    done = 0
+    sums_uv = pivot_v = np.zeros(0)
+    shapes: tuple[tuple[int, ...], ...] = ()
+    for part in problem.samples.map(function):
+        fields = list(vars(part).values())
+        n_prompts = len(part.reward_p)
+        values_pv = np.column_stack([field.reshape(n_prompts, -1) for field in fields])
+        if done == 0:
+            shapes = tuple(field.shape[1:] for field in fields)
+            pivot_v = np.mean(values_pv, axis=0)
+            sums_uv = np.zeros((n_units, len(pivot_v)))
+        np.add.at(sums_uv, unit_p[done : done + n_prompts], values_pv - pivot_v)
+        done += n_prompts
+    return _Units(sums_uv, np.bincount(unit_p, minlength=n_units), pivot_v, shapes)
 
 
 def _block_sums(
     block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds_m: FloatArray, reference_m: FloatArray
 ) -> _PromptSums:
     """One block's prompts; ``reference_m`` is NaN where the threshold is absolute."""
-    segments = block.segments
+    segments, n_constraints = block.segments, len(block.scores_mn)
     tilted = tilt_block(block, lam_m=lam_m, beta=beta, thresholds_m=thresholds_m)
     weights_n = weigh_block(block, lam_m=lam_m, beta=beta)
     with np.errstate(under="ignore"):
@@ -361,10 +432,11 @@ def _block_sums(
         weighted_mn = deviation_mn * weights_n
         reward_deviation_n = segments.subtract(block.reward_n, tilted.reward_p - block.reward_shift_p)
         reward_slope_mp = segments.sum(weighted_mn * reward_deviation_n) / beta
-        scores_slope_mmp = np.stack([segments.sum(weighted_mn * row_n) for row_n in deviation_mn]) / beta
-        reward_bend_mmp = _third(segments, weighted_mn * reward_deviation_n, deviation_mn) / beta**2
-        scores_bend_mmmp = np.stack([_third(segments, weighted_mn * row_n, deviation_mn) for row_n in deviation_mn])
-        scores_bend_mmmp /= beta**2
+        scores_slope_mmp = _seconds(segments, weighted_mn, deviation_mn) / beta
+        reward_bend_mmp = _seconds(segments, weighted_mn * reward_deviation_n, deviation_mn) / beta**2
+        scores_bend_mmmp = np.empty((n_constraints, n_constraints, n_constraints, segments.n_prompts))
+        for row_n, bend_mmp in zip(deviation_mn, scores_bend_mmmp, strict=True):
+            bend_mmp[:] = _seconds(segments, weighted_mn * row_n, deviation_mn) / beta**2
     reference_error_mp = np.nan_to_num(
         block.score_shift_mp + segments.mean(block.scores_mn) - reference_m[:, np.newaxis], nan=0.0
     )
@@ -387,9 +459,12 @@ def _block_sums(
     )
 
 
-def _third(segments: Segments, weighted_in: FloatArray, deviation_jn: FloatArray) -> FloatArray:
+def _seconds(segments: Segments, weighted_in: FloatArray, deviation_jn: FloatArray) -> FloatArray:
     """Sums within prompts of products, (i, n) and (j, n) to (i, j, p)."""
-    return np.stack([segments.sum(deviation_jn * row_n) for row_n in weighted_in])
+    products_ijp = np.empty((len(weighted_in), len(deviation_jn), segments.n_prompts))
+    for row_n, products_jp in zip(weighted_in, products_ijp, strict=True):
+        products_jp[:] = segments.sum(deviation_jn * row_n)
+    return products_ijp
 
 
 def _expand(slope_b: FloatArray, bend_b: FloatArray, step_bm: FloatArray) -> FloatArray:

@@ -42,7 +42,7 @@ class LadderRung:
     Attributes:
         n_responses: median number of responses a prompt has on this rung.
         n_parts: disjoint parts the responses were dealt into; figures are means over the parts that have a solution.
-        n_infeasible: parts whose thresholds are out of reach of their responses.
+        n_infeasible: parts without a certified solution, as a rule since their responses cannot reach the thresholds.
         multipliers_m: reward per score unit, shape (m,); NaN where no part has a solution.
         dual_value: D, reward units.
         kl: nats per prompt.

@@ -363,4 +363,5 @@ def _map_partition(function: Callable[[SampleBlock], T], partition: Partition) -
 
 
 def _block_counts(block: SampleBlock) -> IntArray:
-    return block.segments.counts_p
+    # A copy: a view would keep the whole partition it was read with.
+    return block.segments.counts_p.copy()

@@ -25,9 +25,10 @@ MAX_EVALUATIONS = 300
 
 # A start either converges quickly or was not close enough to help.
 _WARM_EVALUATIONS = 20
-# Nats per standard deviation of a score: up to the first a certified solution proves feasibility; beyond the second
-# the infimum is hardly attained, and Newton's steps into the distance would only meet underflow.
-_MODERATE = 5.0
+# Multipliers that move no response by more than this many nats prove feasibility when they are certified.
+_MODERATE_NATS = 8.0
+# Beyond this many nats per standard deviation of a score the infimum is hardly attained, and Newton's steps into the
+# distance would only meet underflow.
 _RUNAWAY = 100.0
 # With more prompts than this, Newton starts from the minimum over the larger of this many and a share of them.
 _SKETCH_PROMPTS = 1_000
@@ -117,8 +118,9 @@ class _ScaledDual:
 def solve_dual(problem: DualProblem, *, initial_multipliers: ArrayLike | None = None) -> DualSolution:
     """Solve the dual and certify the answer.
 
-    Feasibility is decided first, so that a minimum exists; the dual is convex, so that the minimum found is global;
-    and code independent of the solver checks it. A returned solution therefore always has ``kkt_residual <= 1e-8``.
+    A minimum exists where the thresholds are strictly feasible. That is decided first, unless Newton's method finds a
+    certified point with moderate multipliers at once, which proves it too. The dual is convex, so that a minimum is
+    global, and code independent of the solver checks it: a solution returned always has ``kkt_residual <= 1e-8``.
 
     Args:
         problem: the samples, thresholds and beta.
@@ -152,10 +154,10 @@ def solve_dual(problem: DualProblem, *, initial_multipliers: ArrayLike | None = 
 def has_moderate_multipliers(problem: DualProblem, lam_m: FloatArray) -> bool:
     """Whether a certified solution with these multipliers, shape (m,), proves that its thresholds are feasible.
 
-    Thresholds so close to the boundary that only the KKT tolerance makes them look attained need multipliers of some
-    ten nats per standard deviation of the score.
+    Where no two responses of a prompt are moved apart by more than twice this many nats, every response keeps a weight
+    that matters, and the means attained stay away from the boundary by more than the KKT tolerance.
     """
-    return float(lam_m @ problem.score_scale_m) <= _MODERATE * problem.beta
+    return float(lam_m @ problem.samples.facts.largest_score_m) <= _MODERATE_NATS * problem.beta
 
 
 def _build(problem: DualProblem, minimum: DualMinimum, certificate: Certificate) -> DualSolution:

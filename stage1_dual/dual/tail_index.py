@@ -24,6 +24,8 @@ LARGEST_USEFUL_K = 0.7
 
 # Fewer points than this do not determine a tail.
 _SHORTEST_TAIL = 5
+# What lies further below the largest than this does not count as part of a tail.
+_SMALLEST_SHARE = 1e-100
 # A weak prior at k = 1/2 worth this many points steadies short tails (Vehtari et al., appendix C).
 _PRIOR_POINTS = 10
 _GRID_STRETCH = 3.0
@@ -48,6 +50,9 @@ def _block_pareto_k(block: SampleBlock, *, lam_m: FloatArray, beta: float) -> Fl
         largest_pk = np.partition(weights_n[rows_pk], count - tail - 1, axis=1)[:, -tail - 1 :]
         largest_pk.sort(axis=1)
         k_p[places] = fit_tail(largest_pk[:, 1:] - largest_pk[:, :1])
+        # Weights that have collapsed onto fewer responses than make a tail: as heavy as can be.
+        counted_p = np.sum(largest_pk > _SMALLEST_SHARE * largest_pk[:, -1:], axis=1)
+        k_p[places[counted_p < _SHORTEST_TAIL]] = np.inf
     return k_p
 
 
@@ -62,7 +67,8 @@ def fit_tail(excess_pt: FloatArray) -> FloatArray:
     top = excess_pt[:, -1]
     # Ties at the threshold leave zeros at the bottom; the smallest positive excess then stands for the quartile.
     positive_pt = np.where(excess_pt > 0, excess_pt, np.inf)
-    quartile = np.where(quartile > 0, quartile, np.min(positive_pt, axis=1))
+    quartile = np.maximum(quartile, np.minimum(np.min(positive_pt, axis=1), top))
+    quartile = np.maximum(quartile, _SMALLEST_SHARE * top)
     fitted = np.flatnonzero(top > 0)
     if len(fitted) == 0:
         return k_p

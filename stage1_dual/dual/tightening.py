@@ -9,7 +9,7 @@ responses each, calls a constraint satisfied when its whole 95% interval is on t
 meets the demand exactly happens in 1 of 40 evaluations. With e the standard error of that evaluation and s that of the
 prediction (lam* comes from finitely many prompts too), tightening by
 
-    t = z_{0.975} e + z_a sqrt(e^2 + s^2) + (what finitely many responses add to the predicted slack)
+    t = z_{0.975} e + z_a sqrt(e^2 + s^2)
 
 makes it come out satisfied with probability a, for each constraint by itself and a policy that is the tilted optimum.
 A policy that falls short of it needs a ``reserve`` besides.
@@ -33,7 +33,6 @@ import numpy as np
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.inference import sandwich_standard_errors
 from stage1_dual.dual.problem import DualProblem
-from stage1_dual.dual.response_ladder import policy_bias
 from stage1_dual.dual.segments import FloatArray
 from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.solver import solve_dual
@@ -154,7 +153,4 @@ def _tightening(problem: DualProblem, solution: DualSolution, demand: Demand) ->
     assurance_m = np.where(asked_m, _Z_INTERVAL * evaluation_m + z_m * np.sqrt(evaluation_m**2 + errors**2), 0.0)
     second_moment = float(np.mean(problem.samples.counts_p / solution.ess_p))
     loss = math.sqrt(0.5) + math.sqrt(0.5 * second_moment)
-    # With finitely many responses the slack is predicted too large; what the evaluation finds has no part in that.
-    overstated_m = np.maximum(policy_bias(problem, solution.multipliers).slack, 0.0)
-    assurance_m = np.where(asked_m, np.maximum(assurance_m + overstated_m, 0.0), 0.0)
-    return assurance_m, loss * demand.score_error_m
+    return np.maximum(assurance_m, 0.0), loss * demand.score_error_m

@@ -8,7 +8,8 @@ The verdict is the worst of these signs, each against the two limits of :data:`L
   upwards long before.
 - ``pareto_k_fraction``: share of prompts whose weights have a Pareto k beyond 0.7; their effective sample sizes are
   themselves too optimistic.
-- ``drift``: largest relative change of lam* from half of the responses to all; about the bias that is still in lam*.
+- ``drift``: largest change of lam* from half of the responses to all, in units of lam* or of beta over the standard
+  deviation of the score, whichever is larger; about the bias that is still in lam*.
 - ``heldout_violation``: how far below 0 the whole interval of a held-out slack lies, in standard deviations of the
   constraint; lam* was fitted to its own prompts.
 - ``few_prompts``: 1 over the number of prompts; intervals are between prompts.
@@ -83,7 +84,7 @@ def judge_trust(
         "kl_share": _kl_share(solution.predicted_kl, diagnostics.log_samples),
         "pareto_k_fraction": diagnostics.pareto_k_fraction,
         "drift": _drift(ladder, solution),
-        "heldout_violation": _heldout_violation(problem, solution, heldout),
+        "heldout_violation": _heldout_violation(problem, heldout),
         "few_prompts": 1.0 / problem.n_prompts,
     }
     levels = {name: _level(name, value) for name, value in signs.items()}
@@ -93,7 +94,7 @@ def judge_trust(
     order = sorted(levels, key=lambda name: -levels[name])
     advice: tuple[str, ...] = ()
     if max(levels[name] for name in ("ess_fraction_below_2", "kl_share", "pareto_k_fraction", "drift")) > 0:
-        advice = tuple(_advise_on_tilt(problem, ladder, diagnostics))
+        advice = tuple(_advise_on_tilt(problem, ladder, diagnostics, levels))
     if levels["few_prompts"] or levels["heldout_violation"]:
         advice += (f"use more train prompts than {problem.n_prompts}",)
     return Trust(verdict, signs, tuple(sentences[name] for name in order if levels[name]), advice)
@@ -116,12 +117,13 @@ def _drift(ladder: ResponseLadder, solution: DualSolution) -> float:
     return float(np.max(np.abs(ladder.drift_m[moving]), initial=0.0))
 
 
-def _heldout_violation(problem: DualProblem, solution: DualSolution, heldout: HeldoutPrediction | None) -> float:
+def _heldout_violation(problem: DualProblem, heldout: HeldoutPrediction | None) -> float:
     if heldout is None:
         return math.nan
-    bound = (solution.multipliers > 0) & ~problem.is_constant_m
-    scale_m = problem.score_scale_m[bound]
-    return float(np.max(-heldout.slack_interval[bound, 1] / scale_m, initial=-math.inf)) if bound.any() else 0.0
+    varying = ~problem.is_constant_m
+    if not bool(np.any(varying)):
+        return 0.0
+    return float(np.max(-heldout.slack_interval[varying, 1] / problem.score_scale_m[varying]))
 
 
 def _sentences(
@@ -131,7 +133,7 @@ def _sentences(
     if math.isinf(signs["drift"]):
         drift = "on half of the responses per prompt the thresholds are out of reach"
     else:
-        drift = f"half of the responses per prompt give multipliers {signs['drift']:.0%} away"
+        drift = f"half of the responses per prompt move a multiplier by {signs['drift']:.0%} of its scale"
     return {
         "ess_fraction_below_2": (
             f"{signs['ess_fraction_below_2']:.0%} of the prompts have an effective sample size below 2 (median "
@@ -154,16 +156,21 @@ def _sentences(
     }
 
 
-def _advise_on_tilt(problem: DualProblem, ladder: ResponseLadder, diagnostics: Diagnostics) -> Iterator[str]:
-    beta = _sufficient_beta(problem)
-    if beta is not None:
-        yield f"raise beta from {problem.beta:.3g} to about {_two_digits(beta):g}"
-    responses = _sufficient_responses(ladder, diagnostics)
+def _advise_on_tilt(
+    problem: DualProblem, ladder: ResponseLadder, diagnostics: Diagnostics, levels: dict[str, int]
+) -> Iterator[str]:
     drawn = ladder.rungs[0].n_responses
-    if responses is None:
+    more = _sufficient_responses(ladder, diagnostics)
+    if any(levels[name] for name in ("ess_fraction_below_2", "kl_share", "pareto_k_fraction")):
+        beta = _sufficient_beta(problem)
+        if beta is not None:
+            yield f"raise beta from {problem.beta:.3g} to about {_round_up(beta):g}"
+    if more is None:
+        yield f"draw several times the {drawn:.0f} responses a prompt: on so few, what is needed cannot be told"
+    elif math.isinf(more):
         yield f"more responses than {drawn:.0f} a prompt will hardly do at this beta"
-    elif responses > drawn:
-        yield f"or draw about {_two_digits(responses):.0f} responses a prompt instead of {drawn:.0f}"
+    elif more > drawn:
+        yield f"or draw about {_round_up(more):.0f} responses a prompt instead of {drawn:.0f}"
 
 
 def _sufficient_beta(problem: DualProblem) -> float | None:
@@ -187,7 +194,10 @@ def _sufficient_beta(problem: DualProblem) -> float | None:
 
 
 def _sufficient_responses(ladder: ResponseLadder, diagnostics: Diagnostics) -> float | None:
-    """By extrapolating along the ladder: the effective sample size as a power of K, the KL as a line in log K."""
+    """By extrapolating along the ladder: the effective sample size as a power of K, the KL as a line in log K.
+
+    Infinite where no number in reach will do, None where the ladder cannot tell.
+    """
     if len(ladder.rungs) < 2 or not math.isfinite(ladder.rungs[1].kl):
         return None
     full, half = ladder.rungs[:2]
@@ -206,8 +216,10 @@ def _sufficient_responses(ladder: ResponseLadder, diagnostics: Diagnostics) -> f
     if math.isfinite(drift) and drift > LIMITS["drift"][0]:
         log_factors.append(math.log(drift / LIMITS["drift"][0]))
     log_wanted = math.log(full.n_responses) + max(log_factors)
-    return math.exp(log_wanted) if log_wanted <= math.log(_MOST_RESPONSES) else None
+    return math.exp(log_wanted) if log_wanted <= math.log(_MOST_RESPONSES) else math.inf
 
 
-def _two_digits(value: float) -> float:
-    return float(f"{value:.2g}")
+def _round_up(value: float) -> float:
+    """To two digits."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return float(f"{math.ceil(value / unit * (1 - 1e-9)) * unit:.2g}")

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline.score_tables
 import pipeline.tabular
 import stage1_dual.dual.on_disk
 from pipeline.cli import main
@@ -179,6 +180,13 @@ def test_a_frontier_of_two_ranges_is_their_grid(tmp_path, capsys):
         ({"prompt_id": ["a", None, "b", "b"]}, "column 'prompt_id' has 1 empty values (first rows: [1])"),
         ({"harmless": [[1.0], [2.0], [3.0], [4.0]]}, "column 'harmless' holds lists and 'helpfull' numbers"),
         ({"split": ["a", "b", "b", "test"]}, "no row of the split 'train'"),
+        ({"split": ["train", "train", "test", "test"]}, "has 1 prompt to solve on"),
+        (
+            {"prompt_id": [1.0, 1.0, 2.0, 2.0]},
+            "column 'prompt_id' is of type double; an id must be text or an integer",
+        ),
+        ({"sample_index": ["a", "b", "a", "b"]}, "column 'sample_index' is of type string; it must be an integer"),
+        ({"sample_index": [0, None, 0, 1]}, "column 'sample_index' has 1 empty values (first rows: [1])"),
     ],
 )
 def test_bad_tables_are_named(tmp_path, capsys, change, message):
@@ -198,6 +206,59 @@ def test_bad_tables_are_named(tmp_path, capsys, change, message):
     assert not (tmp_path / "out" / "dual.json").exists()
 
 
+def test_rows_are_counted_through_files_batches_and_lists(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pipeline.score_tables, "_CHUNK_ROWS", 4)
+    folder = tmp_path / "lists"
+    folder.mkdir()
+    for place in range(3):
+        scores = [[1.0, 2.0], [0.5, None if place == 2 else 1.5], [0.1, 0.2]]
+        table = {"prompt_id": [f"{place}{row}" for row in range(3)], "r": [[1.0, 0.0]] * 3, "g": scores}
+        write(folder / f"{place}.parquet", table)
+    asked = ["--reward", "r", "--constraint", "g >= 0", "--beta", "1", "--output", str(tmp_path / "out")]
+    assert main(["solve", "--table", str(folder), *asked, "--no-progress"]) == 2
+    assert "column 'g' has 1 empty values (first rows: [7])" in capsys.readouterr().err
+
+
+def test_results_inside_the_table_are_refused(tmp_path, capsys):
+    write(tmp_path / "t.parquet", columns())
+    asked = [*ASKED, "--beta", "1", "--output", str(tmp_path / "out")]
+    assert main(["solve", "--table", str(tmp_path), *asked, "--no-progress"]) == 2
+    assert "lies inside --table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([f"p{row}" for row in range(N_PROMPTS)]).dictionary_encode(),
+        pa.array([f"p{row}" for row in range(N_PROMPTS)], pa.large_string()),
+        pa.array([2**64 - 1 - row for row in range(N_PROMPTS)], pa.uint64()),
+        pa.array([-row for row in range(N_PROMPTS)], pa.int32()),
+    ],
+    ids=["dictionary", "large text", "unsigned", "negative"],
+)
+def test_ids_of_every_kind_and_names_with_dots(tmp_path, ids):
+    table = columns()
+    rows = pa.array(np.repeat(np.arange(N_PROMPTS), N_RESPONSES))
+    named = {"prompt_id": ids.take(rows), "a.help": table["helpful"], "harmless": table["harmless"]}
+    path = write(tmp_path / "t.parquet", named)
+    asked = [
+        "--reward",
+        "a.help",
+        "--constraint",
+        "harmless >=ref+0.4",
+        "--beta",
+        "1",
+        "--output",
+        str(tmp_path / "o"),
+    ]
+    assert main(["solve", "--table", str(path), *asked, "--no-progress"]) == 0
+    weights = pq.read_table(tmp_path / "o" / "weights.parquet")
+    assert weights["prompt_id"].combine_chunks().cast(pa.string()).to_pylist() == [
+        str(one) for one in named["prompt_id"].to_pylist()
+    ]
+    assert weights["weight"].to_numpy().reshape(N_PROMPTS, -1).sum(axis=1) == pytest.approx(1.0)
+
+
 def test_lists_of_unequal_length_are_named(tmp_path, capsys):
     path = write(
         tmp_path / "t.parquet",
@@ -214,7 +275,10 @@ def test_lists_of_unequal_length_are_named(tmp_path, capsys):
         (["--table", "nowhere"], "no such file"),
         (["--reserve", "harmful=0.1"], "a safeguard is asked for 'harmful'"),
         (["--reserve", "harmless"], "must be NAME=NUMBER"),
-        (["--assurance", "harmless=0.9"], "size of the evaluation"),
+        (["--assurance", "harmless=0.9"], "size of the evaluation, --evaluation-prompts"),
+        (["--assurance", "harmless=nan"], "--assurance 'harmless=nan': the number must be between 0 and 1"),
+        (["--reserve", "harmless=-1"], "--reserve 'harmless=-1': the number must be finite and not negative"),
+        (["--constraint", "harmless <= 9"], "'harmless' is bounded twice"),
         (["--constraint", "harmless => 3"], "harmless => 3"),
     ],
 )

@@ -19,8 +19,8 @@ from stage1_dual.ray_execution import RayExecutor
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[RayExecutor]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield RayExecutor.connect(None)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield RayExecutor.connect("local")
     ray.shutdown()
 
 

@@ -38,7 +38,7 @@ def test_stage1_shows_what_was_demanded_and_predicted(two_bounds: Any, width: in
     trust = two_bounds.dual["trust"]
     assert f"{trust['verdict'].upper()}: {trust['reasons'][0]}"[:60] in text
     corrected = two_bounds.dual["constraints"][0]["multiplier_corrected"]
-    assert f"corrected for finite responses {corrected:.3f}" in " ".join(text.split())
+    assert f"corrected for finite responses, as the intervals are, {corrected:.3f}" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from stage1_dual.dual import AttainableMeans, DualProblem, InfeasibleError, solve_dual
+from stage1_dual.dual import AttainableMeans, DualProblem, InfeasibleError, solve_dual, solve_frontier
 
 
 def _check_by_hand(error: InfeasibleError, g_pkm: np.ndarray, b_m: np.ndarray) -> None:
@@ -177,3 +177,15 @@ def test_margins_below_the_reference_are_always_feasible() -> None:
     problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=g_pkm.mean(axis=(0, 1)) - 0.1, beta=1.0)
     assert AttainableMeans(problem).judge(problem).status == "feasible"
     assert AttainableMeans(problem).largest_scale(problem) is None
+
+
+@pytest.mark.parametrize("start", [None, 20.0, 40.0])
+def test_the_boundary_is_seen_from_every_start(start: float | None) -> None:
+    """One response in 128 has the score: the multiplier moves it far although its standard deviation is small."""
+    rng = np.random.default_rng(0)
+    g_pk = np.zeros((200, 128))
+    g_pk[np.arange(200), rng.integers(128, size=200)] = 1.0
+    problem = DualProblem.from_arrays(rng.normal(size=g_pk.shape), g_pk, thresholds=1.0, beta=1.0)
+    with pytest.raises(InfeasibleError, match="boundary"):
+        solve_dual(problem, initial_multipliers=None if start is None else [start])
+    assert solve_frontier(problem, [0.5, 0.9, 1.0]).status_g.tolist() == ["certified", "certified", "boundary"]

@@ -251,3 +251,35 @@ def test_replicates_out_of_reach_make_the_interval_open() -> None:
     counts_bp = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=1_000)
     reach_b = counts_bp @ np.max(g_pkm[..., 0], axis=1) / 40
     assert intervals.infeasible_fraction == pytest.approx(np.mean(reach_b <= best - 0.02))
+
+
+def test_the_held_out_slack_of_a_margin_is_paired_with_the_reference() -> None:
+    """Prompts far apart, a gain that is the same on all of them: nothing but the gain is uncertain."""
+    rng = np.random.default_rng(0)
+    g_pk = rng.normal(size=(100, 64)) + 20 * rng.normal(size=(100, 1))
+    heldout = DualProblem.from_arrays(np.zeros_like(g_pk), g_pk, thresholds=g_pk.mean() + 0.5, beta=1.0)
+    widths = {}
+    for relative in (True, False):
+        found = predict_heldout(heldout, [0.45], thresholds_are_relative_m=[relative])
+        widths[relative] = float(np.diff(found.slack_interval[0])[0])
+        assert found.slack[0] == pytest.approx(found.slack_interval[0].mean(), abs=1e-9)
+    gain_p = tilt(heldout, np.array([0.45])).scores_mp[0] - g_pk.mean(axis=1)
+    assert widths[True] == pytest.approx(2 * 1.9842 * gain_p.std(ddof=1) / 10, rel=1e-3)
+    assert widths[False] > 50 * widths[True]
+
+
+def test_groups_of_prompts_are_thrown_together_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts sorted by source: groups of neighbours would be alike, and the intervals too wide."""
+    rng = np.random.default_rng(0)
+    offset_p = np.sort(rng.integers(2, size=2_000)) * 5.0
+    g_pk = rng.normal(size=(2_000, 16)) + offset_p[:, np.newaxis]
+    problem = DualProblem.from_arrays(-0.5 * g_pk, g_pk, thresholds=g_pk.mean() + 0.2, beta=1.0)
+    solution = solve_dual(problem)
+    errors = []
+    for units in (20_000, 100):
+        monkeypatch.setattr(stage1_dual.dual.inference, "_MOST_UNITS", units)
+        errors.append(float(sandwich_standard_errors(problem, solution).policy.constraints[0]))
+        intervals = bootstrap_intervals(problem, solution, rng=np.random.default_rng(1), n_replicates=2_000)
+        errors.append(float(np.diff(intervals.policy.constraints[0])[0]) / 3.92)
+    # 100 groups know a standard error to about 7%.
+    np.testing.assert_allclose(errors, errors[0], rtol=0.25)

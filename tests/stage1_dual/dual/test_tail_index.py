@@ -62,3 +62,10 @@ def test_k_of_a_problem_prompt_by_prompt() -> None:
     found = pareto_k(ragged, np.array([0.5]))
     np.testing.assert_allclose(found[:60], k_p, rtol=1e-12)
     assert np.isnan(found[60])
+
+
+def test_collapsed_weights_have_the_heaviest_tail_there_is() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=30, n_responses=128, n_constraints=1, seed=3)
+    for beta in (0.01, 0.002):
+        problem = DualProblem.from_arrays(6 * r_pk, g_pkm, thresholds=-5.0, beta=beta)
+        assert np.all(pareto_k(problem, np.zeros(1)) > 0.7)
