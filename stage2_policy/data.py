@@ -18,13 +18,16 @@ from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArt
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, require_unique
 
+GroupedRow = tuple[int, int]
+"""Number of a row, and of the group it is read in."""
+
 _WEIGHT_TOLERANCE = 1e-6
 _SAMPLE_COLUMNS = (*SAMPLE_KEY, "prompt_token_ids", "completion_token_ids", "sampler_logp")
 
 
 @dataclass(frozen=True)
-class Responses(Dataset[int]):
-    """Scored responses of some prompts, sorted by prompt; the item of a row is the row's number.
+class Responses(Dataset[GroupedRow]):
+    """Scored responses of some prompts, sorted by prompt; an item is what the sampler asks for, row and group.
 
     Attributes:
         prompt_ids: the prompts, in order.
@@ -46,8 +49,8 @@ class Responses(Dataset[int]):
         """Number of responses."""
         return len(self.sequences)
 
-    def __getitem__(self, row: int) -> int:
-        return row
+    def __getitem__(self, item: GroupedRow) -> GroupedRow:
+        return item
 
     @property
     def n_samples(self) -> np.ndarray:
@@ -147,18 +150,20 @@ def choose_held_out(prompt_ids: Sequence[str], *, fraction: float) -> list[int]:
     return sorted(order[:count])
 
 
-class StepSampler(Sampler[list[int]]):
+class StepSampler(Sampler[list[GroupedRow]]):
     """Rows of each microbatch: every response once an epoch, in an order that depends on seed and epoch only.
 
-    Responses of one prompt stay together in groups, groups are shuffled and dealt to the optimisation steps, and a
-    step is cut into microbatches by length to save padding. The order of the steps is uniformly random, so that the
-    sum over a step's rows, times the number of steps, is an unbiased estimate of the sum over all rows.
+    The responses of a prompt are dealt to groups at random, groups are dealt to the optimisation steps, and a step is
+    cut into microbatches between groups, by length to save padding. The order of the steps is uniformly random, so
+    that the sum over a step's groups, times the number of steps, is an unbiased estimate of the sum over all groups;
+    how a step is cut changes nothing but speed and memory.
 
     Args:
         responses: what is trained on.
         tokens_per_step: about how many tokens an optimisation step reads.
-        tokens_per_microbatch: about how many tokens are in memory at once.
-        responses_per_group: how many responses of one prompt are read in the same step.
+        tokens_per_microbatch: about how many tokens are in memory at once; a group is never cut, however long it is.
+        responses_per_group: how many responses of one prompt are compared with each other: those of a prompt are
+            dealt evenly to as many groups as come nearest to this size, so that none has a group of its own.
         seed: of the order.
     """
 
@@ -171,16 +176,19 @@ class StepSampler(Sampler[list[int]]):
         responses_per_group: int,
         seed: int,
     ) -> None:
-        self._prompt_p = responses.prompt_p
         self._length = np.array([len(prompt) + len(done) for prompt, done in responses.sequences])
-        self._responses_per_group = responses_per_group
+        self._rows_of_prompt = np.split(np.arange(len(responses)), np.flatnonzero(np.diff(responses.prompt_p)) + 1)
+        self._groups_of_prompt = [max(1, round(len(rows) / responses_per_group)) for rows in self._rows_of_prompt]
         self._seed = seed
         self._epoch = 0
         tokens = int(self._length.sum())
-        self.n_steps = min(max(1, round(tokens / tokens_per_step)), len(responses))
-        fewest_rows = len(responses) // self.n_steps
+        n_groups = sum(self._groups_of_prompt)
+        self.n_steps = min(max(1, round(tokens / tokens_per_step)), n_groups)
+        fewest_groups = n_groups // self.n_steps
         # A quarter more room: for padding, and for steps longer than the average one.
-        self.microbatches_per_step = min(math.ceil(1.25 * tokens / self.n_steps / tokens_per_microbatch), fewest_rows)
+        self.microbatches_per_step = min(
+            math.ceil(1.25 * tokens / self.n_steps / tokens_per_microbatch), fewest_groups
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""
@@ -190,34 +198,30 @@ class StepSampler(Sampler[list[int]]):
         """Microbatches of an epoch."""
         return self.n_steps * self.microbatches_per_step
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """Rows of each microbatch, as many microbatches for each step."""
+    def __iter__(self) -> Iterator[list[GroupedRow]]:
+        """Rows of each microbatch with the groups they are in, as many microbatches for each step."""
         rng = np.random.default_rng([self._seed, self._epoch])
-        order = rng.permutation(len(self._prompt_p))
-        order = order[np.argsort(self._prompt_p[order], kind="stable")]
-        _, counts = np.unique(self._prompt_p, return_counts=True)
         groups = [
             group
-            for rows in np.split(order, np.cumsum(counts)[:-1])
-            for group in np.split(rows, range(self._responses_per_group, len(rows), self._responses_per_group))
+            for rows, count in zip(self._rows_of_prompt, self._groups_of_prompt, strict=True)
+            for group in np.array_split(rng.permutation(rows), count)
         ]
-        rows = np.concatenate([groups[place] for place in rng.permutation(len(groups))])
-        steps = np.array_split(rows, self.n_steps)
+        steps = np.array_split(rng.permutation(len(groups)), self.n_steps)
         for place in rng.permutation(self.n_steps):
-            yield from self._cut(steps[place])
+            yield from self._cut([groups[group] for group in steps[place]])
 
-    def _cut(self, rows: np.ndarray) -> Iterator[list[int]]:
-        rows = rows[np.argsort(self._length[rows], kind="stable")]
-        tokens = np.cumsum(self._length[rows])
+    def _cut(self, groups: list[np.ndarray]) -> Iterator[list[GroupedRow]]:
+        groups = sorted(groups, key=lambda rows: int(self._length[rows].max()))
+        tokens = np.cumsum([self._length[rows].sum() for rows in groups])
         shares = np.arange(1, self.microbatches_per_step) / self.microbatches_per_step
-        # At least one row each: an empty microbatch would have nothing to back-propagate.
+        # At least one group each: an empty microbatch would have nothing to back-propagate.
         cuts = np.clip(
             np.searchsorted(tokens, shares * tokens[-1]),
             np.arange(1, self.microbatches_per_step),
-            len(rows) - np.arange(self.microbatches_per_step - 1, 0, -1),
+            len(groups) - np.arange(self.microbatches_per_step - 1, 0, -1),
         )
-        for part in np.split(rows, cuts):
-            yield part.tolist()
+        for part in np.split(np.arange(len(groups)), cuts):
+            yield [(int(row), place) for place, group in enumerate(part) for row in groups[group]]
 
 
 def _require_chain(

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 
 from stage2_policy.data import Responses, segment_softmax
-from stage2_policy.objectives import RowLoss, Targets
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,8 @@ class HeldOutEstimate:
     by v_k = softmax_k(log pi_theta - log pi_ref) (self-normalised importance sampling; biased by O(1/K)).
 
     Attributes:
-        loss: the objective's value, nats.
+        loss: KL(v || w) to the tilted weights w, nats per prompt: what is left of the gap, whatever is trained. The
+            checkpoint with the least is kept.
         tilt: E_theta[r + <lam*, g - b>], reward units.
         kl: KL(pi_theta || pi_ref), nats per prompt.
         lagrangian: ``tilt - beta * kl``, reward units.
@@ -43,9 +42,7 @@ class HeldOutEstimate:
         return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
 
 
-def estimate_held_out(
-    responses: Responses, *, logp: np.ndarray, ref_logp: np.ndarray, beta: float, row_loss: RowLoss
-) -> HeldOutEstimate:
+def estimate_held_out(responses: Responses, *, logp: np.ndarray, ref_logp: np.ndarray, beta: float) -> HeldOutEstimate:
     """Estimate how close a policy is to the tilted optimum.
 
     Args:
@@ -53,37 +50,28 @@ def estimate_held_out(
         logp: log pi_theta(y|x), nats, shape (n,).
         ref_logp: log pi_ref(y|x) by the same arithmetic, nats, shape (n,).
         beta: KL strength, reward per nat.
-        row_loss: the training objective.
     """
     prompt_p, n_prompts = responses.prompt_p, len(responses.prompt_ids)
     n_samples = responses.n_samples
     uniform = 1.0 / n_samples
-    losses = row_loss(
-        torch.from_numpy(logp),
-        Targets(
-            ref_logp=torch.from_numpy(ref_logp),
-            weight=torch.from_numpy(responses.weight),
-            n_samples=torch.from_numpy(n_samples),
-            largest_ratio=torch.from_numpy(responses.largest_ratio),
-        ),
-    )
     policy_weight = segment_softmax(logp - ref_logp, prompt_p)
 
-    def lagrangian(weight: np.ndarray) -> tuple[float, float]:
+    def tilt_and_kl(weight: np.ndarray) -> tuple[float, float]:
         present = weight > 0
         kl = float(np.sum(weight[present] * np.log(weight[present] * n_samples[present]))) / n_prompts
         return float(np.sum(weight * responses.tilt)) / n_prompts, kl
 
-    tilt, kl = lagrangian(policy_weight)
-    ref_tilt, _ = lagrangian(uniform)
-    best_tilt, best_kl = lagrangian(responses.weight)
+    tilt, kl = tilt_and_kl(policy_weight)
+    ref_tilt, _ = tilt_and_kl(uniform)
+    best_tilt, best_kl = tilt_and_kl(responses.weight)
+    lagrangian, optimum = tilt - beta * kl, best_tilt - beta * best_kl
     ess_p = 1.0 / np.bincount(prompt_p, weights=policy_weight**2)
     return HeldOutEstimate(
-        loss=float(losses.sum()) / n_prompts,
+        loss=(optimum - lagrangian) / beta,
         tilt=tilt,
         kl=kl,
-        lagrangian=tilt - beta * kl,
-        closed_fraction=(tilt - beta * kl - ref_tilt) / (best_tilt - beta * best_kl - ref_tilt),
+        lagrangian=lagrangian,
+        closed_fraction=(lagrangian - ref_tilt) / (optimum - ref_tilt),
         ratio=float(np.sum(np.exp(logp - ref_logp) * uniform)) / n_prompts,
         ess_fraction=float(np.mean(ess_p / np.bincount(prompt_p))),
     )

@@ -6,12 +6,14 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
@@ -29,12 +31,13 @@ from typing_extensions import override
 
 from pipeline.contracts.artifacts import write_json
 from pipeline.contracts.errors import InputError
-from stage2_policy.callbacks import ProgressBar, StopOnDivergence
-from stage2_policy.data import Responses, StepSampler, TrainingData, read_training_data
+from stage2_policy.callbacks import ProgressBar, RestartOptimiser, StopOnDivergence
+from stage2_policy.data import GroupedRow, Responses, StepSampler, TrainingData, read_training_data
 from stage2_policy.export import save_policy, write_model_card
 from stage2_policy.held_out import HeldOutEstimate, estimate_held_out
 from stage2_policy.logprobs import SequenceBatch, build_batch, score_sequences, sequence_logp
-from stage2_policy.objectives import Objective, Targets, read_objective
+from stage2_policy.objectives import Targets
+from stage2_policy.schedule import Phase, Schedule, validate_phases
 
 TRAINING_LOG = "training_log.json"
 _CHECKPOINTS = "checkpoints"
@@ -45,24 +48,24 @@ class TrainSettings:
     """The one fine-tuning run. There is no lambda and no beta here: they come from dual.json.
 
     Attributes:
-        objective: name in :data:`stage2_policy.objectives.OBJECTIVES`.
-        learning_rate: peak rate of AdamW.
-        epochs: passes over the training responses.
+        phases: what is minimised, in order; the optimiser starts each one afresh.
+        epochs: passes over the training responses, all phases together.
         tokens_per_step: tokens an optimisation step reads, prompt and response, about.
         tokens_per_microbatch: tokens in memory at once; affects speed and memory only.
-        responses_per_group: how many responses of a prompt are read in the same step.
-        warmup_ratio: share of the steps over which the rate rises; after it, it falls to zero on a cosine.
+        responses_per_group: how many responses of a prompt are compared with each other, about.
+        warmup_ratio: share of the steps of a phase over which the rate rises.
         weight_decay: of AdamW.
         max_grad_norm: gradients are scaled down to this norm.
         held_out_fraction: share of the train prompts that choose the checkpoint instead of training it.
         evaluations: held-out evaluations, and checkpoints, over the run.
         patience: stop after so many evaluations without a better one.
         dtype: of the arithmetic; weights and optimiser stay in float32.
-        seed: of the order of the responses, and of dropout where a model has it.
+        train_embeddings: whether the embeddings, and a head that is not tied to them, are trained too.
+        adam_beta2: of AdamW: how long it remembers the size of gradients.
+        seed: of the order of the responses, of drawn labels, and of dropout where a model has it.
     """
 
-    objective: str = "tilted_nll"
-    learning_rate: float = 3e-4
+    phases: tuple[Phase, ...] = (Phase("tilted_nll", 3e-4),)
     epochs: float = 1.0
     tokens_per_step: int = 16384
     tokens_per_microbatch: int = 8192
@@ -70,6 +73,8 @@ class TrainSettings:
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    train_embeddings: bool = True
+    adam_beta2: float = 0.999
     held_out_fraction: float = 0.1
     evaluations: int = 12
     patience: int = 4
@@ -114,13 +119,14 @@ class TiltedTrainer(Trainer):
     Args:
         model: the policy, initialised from the reference.
         args: ordinary training arguments; ``gradient_accumulation_steps`` must be ``sampler.microbatches_per_step``.
-        objective: what is minimised.
+        schedule: what is minimised at each step, and at what rate.
         train: responses trained on.
         ref_logp: log pi_ref of them, nats, shape (n,).
         held_out: responses that choose the checkpoint.
         held_out_ref_logp: log pi_ref of them, nats.
         sampler: rows of each microbatch.
         beta: KL strength, reward per nat.
+        label_seed: of the noise of drawn labels.
         token_budget: tokens of a held-out batch.
     """
 
@@ -131,23 +137,26 @@ class TiltedTrainer(Trainer):
         model: PreTrainedModel,
         args: TrainingArguments,
         *,
-        objective: Objective,
+        schedule: Schedule,
         train: Responses,
         ref_logp: np.ndarray,
         held_out: Responses,
         held_out_ref_logp: np.ndarray,
         sampler: StepSampler,
         beta: float,
+        label_seed: int,
         token_budget: int,
         callbacks: Sequence[TrainerCallback],
     ) -> None:
         super().__init__(model, args, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks))
         self._policy = model
-        self._objective = objective
+        self._schedule = schedule
         self._train = train
         self._targets = {
             "ref_logp": torch.from_numpy(ref_logp).float(),
             "weight": torch.from_numpy(train.weight).float(),
+            "score": torch.from_numpy(train.tilt / beta).float(),
+            "label_noise": torch.from_numpy(np.random.default_rng(label_seed).gumbel(size=len(train))).float(),
             "n_samples": torch.from_numpy(train.n_samples),
             "largest_ratio": torch.from_numpy(train.largest_ratio).float(),
         }
@@ -158,22 +167,33 @@ class TiltedTrainer(Trainer):
         self._token_budget = token_budget
 
     @override
-    def get_train_dataloader(self) -> DataLoader[int]:
+    def get_train_dataloader(self) -> DataLoader[GroupedRow]:
         """Microbatches in the sampler's order."""
-        loader: DataLoader[int] = DataLoader(
+        loader: DataLoader[GroupedRow] = DataLoader(
             self._train,
             batch_sampler=self._sampler,
             collate_fn=self._collate,
             pin_memory=self.args.dataloader_pin_memory,
         )
-        prepared: DataLoader[int] = self.accelerator.prepare(loader)
+        prepared: DataLoader[GroupedRow] = self.accelerator.prepare(loader)
         return prepared
 
-    def _collate(self, rows: list[int]) -> dict[str, torch.Tensor]:
+    def _collate(self, items: list[GroupedRow]) -> dict[str, torch.Tensor]:
+        rows = [row for row, _ in items]
         return {
             **vars(build_batch([self._train.sequences[row] for row in rows])),
             **{name: values[rows] for name, values in self._targets.items()},
+            "group": torch.tensor([group for _, group in items]),
         }
+
+    @override
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
+        """The rate of the schedule at each step."""
+        peak = self.args.learning_rate
+        self.lr_scheduler = LambdaLR(
+            self.optimizer if optimizer is None else optimizer, lambda step: self._schedule.rate(step) / peak
+        )
+        return self.lr_scheduler
 
     @override
     def compute_loss(
@@ -188,10 +208,12 @@ class TiltedTrainer(Trainer):
         The mean over the microbatches of an epoch is exactly the mean over prompts of the sum over their responses.
         """
         batch = SequenceBatch(**{name: inputs[name] for name in SequenceBatch.__dataclass_fields__})
-        losses = self._objective.row_loss(
-            sequence_logp(model, batch),
-            Targets(**{name: inputs[name] for name in self._targets}),
+        targets = Targets(
+            **{name: inputs[name] for name in self._targets},
+            group=inputs["group"],
+            beta=torch.tensor(self._beta),
         )
+        losses = self._schedule.objective(self.state.global_step).row_loss(sequence_logp(model, batch), targets)
         return losses.sum() * (len(self._sampler) / len(self._train.prompt_ids))
 
     @override
@@ -215,7 +237,6 @@ class TiltedTrainer(Trainer):
             logp=logp,
             ref_logp=self._held_out_ref_logp,
             beta=self._beta,
-            row_loss=self._objective.row_loss,
         )
 
 
@@ -250,41 +271,148 @@ def train_policy(
     """
     started = time.monotonic()
     _validate(settings)
-    objective = read_objective(settings.objective)
     data = read_training_data(
         reference=reference, samples=samples, tilted=tilted, dual=dual, held_out_fraction=settings.held_out_fraction
     )
     set_seed(settings.seed)
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
-    trainer, held_out_ref_logp = _build_trainer(
-        model, data, objective=objective, settings=settings, folder=output / _CHECKPOINTS, show_progress=show_progress
+    torch.nn.Module.to(model, PartialState().device)
+    ref_logp = score_reference(model, data, settings=settings, show_progress=show_progress)
+    fit = fit_policy(
+        model,
+        data,
+        ref_logp=ref_logp,
+        settings=settings,
+        checkpoints=output / _CHECKPOINTS,
+        show_progress=show_progress,
     )
-    start = trainer.estimate(held_out_ref_logp)
-    trainer.train(resume_from_checkpoint=_last_checkpoint(output / _CHECKPOINTS))
+    write_json(output / TRAINING_LOG, fit.curve)
+    save_policy(model, AutoTokenizer.from_pretrained(reference), output)
+    write_model_card(output, dual=data.dual, evaluation=None, identities=data.identities, training=asdict(settings))
+    shutil.rmtree(output / _CHECKPOINTS)  # last: a run killed before this line still continues
+    return TrainResult(
+        steps=fit.steps,
+        best_step=fit.best_step,
+        stop_reason=fit.stop_reason,
+        held_out=fit.held_out,
+        held_out_reference=fit.held_out_reference,
+        n_train_prompts=len(data.train.prompt_ids),
+        n_held_out_prompts=len(data.held_out.prompt_ids),
+        n_responses=len(data.train),
+        sampler_gap=float(np.mean(np.abs(ref_logp.held_out - data.held_out.sampler_logp))),
+        wall_seconds=time.monotonic() - started,
+        identities=data.identities,
+    )
+
+
+@dataclass(frozen=True)
+class ReferenceLogp:
+    """Log pi_ref of the responses, nats, by the arithmetic of training.
+
+    Attributes:
+        train: of those trained on, shape (n,); zeros where no objective of the run reads them.
+        held_out: of those that choose the checkpoint, shape (h,).
+    """
+
+    train: np.ndarray
+    held_out: np.ndarray
+
+
+def score_reference(
+    model: PreTrainedModel, data: TrainingData, *, settings: TrainSettings, show_progress: bool
+) -> ReferenceLogp:
+    """Log-probabilities of the responses under the reference policy, once for the whole run.
+
+    Args:
+        model: the reference policy.
+        data: the responses.
+        settings: of the run.
+        show_progress: show progress bars.
+    """
+    uses_reference = any(objective.uses_reference for objective in validate_phases(settings.phases))
+    parts = {"train": data.train if uses_reference else None, "held_out": data.held_out}
+    return ReferenceLogp(
+        **{
+            name: np.zeros(len(data.train))
+            if responses is None
+            else score_sequences(
+                model,
+                responses.sequences,
+                token_budget=settings.tokens_per_microbatch,
+                show_progress=show_progress,
+                description=f"reference, {name} responses",
+            )
+            for name, responses in parts.items()
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the optimisation did; the model holds the weights that were kept.
+
+    Attributes:
+        curve: the log of the run, the reference at step 0 first.
+        steps: optimisation steps taken.
+        best_step: step of the weights that were kept.
+        stop_reason: why the run ended.
+        held_out: estimate of the policy that was kept.
+        held_out_reference: the same for the reference policy.
+    """
+
+    curve: Sequence[Mapping[str, Any]]
+    steps: int
+    best_step: int
+    stop_reason: str
+    held_out: HeldOutEstimate
+    held_out_reference: HeldOutEstimate
+
+
+def fit_policy(
+    model: PreTrainedModel,
+    data: TrainingData,
+    *,
+    ref_logp: ReferenceLogp,
+    settings: TrainSettings,
+    checkpoints: Path,
+    show_progress: bool,
+) -> Fit:
+    """Train a model that starts as the reference policy; it ends as the best policy on held-out prompts.
+
+    Args:
+        model: the reference policy; trained in place.
+        data: what is trained on.
+        ref_logp: the reference's log-probabilities of it.
+        settings: of the run.
+        checkpoints: folder of checkpoints; a run that left some there is continued.
+        show_progress: show a progress bar.
+
+    Raises:
+        InputError: a setting out of range.
+        TrainingDivergedError: the loss is no longer a number.
+    """
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        part.requires_grad_(settings.train_embeddings)
+    trainer = _build_trainer(
+        model, data, ref_logp=ref_logp, settings=settings, checkpoints=checkpoints, show_progress=show_progress
+    )
+    start = trainer.estimate(ref_logp.held_out)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
     state = trainer.state
     curve = [{"step": 0, "epoch": 0.0, **start.metrics("eval")}, *state.log_history]
     assert state.best_global_step is not None  # every run evaluates at least once, at a finite loss
     best = next(entry for entry in curve if entry["step"] == state.best_global_step and "eval_loss" in entry)
-    write_json(output / TRAINING_LOG, curve)
-    save_policy(model, AutoTokenizer.from_pretrained(reference), output)
-    write_model_card(output, dual=data.dual, evaluation=None, identities=data.identities, training=vars(settings))
-    shutil.rmtree(output / _CHECKPOINTS)  # last: a run killed before this line still continues
-    return TrainResult(
+    return Fit(
+        curve=curve,
         steps=state.global_step,
         best_step=state.best_global_step,
         stop_reason=(
             "all epochs done"
             if state.global_step >= state.max_steps
-            else f"no better held-out loss in {settings.patience} evaluations"
+            else f"the held-out gap has not fallen in {settings.patience} evaluations"
         ),
         held_out=HeldOutEstimate(**{name: best[f"eval_{name}"] for name in HeldOutEstimate.__dataclass_fields__}),
         held_out_reference=start,
-        n_train_prompts=len(data.train.prompt_ids),
-        n_held_out_prompts=len(data.held_out.prompt_ids),
-        n_responses=len(data.train),
-        sampler_gap=float(np.mean(np.abs(held_out_ref_logp - data.held_out.sampler_logp))),
-        wall_seconds=time.monotonic() - started,
-        identities=data.identities,
     )
 
 
@@ -292,11 +420,11 @@ def _build_trainer(
     model: PreTrainedModel,
     data: TrainingData,
     *,
-    objective: Objective,
+    ref_logp: ReferenceLogp,
     settings: TrainSettings,
-    folder: Path,
+    checkpoints: Path,
     show_progress: bool,
-) -> tuple[TiltedTrainer, np.ndarray]:
+) -> TiltedTrainer:
     sampler = StepSampler(
         data.train,
         tokens_per_step=settings.tokens_per_step,
@@ -306,14 +434,14 @@ def _build_trainer(
     )
     steps = math.ceil(settings.epochs * sampler.n_steps)
     interval = max(1, math.ceil(steps / settings.evaluations))
+    schedule = Schedule(settings.phases, steps=steps, warmup_ratio=settings.warmup_ratio)
     args = TrainingArguments(
-        output_dir=str(folder),
+        output_dir=str(checkpoints),
         max_steps=steps,
         gradient_accumulation_steps=sampler.microbatches_per_step,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=math.ceil(settings.warmup_ratio * steps),
+        learning_rate=schedule.peak_rate,
         weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.dtype == "bfloat16",
         eval_strategy="steps",
@@ -331,42 +459,27 @@ def _build_trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=settings.seed,
     )
-    torch.nn.Module.to(model, args.device)
-    held_out_ref_logp = score_sequences(
-        model,
-        data.held_out.sequences,
-        token_budget=settings.tokens_per_microbatch,
-        show_progress=show_progress,
-        description="reference, held-out responses",
-    )
-    ref_logp = np.zeros(len(data.train))
-    if objective.uses_reference:
-        ref_logp = score_sequences(
-            model,
-            data.train.sequences,
-            token_budget=settings.tokens_per_microbatch,
-            show_progress=show_progress,
-            description="reference, training responses",
-        )
     trainer = TiltedTrainer(
         model,
         args,
-        objective=objective,
+        schedule=schedule,
         train=data.train,
-        ref_logp=ref_logp,
+        ref_logp=ref_logp.train,
         held_out=data.held_out,
-        held_out_ref_logp=held_out_ref_logp,
+        held_out_ref_logp=ref_logp.held_out,
         sampler=sampler,
         beta=data.beta,
+        label_seed=settings.seed,
         token_budget=settings.tokens_per_microbatch,
         callbacks=[
+            RestartOptimiser(schedule),
             StopOnDivergence(),
             EarlyStoppingCallback(early_stopping_patience=settings.patience),
             *([ProgressBar()] if show_progress else []),
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    return trainer, held_out_ref_logp
+    return trainer
 
 
 def _last_checkpoint(folder: Path) -> str | None:
@@ -386,8 +499,8 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 
 def _validate(settings: TrainSettings) -> None:
+    uses_groups = any(objective.uses_groups for objective in validate_phases(settings.phases))
     positive = (
-        "learning_rate",
         "epochs",
         "tokens_per_step",
         "tokens_per_microbatch",
@@ -399,6 +512,13 @@ def _validate(settings: TrainSettings) -> None:
         value = getattr(settings, name)
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"training setting `{name}` is {value}; it must be a positive number")
+    if uses_groups and settings.responses_per_group < 2:
+        raise InputError(
+            f"training setting `responses_per_group` is {settings.responses_per_group}; an objective of the run "
+            "compares responses of a prompt and needs at least 2"
+        )
+    if not 0 <= settings.adam_beta2 < 1:
+        raise InputError(f"training setting `adam_beta2` is {settings.adam_beta2}; it must be in [0, 1)")
     for name in ("warmup_ratio", "weight_decay", "max_grad_norm"):
         value = getattr(settings, name)
         if not (math.isfinite(value) and value >= 0):

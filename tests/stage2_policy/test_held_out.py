@@ -5,7 +5,6 @@ import pytest
 
 from stage2_policy.data import Responses, segment_softmax
 from stage2_policy.held_out import estimate_held_out
-from stage2_policy.objectives import tilted_kl
 
 BETA = 0.5
 
@@ -27,16 +26,25 @@ def responses() -> Responses:
 
 def test_reference_closes_nothing_and_the_tilted_weights_everything(responses: Responses) -> None:
     ref_logp = np.random.default_rng(1).normal(size=34)
-    reference = estimate_held_out(responses, logp=ref_logp, ref_logp=ref_logp, beta=BETA, row_loss=tilted_kl)
+    reference = estimate_held_out(responses, logp=ref_logp, ref_logp=ref_logp, beta=BETA)
     log_ratio = np.log(responses.weight * responses.n_samples)
-    tilted = estimate_held_out(responses, logp=ref_logp + log_ratio, ref_logp=ref_logp, beta=BETA, row_loss=tilted_kl)
+    tilted = estimate_held_out(responses, logp=ref_logp + log_ratio, ref_logp=ref_logp, beta=BETA)
 
     assert reference.closed_fraction == pytest.approx(0, abs=1e-12)
     assert reference.kl == pytest.approx(0, abs=1e-12)
     assert reference.ess_fraction == pytest.approx(1)
     assert tilted.closed_fraction == pytest.approx(1)
     assert tilted.ratio == pytest.approx(1)
-    assert tilted.loss < reference.loss
+    assert tilted.loss == pytest.approx(0, abs=1e-12)
+
+
+def test_what_is_left_of_the_gap_is_the_divergence_to_the_tilted_weights(responses: Responses) -> None:
+    logp = np.random.default_rng(3).normal(size=34)
+    policy = segment_softmax(logp, responses.prompt_p)
+    estimate = estimate_held_out(responses, logp=logp, ref_logp=np.zeros(34), beta=BETA)
+
+    assert estimate.loss == pytest.approx(float(np.sum(policy * np.log(policy / responses.weight))) / 3)
+    assert estimate.loss > 0
 
 
 def test_lagrangian_is_the_dual_at_the_tilted_weights(responses: Responses) -> None:
@@ -45,7 +53,7 @@ def test_lagrangian_is_the_dual_at_the_tilted_weights(responses: Responses) -> N
         [BETA * np.log(np.mean(np.exp(responses.tilt[responses.prompt_p == place] / BETA))) for place in range(3)]
     )
     log_ratio = np.log(responses.weight * responses.n_samples)
-    estimate = estimate_held_out(responses, logp=log_ratio, ref_logp=np.zeros(34), beta=BETA, row_loss=tilted_kl)
+    estimate = estimate_held_out(responses, logp=log_ratio, ref_logp=np.zeros(34), beta=BETA)
 
     assert estimate.lagrangian == pytest.approx(dual, abs=1e-12)
 
@@ -55,5 +63,5 @@ def test_any_other_policy_closes_less_than_everything(responses: Responses) -> N
     log_ratio = np.log(responses.weight * responses.n_samples)
     for scale in (0.1, 1.0, 3.0):
         logp = log_ratio + scale * rng.normal(size=34)
-        estimate = estimate_held_out(responses, logp=logp, ref_logp=np.zeros(34), beta=BETA, row_loss=tilted_kl)
+        estimate = estimate_held_out(responses, logp=logp, ref_logp=np.zeros(34), beta=BETA)
         assert estimate.closed_fraction < 1

@@ -6,11 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -18,12 +17,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from pipeline.contracts.errors import InputError
 from stage2_policy.callbacks import TrainingDivergedError
 from stage2_policy.data import read_training_data
+from stage2_policy.held_out import estimate_held_out
 from stage2_policy.logprobs import IGNORED, score_sequences
+from stage2_policy.objectives import OBJECTIVES
+from stage2_policy.schedule import Phase
 from stage2_policy.trainer import TrainResult, TrainSettings, train_policy
 
 SETTINGS = TrainSettings(
-    objective="tilted_nll",
-    learning_rate=1e-3,
+    phases=(Phase("tilted_listwise", 1e-3, share=2), Phase({"tilted_regression": 1.0, "tilted_nll": 0.1}, 5e-4)),
     epochs=8,
     tokens_per_step=300,
     tokens_per_microbatch=160,
@@ -37,9 +38,11 @@ SETTINGS = TrainSettings(
 _RUN = """
 import json, sys, torch
 from pathlib import Path
+from stage2_policy.schedule import Phase
 from stage2_policy.trainer import TrainSettings, train_policy
 torch.set_num_threads(1)
 folders, output, settings = json.loads(sys.argv[1])
+settings["phases"] = tuple(Phase(**phase) for phase in settings["phases"])
 train_policy(
     **{name: Path(path) for name, path in folders.items()},
     output=Path(output), settings=TrainSettings(**settings), show_progress=False,
@@ -60,18 +63,35 @@ def curve(output: Path) -> list[dict[str, float]]:
     return [entry for entry in log if not any(name in entry for name in timings)]
 
 
-def test_training_lowers_its_own_objective(stage_one: Any, trained: tuple[TrainResult, Path]) -> None:
+def test_training_closes_the_gap_on_what_it_trains_on(stage_one: Any, trained: tuple[TrainResult, Path]) -> None:
     result, output = trained
     train = read_training_data(**vars(stage_one), held_out_fraction=0.25).train
-    losses = []
-    for folder in (stage_one.reference, output):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        logp = score_sequences(model, train.sequences, token_budget=1000, show_progress=False)
-        losses.append(-float(np.sum(train.weight * logp)) / len(train.prompt_ids))
+    logp, ref_logp = (
+        score_sequences(
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+            train.sequences,
+            token_budget=1000,
+            show_progress=False,
+        )
+        for folder in (output, stage_one.reference)
+    )
 
-    assert losses[1] < losses[0] - 0.1
+    assert estimate_held_out(train, logp=logp, ref_logp=ref_logp, beta=0.5).closed_fraction > 0.3
     assert result.stop_reason == "all epochs done"
     assert result.n_train_prompts + result.n_held_out_prompts == 8
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_size_of_a_microbatch_changes_nothing(objective: str, stage_one: Any, tmp_path: Path) -> None:
+    curves = []
+    for tokens in (10_000, 120):
+        settings = replace(SETTINGS, phases=(Phase(objective, 1e-3),), epochs=1, tokens_per_microbatch=tokens)
+        train_policy(**vars(stage_one), output=tmp_path / str(tokens), settings=settings, show_progress=False)
+        curves.append(curve(tmp_path / str(tokens)))
+
+    assert len(curves[0]) > 4
+    for one, many in zip(*curves, strict=True):
+        assert many == pytest.approx(one, rel=1e-4, abs=1e-5)
 
 
 def test_kept_checkpoint_is_the_best_of_the_curve(stage_one: Any, trained: tuple[TrainResult, Path]) -> None:
@@ -83,8 +103,11 @@ def test_kept_checkpoint_is_the_best_of_the_curve(stage_one: Any, trained: tuple
     held_out = read_training_data(**vars(stage_one), held_out_fraction=0.25).held_out
     model = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
     logp = score_sequences(model, held_out.sequences, token_budget=1000, show_progress=False)
-    loss = -float(np.sum(held_out.weight * logp)) / len(held_out.prompt_ids)
-    assert loss == pytest.approx(evaluated[kept], abs=1e-4)
+    reference = AutoModelForCausalLM.from_pretrained(stage_one.reference, dtype=torch.float32)
+    ref_logp = score_sequences(reference, held_out.sequences, token_budget=1000, show_progress=False)
+    gap = estimate_held_out(held_out, logp=logp, ref_logp=ref_logp, beta=0.5).loss
+    assert gap == pytest.approx(evaluated[kept], abs=1e-4)
+    assert gap == pytest.approx(result.held_out.loss, abs=1e-4)
 
 
 def test_curve_begins_at_the_reference(trained: tuple[TrainResult, Path]) -> None:
@@ -131,7 +154,7 @@ def test_killed_run_continues_to_the_same_curve_and_policy(
     stage_one: Any, trained: tuple[TrainResult, Path], tmp_path: Path
 ) -> None:
     folders = {name: str(path) for name, path in vars(stage_one).items()}
-    command = [sys.executable, "-c", _RUN, json.dumps([folders, str(tmp_path), vars(SETTINGS)])]
+    command = [sys.executable, "-c", _RUN, json.dumps([folders, str(tmp_path), asdict(SETTINGS)])]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
@@ -160,18 +183,18 @@ def test_killed_run_continues_to_the_same_curve_and_policy(
 
 
 def test_divergence_stops_with_the_reason(stage_one: Any, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, learning_rate=1e30, warmup_ratio=0.0)
+    settings = replace(SETTINGS, phases=(Phase("tilted_nll", 1e30),), warmup_ratio=0.0)
 
     with pytest.raises(TrainingDivergedError, match=r"training diverged: .* at step \d+ of \d+; try a learning_rate"):
         train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
 
 
 def test_a_run_that_gets_no_better_stops_early(stage_one: Any, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, objective="tilted_kl", learning_rate=0.05, evaluations=40, patience=2)
+    settings = replace(SETTINGS, phases=(Phase("tilted_kl", 0.05),), evaluations=40, patience=2)
     result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=True)
 
     assert result.best_step < result.steps
-    assert result.stop_reason == "no better held-out loss in 2 evaluations"
+    assert result.stop_reason == "the held-out gap has not fallen in 2 evaluations"
 
 
 def test_trained_tokens_are_the_sampled_tokens(
@@ -210,12 +233,16 @@ def test_trained_tokens_are_the_sampled_tokens(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 0.0}, "`learning_rate` is 0.0; it must be a positive number"),
+        ({"phases": (Phase("tilted_nll", 0.0),)}, r"`phases\[0\].learning_rate` is 0.0; it must be a positive number"),
+        ({"phases": (Phase("dpo", 1.0, share=-1.0),)}, r"`phases\[0\].share` is -1.0; it must be a positive number"),
+        ({"phases": ()}, "`phases` is empty; it must have at least one phase"),
+        ({"responses_per_group": 1}, "`responses_per_group` is 1; an objective of the run compares"),
+        ({"adam_beta2": 1.0}, r"`adam_beta2` is 1.0; it must be in \[0, 1\)"),
         ({"epochs": float("nan")}, "`epochs` is nan; it must be a positive number"),
         ({"held_out_fraction": 1.0}, r"`held_out_fraction` is 1.0; it must be in \(0, 1\)"),
         ({"weight_decay": -0.1}, "`weight_decay` is -0.1; it must be a number of at least 0"),
         ({"dtype": "float16"}, "`dtype` is `float16`; it must be float32 or bfloat16"),
-        ({"objective": "nll"}, "objective is `nll`"),
+        ({"phases": (Phase("nll", 1.0),)}, "objective is `nll`"),
     ],
 )
 def test_bad_settings_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -1,0 +1,248 @@
+"""How near each way of training comes to the tilted optimum on the embedded world, by real sampling.
+
+    python benchmarks/stage2_study.py --run embedded [--only NAME ...] [--responses 16] [--output FOLDER]
+
+Needs a run whose stage 1 is done (`make stage1`). Every row trains the reference on that run's samples, saves the
+policy, draws from it on the test prompts and scores what it drew; nothing is estimated from the reference's samples
+but the optimum itself. Rows already in the output folder are kept, so a killed study continues. The table is written
+after each row.
+
+The interval of the closed fraction is over prompts, most of it the sampling error of the optimum, which all rows
+share; differences between rows are surer than it says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from pipeline.config import load_config
+from pipeline.contracts.artifacts import read_json
+from pipeline.evaluation import ScoredSamples, evaluate_policy
+from pipeline.run import Run
+from pipeline.scores import read_scores
+from stage1_dual.sampling.prompts import load_tokenizer, render_prompts
+from stage1_dual.sampling.protocol import SampleRequest
+from stage1_dual.sampling.seeds import sample_seed
+from stage1_dual.sampling.transformers_sampler import TransformersSampler
+from stage1_dual.scoring.protocol import ScoreRow
+from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
+from stage2_policy.data import TrainingData, read_training_data
+from stage2_policy.export import save_policy
+from stage2_policy.logprobs import score_sequences
+from stage2_policy.schedule import Phase
+from stage2_policy.trainer import TrainSettings, fit_policy, score_reference
+
+_EVALUATION_SEED = 2_000_003
+_BASE = TrainSettings(epochs=2.0, evaluations=4, patience=99)
+
+
+def _one(objective: str | Mapping[str, float], rate: float, **change: Any) -> TrainSettings:
+    return replace(_BASE, phases=(Phase(objective, rate),), **change)
+
+
+def _two(first: Phase, second: Phase, **change: Any) -> TrainSettings:
+    return replace(_BASE, phases=(first, second), **change)
+
+
+_ONCE = {"epochs": 1.0, "tokens_per_step": 8192, "evaluations": 2}
+_THRICE = {"epochs": 3.0, "tokens_per_step": 8192, "evaluations": 4}
+
+ROWS: dict[str, TrainSettings] = {
+    "nll 5e-4": _one("tilted_nll", 5e-4, **_ONCE),
+    "nll 2e-4": _one("tilted_nll", 2e-4, **_ONCE),
+    "kl 2e-4": _one("tilted_kl", 2e-4, **_ONCE),
+    "listwise 5e-4": _one("tilted_listwise", 5e-4, **_ONCE),
+    "listwise 2e-4": _one("tilted_listwise", 2e-4, **_ONCE),
+    "listwise 2e-4, embeddings fixed": _one("tilted_listwise", 2e-4, train_embeddings=False, **_ONCE),
+    "listwise 2e-4, 3 epochs": _one("tilted_listwise", 2e-4, **_THRICE),
+    "listwise 1e-4, 3 epochs": _one("tilted_listwise", 1e-4, **_THRICE),
+    "listwise+nll 2e-4, 3 epochs": _one({"tilted_listwise": 1.0, "tilted_nll": 0.1}, 2e-4, **_THRICE),
+    "variance 5e-4": _one("tilted_variance", 5e-4, **_ONCE),
+    "variance 2e-4": _one("tilted_variance", 2e-4, **_ONCE),
+    "regression 2e-4": _one("tilted_regression", 2e-4, **_ONCE),
+    "dpo 2e-4": _one("dpo", 2e-4, **_ONCE),
+    "dpo_soft 2e-4": _one("dpo_soft", 2e-4, **_ONCE),
+    "nll 3e-4 then regression 3e-5, 3 epochs": _two(
+        Phase("tilted_nll", 3e-4), Phase("tilted_regression", 3e-5, share=2.0), **_THRICE
+    ),
+    "listwise 2e-4 then regression 3e-5, 3 epochs": _two(
+        Phase("tilted_listwise", 2e-4, share=2.0), Phase("tilted_regression", 3e-5), **_THRICE
+    ),
+}
+
+
+class Study:
+    """What all rows share: the data, the reference's log-probabilities, the scorers, the test prompts."""
+
+    def __init__(self, run: Run, *, responses: int) -> None:
+        self._run = run
+        self._responses = responses
+        self._reference = run.model(run.config.reference, "reference")
+        self._dual = read_json(run.folder / "dual" / "dual.json")
+        self._model = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
+        self._data: dict[float, TrainingData] = {}
+        self._ref_logp: dict[float, Any] = {}
+        names = (run.config.reward, *run.config.constraints)
+        self._scorers = {
+            name: SequenceClassificationScorer(run.model(run.config.scorers[name], f"scorers.{name}"))
+            for name in names
+        }
+        rows = read_scores(
+            run.folder / "scores", reward=run.config.reward, constraints=list(run.config.constraints), split="test"
+        )
+        self._prompt_ids, reward, constraints = rows.by_prompt()
+        self._reference_scores = ScoredSamples(reward, constraints)
+        prompts = {row["prompt_id"]: row["prompt"] for row in run.prompts_table().to_pylist()}
+        self._messages = [prompts[name] for name in self._prompt_ids]
+        limit = run.config.sampling.max_new_tokens
+        rendered = render_prompts(
+            load_tokenizer(self._reference, revision=None),
+            list(zip(self._prompt_ids, self._messages, strict=True)),
+            max_new_tokens=limit,
+            max_positions=self._model.config.max_position_embeddings,
+        )
+        self._prompt_tokens = [tuple(int(token) for token in prompt.token_ids) for prompt in rendered]
+
+    def train(self, settings: TrainSettings, folder: Path) -> dict[str, Any]:
+        """Train one row and save its policy."""
+        share = settings.held_out_fraction
+        if share not in self._data:
+            self._data[share] = read_training_data(
+                reference=Path(self._reference),
+                **{name: self._run.folder / name for name in ("samples", "tilted", "dual")},
+                held_out_fraction=share,
+            )
+            widest = replace(settings, phases=(Phase("tilted_kl", 1.0),))
+            self._ref_logp[share] = score_reference(
+                self._model, self._data[share], settings=widest, show_progress=True
+            )
+        set_seed(settings.seed)
+        model = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
+        started = time.monotonic()
+        fit = fit_policy(
+            model,
+            self._data[share],
+            ref_logp=self._ref_logp[share],
+            settings=settings,
+            checkpoints=folder / "checkpoints",
+            show_progress=True,
+        )
+        seconds = time.monotonic() - started
+        shutil.rmtree(folder / "checkpoints")
+        save_policy(model, AutoTokenizer.from_pretrained(self._reference), folder)
+        return {
+            "train_seconds": seconds,
+            "steps": fit.steps,
+            "best_step": fit.best_step,
+            "held_out": asdict(fit.held_out),
+            "curve": list(fit.curve),
+        }
+
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Draw from a policy on the test prompts, score it, and compare with the promise of the dual."""
+        config, k = self._run.config, self._responses
+        sampler = TransformersSampler(str(folder), max_new_tokens=config.sampling.max_new_tokens, batch_rows=256)
+        requests = [
+            SampleRequest(name, tokens, index, sample_seed(config.seed + _EVALUATION_SEED, name, index))
+            for name, tokens in zip(self._prompt_ids, self._prompt_tokens, strict=True)
+            for index in range(k)
+        ]
+        drawn = sampler.sample(requests)
+        rows = [
+            ScoreRow(request.prompt_id, request.sample_index, self._messages[place // k], completion.text)
+            for place, (request, completion) in enumerate(zip(requests, drawn, strict=True))
+        ]
+        scores = {
+            name: np.array([score.value for score in scorer.score(rows)]).reshape(-1, k)
+            for name, scorer in self._scorers.items()
+        }
+        policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        sequences = [(request.prompt_token_ids, done.token_ids) for request, done in zip(requests, drawn, strict=True)]
+        logp, ref_logp = (
+            score_sequences(model, sequences, token_budget=16384, show_progress=False)
+            for model in (policy, self._model)
+        )
+        constraints = np.stack([scores[name] for name in config.constraints], axis=2)
+        return evaluate_policy(
+            reference=self._reference_scores,
+            policy=ScoredSamples(list(scores[config.reward]), list(constraints)),
+            log_ratio=list((logp - ref_logp).reshape(-1, k)),
+            reward_name=config.reward,
+            constraints=config.demanded_constraints(),
+            lam_star=np.array([entry["multiplier"] for entry in self._dual["constraints"]]),
+            beta=self._dual["beta"],
+            n_replicates=2000,
+            rng=np.random.default_rng(config.seed),
+        )
+
+
+def write_table(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """One line a row, Markdown."""
+    head = (
+        "training",
+        "closed fraction [95%]",
+        "estimated",
+        "reward (predicted)",
+        "constraint [95%] / demand",
+        "KL (predicted)",
+        "steps",
+        "train s",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, result in results.items():
+        seen, done = result["evaluation"], result["training"]
+        lagrangian, reward, kl = seen["lagrangian"], seen["reward"], seen["kl"]
+        low, high = lagrangian["closed_fraction_ci95"]
+        bounds = "; ".join(
+            f"{row['realised']:.3f} [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}] / {row['threshold']:.3f}"
+            for row in seen["constraints"]
+        )
+        lines.append(
+            f"| {name} | {lagrangian['closed_fraction']:.3f} [{low:.2f}, {high:.2f}] "
+            f"| {done['held_out']['closed_fraction']:.3f} | {reward['realised']:.3f} ({reward['predicted']:.3f}) "
+            f"| {bounds} | {kl['realised']:.3f} ({kl['predicted']:.3f}) | {done['steps']} "
+            f"| {done['train_seconds']:.0f} |"
+        )
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Train and evaluate the rows, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="embedded", help="recipe of the run")
+    parser.add_argument("--run", default="embedded", help="name of a run whose stage 1 is done")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS), help="rows to train")
+    parser.add_argument("--responses", type=int, default=16, help="drawn from each policy to each test prompt")
+    parser.add_argument("--output", type=Path, default=Path("data/stage2_study"))
+    args = parser.parse_args()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    study = Study(Run(load_config(Path(args.config)), args.run, args.data_dir), responses=args.responses)
+    log = args.output / "results.json"
+    args.output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = json.loads(log.read_text()) if log.exists() else {}
+    for name in args.only:
+        if name in results:
+            continue
+        folder = args.output / name.replace(" ", "_").replace("/", "-")
+        training = study.train(ROWS[name], folder)
+        results[name] = {"training": training, "evaluation": study.evaluate(folder)}
+        log.write_text(json.dumps(results, indent=1))
+        write_table(results, args.output / "table.md")
+        print((args.output / "table.md").read_text().splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
