@@ -19,7 +19,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,28 +38,42 @@ from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
 from stage1_dual.scoring.protocol import ScoreRow
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
-from stage2_policy.data import TrainingData, read_training_data
+from stage2_policy.data import TrainingData, read_training_data, segment_softmax
 from stage2_policy.export import save_policy
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.schedule import Phase
-from stage2_policy.trainer import TrainSettings, fit_policy, score_reference
+from stage2_policy.trainer import ReferenceLogp, TrainSettings, fit_policy, score_reference
 
 _EVALUATION_SEED = 2_000_003
 _BASE = TrainSettings(epochs=2.0, evaluations=4, patience=99)
 
 
-def _one(objective: str | Mapping[str, float], rate: float, **change: Any) -> TrainSettings:
-    return replace(_BASE, phases=(Phase(objective, rate),), **change)
+@dataclass(frozen=True)
+class Row:
+    """One way of training.
+
+    Attributes:
+        settings: of the training run.
+        samples_per_prompt: only so many responses of each prompt are trained on; all of them where None.
+    """
+
+    settings: TrainSettings
+    samples_per_prompt: int | None = None
 
 
-def _two(first: Phase, second: Phase, **change: Any) -> TrainSettings:
-    return replace(_BASE, phases=(first, second), **change)
+def _one(objective: str | Mapping[str, float], rate: float, *, k: int | None = None, **change: Any) -> Row:
+    return Row(replace(_BASE, phases=(Phase(objective, rate),), **change), k)
+
+
+def _two(first: Phase, second: Phase, **change: Any) -> Row:
+    return Row(replace(_BASE, phases=(first, second), **change))
 
 
 _ONCE = {"epochs": 1.0, "tokens_per_step": 8192, "evaluations": 2}
+_TWICE = {"epochs": 2.0, "tokens_per_step": 8192, "evaluations": 3}
 _THRICE = {"epochs": 3.0, "tokens_per_step": 8192, "evaluations": 4}
 
-ROWS: dict[str, TrainSettings] = {
+ROWS: dict[str, Row] = {
     "nll 5e-4": _one("tilted_nll", 5e-4, **_ONCE),
     "nll 2e-4": _one("tilted_nll", 2e-4, **_ONCE),
     "kl 2e-4": _one("tilted_kl", 2e-4, **_ONCE),
@@ -74,12 +88,13 @@ ROWS: dict[str, TrainSettings] = {
     "regression 2e-4": _one("tilted_regression", 2e-4, **_ONCE),
     "dpo 2e-4": _one("dpo", 2e-4, **_ONCE),
     "dpo_soft 2e-4": _one("dpo_soft", 2e-4, **_ONCE),
-    "nll 3e-4 then regression 3e-5, 3 epochs": _two(
-        Phase("tilted_nll", 3e-4), Phase("tilted_regression", 3e-5, share=2.0), **_THRICE
+    "dpo_soft + 0.1 nll 2e-4": _one({"dpo_soft": 1.0, "tilted_nll": 0.1}, 2e-4, **_ONCE),
+    "dpo_soft 2e-4, 3 epochs": _one("dpo_soft", 2e-4, **_THRICE),
+    "nll 3e-4 then regression 3e-5, 2 epochs": _two(
+        Phase("tilted_nll", 3e-4), Phase("tilted_regression", 3e-5), **_TWICE
     ),
-    "listwise 2e-4 then regression 3e-5, 3 epochs": _two(
-        Phase("tilted_listwise", 2e-4, share=2.0), Phase("tilted_regression", 3e-5), **_THRICE
-    ),
+    "dpo_soft 2e-4, 64 responses, 2 epochs": _one("dpo_soft", 2e-4, k=64, **_TWICE),
+    "dpo_soft 2e-4, 128 responses": _one("dpo_soft", 2e-4, k=128, **_ONCE),
 }
 
 
@@ -93,7 +108,7 @@ class Study:
         self._dual = read_json(run.folder / "dual" / "dual.json")
         self._model = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
         self._data: dict[float, TrainingData] = {}
-        self._ref_logp: dict[float, Any] = {}
+        self._ref_logp: dict[float, ReferenceLogp] = {}
         names = (run.config.reward, *run.config.constraints)
         self._scorers = {
             name: SequenceClassificationScorer(run.model(run.config.scorers[name], f"scorers.{name}"))
@@ -115,8 +130,9 @@ class Study:
         )
         self._prompt_tokens = [tuple(int(token) for token in prompt.token_ids) for prompt in rendered]
 
-    def train(self, settings: TrainSettings, folder: Path) -> dict[str, Any]:
+    def train(self, row: Row, folder: Path) -> dict[str, Any]:
         """Train one row and save its policy."""
+        settings = row.settings
         share = settings.held_out_fraction
         if share not in self._data:
             self._data[share] = read_training_data(
@@ -128,13 +144,14 @@ class Study:
             self._ref_logp[share] = score_reference(
                 self._model, self._data[share], settings=widest, show_progress=True
             )
+        data, ref_logp = _thin(self._data[share], self._ref_logp[share], row.samples_per_prompt)
         set_seed(settings.seed)
         model = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
         started = time.monotonic()
         fit = fit_policy(
             model,
-            self._data[share],
-            ref_logp=self._ref_logp[share],
+            data,
+            ref_logp=ref_logp,
             settings=settings,
             checkpoints=folder / "checkpoints",
             show_progress=True,
@@ -186,6 +203,24 @@ class Study:
             n_replicates=2000,
             rng=np.random.default_rng(config.seed),
         )
+
+
+def _thin(data: TrainingData, ref_logp: ReferenceLogp, k: int | None) -> tuple[TrainingData, ReferenceLogp]:
+    """The same data with the first k responses of each training prompt, and weights that are theirs."""
+    if k is None:
+        return data, ref_logp
+    train = data.train
+    first = np.flatnonzero(np.diff(train.prompt_p, prepend=-1))
+    kept = np.flatnonzero(np.arange(len(train)) - first[train.prompt_p] < k)
+    thinned = replace(
+        train,
+        prompt_p=train.prompt_p[kept],
+        sequences=[train.sequences[row] for row in kept],
+        weight=segment_softmax(train.tilt[kept] / data.beta, train.prompt_p[kept]),
+        tilt=train.tilt[kept],
+        sampler_logp=train.sampler_logp[kept],
+    )
+    return replace(data, train=thinned), replace(ref_logp, train=ref_logp.train[kept])
 
 
 def write_table(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:

@@ -83,7 +83,7 @@ def tilted_kl(logp: torch.Tensor, targets: Targets) -> torch.Tensor:
     -(w - rho / K) grad log pi_theta, however, vanishes response by response where rho = K w, that is at the tilted
     policy, where that of ``tilted_nll`` is as noisy as everywhere. On K samples: any policy whose ratio to pi_ref is
     K w on the responses drawn, which leaves the reference where nothing was drawn. Consistent: w is off by the error
-    of the prompt's log-partition, K**-0.5, but by the same factor for all its responses, which normalisation takes back.
+    of the prompt's log-partition, K**-0.5, but by one factor for all its responses, which normalisation takes back.
 
     Where rho exceeds the largest tilted ratio of its prompt, c = max_k K w_k, it is continued by its tangent in
     log rho, so that no response pulls harder than c / K: a few noisy ratios would else outweigh all others. pi_lambda
@@ -167,6 +167,25 @@ def tilted_variance(logp: torch.Tensor, targets: Targets) -> torch.Tensor:
     return 0.5 * groups.share * weight * centred**2
 
 
+def tilted_pairwise(logp: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Cross-entropy of the policy's choice between two responses to the tilted one, over all pairs of a group.
+
+    Of two responses drawn from pi_ref, importance weighting keeps i with probability sigmoid(log rho_i - log rho_j)
+    under pi_theta, and sigmoid(s_i - s_j) under pi_lambda: :func:`tilted_listwise` on every pair by itself. Exact
+    minimiser: equal differences, hence log rho = s + constant, hence pi_lambda. Consistent for groups of any size
+    from 2, and convex in log rho. The pull of a pair is bounded and fades where two scores lie several nats apart, so
+    that a few responses of strange log-ratio do not outweigh the rest. Unchanged if r and beta are scaled together.
+
+    Source: Burges et al., "Learning to rank using gradient descent" (ICML 2005), doi:10.1145/1102351.1102363, with
+    log rho for the ranking score and the tilted choice for its target; at beta = 1 it is :func:`dpo_soft`.
+    """
+    return _pairwise_logistic(
+        logp - targets.ref_logp,
+        targets,
+        lambda first, second: torch.sigmoid(targets.score[first] - targets.score[second]),
+    )
+
+
 def dpo(logp: torch.Tensor, targets: Targets) -> torch.Tensor:
     """Direct preference optimisation on drawn labels, over all pairs of a group.
 
@@ -180,36 +199,43 @@ def dpo(logp: torch.Tensor, targets: Targets) -> torch.Tensor:
     in arXiv 2405.19544, eq. 5.
     """
     utility = targets.beta * targets.score + targets.label_noise
-    return _pairwise_logistic(logp, targets, lambda first, second: (utility[first] > utility[second]).to(logp.dtype))
+    return _pairwise_logistic(
+        targets.beta * (logp - targets.ref_logp),
+        targets,
+        lambda first, second: (utility[first] > utility[second]).to(logp.dtype),
+    )
 
 
 def dpo_soft(logp: torch.Tensor, targets: Targets) -> torch.Tensor:
     """:func:`dpo` with every label replaced by its expectation, the Bradley-Terry probability.
 
     The same mean and the same exact minimiser, pi_lambda, without the noise of drawn labels. Consistent for groups of
-    any size from 2, and convex in log rho; flat where scores lie several 1 / beta apart.
+    any size from 2, and convex in log rho; flat where rewards lie several units apart, whatever beta.
 
     Source: as :func:`dpo`; the cross-entropy of a logistic model to known probabilities.
     """
     utility = targets.beta * targets.score
-    return _pairwise_logistic(logp, targets, lambda first, second: torch.sigmoid(utility[first] - utility[second]))
+    return _pairwise_logistic(
+        targets.beta * (logp - targets.ref_logp),
+        targets,
+        lambda first, second: torch.sigmoid(utility[first] - utility[second]),
+    )
 
 
 def _pairwise_logistic(
-    logp: torch.Tensor,
+    value: torch.Tensor,
     targets: Targets,
     label: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Mean logistic loss over the pairs of each group, half of it to either row, shape (n,)."""
+    """Mean over the pairs of each group of the logistic loss of their value difference, half to either row."""
     groups = _Groups(targets)
     first, second = groups.pairs()
-    margin = targets.beta * (logp - targets.ref_logp)
     loss = functional.binary_cross_entropy_with_logits(
-        margin[first] - margin[second], label(first, second), reduction="none"
+        value[first] - value[second], label(first, second), reduction="none"
     )
-    # n (n - 1) / 2 pairs; a group counts by its share n / K of the prompt's responses.
-    scaled = 0.5 * loss / targets.n_samples[first] * 2 / (groups.size[first] - 1)
-    return torch.zeros_like(logp).index_add(0, first, scaled).index_add(0, second, scaled)
+    # n (n - 1) / 2 pairs, the mean of which counts by the group's share n / K: 2 / (K (n - 1)) each.
+    scaled = loss / targets.n_samples[first] / (groups.size[first] - 1)
+    return torch.zeros_like(value).index_add(0, first, scaled).index_add(0, second, scaled)
 
 
 class _Groups:
@@ -268,6 +294,7 @@ OBJECTIVES = {
     "tilted_reverse": Objective(tilted_reverse),
     "tilted_regression": Objective(tilted_regression),
     "tilted_variance": Objective(tilted_variance),
+    "tilted_pairwise": Objective(tilted_pairwise),
     "dpo": Objective(dpo),
     "dpo_soft": Objective(dpo_soft),
 }

@@ -199,17 +199,29 @@ def test_group_objectives_against_plain_formulas() -> None:
         v, w, d = log_ratio.softmax(0), s.softmax(0), log_ratio - s
         margin, chosen = beta * pairs_of(log_ratio), pairs_of(beta * s + noise[rows]) > 0
         probability = torch.sigmoid(beta * pairs_of(s))
+        kept, ratio = torch.sigmoid(pairs_of(s)), pairs_of(log_ratio)
         wanted = {
             "tilted_listwise": -(w * v.log()).sum(),
             "tilted_reverse": (v * (v / w).log()).sum(),
             "tilted_regression": (pairs_of(d) ** 2).mean() / 4,
             "tilted_variance": (w * (d - (w * d).sum()) ** 2).sum() / 2,
+            "tilted_pairwise": -(kept * ratio.sigmoid().log() + (1 - kept) * (-ratio).sigmoid().log()).mean(),
             "dpo": -torch.where(chosen, margin, -margin).sigmoid().log().mean(),
             "dpo_soft": -(probability * margin.sigmoid().log() + (1 - probability) * (-margin).sigmoid().log()).mean(),
         }
         for name, value in wanted.items():
             found = OBJECTIVES[name].row_loss(logp, targets)[rows].sum()
             assert float(found) == pytest.approx(float(value) * size / 20, abs=1e-12), name
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES if name.startswith("tilted")])
+def test_tilted_objectives_do_not_know_the_unit_of_the_reward(name: str) -> None:
+    # Scaled with beta, r leaves scores in nats as they are; beta itself must not matter.
+    draws = draw_responses(build_tabular_world(n_prompts=2, n_responses=50, seed=0), n_samples=8, group_size=4, seed=0)
+    logp = draws.targets.ref_logp.flip(0)
+    scaled = replace(draws.targets, beta=torch.tensor(0.1, dtype=torch.float64))
+
+    torch.testing.assert_close(OBJECTIVES[name].row_loss(logp, scaled), OBJECTIVES[name].row_loss(logp, draws.targets))
 
 
 def test_drawn_labels_have_the_bradley_terry_mean() -> None:
