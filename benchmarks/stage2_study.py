@@ -41,7 +41,6 @@ from stage1_dual.scoring.sequence_classification import SequenceClassificationSc
 from stage2_policy.data import TrainingData, read_training_data, segment_softmax
 from stage2_policy.export import save_policy
 from stage2_policy.logprobs import score_sequences
-from stage2_policy.schedule import Phase
 from stage2_policy.trainer import ReferenceLogp, TrainSettings, fit_policy, score_reference
 
 _EVALUATION_SEED = 2_000_003
@@ -62,11 +61,7 @@ class Row:
 
 
 def _one(objective: str | Mapping[str, float], rate: float, *, k: int | None = None, **change: Any) -> Row:
-    return Row(replace(_BASE, phases=(Phase(objective, rate),), **change), k)
-
-
-def _two(first: Phase, second: Phase, **change: Any) -> Row:
-    return Row(replace(_BASE, phases=(first, second), **change))
+    return Row(replace(_BASE, objective=objective, learning_rate=rate, **change), k)
 
 
 _ONCE = {"epochs": 1.0, "tokens_per_step": 8192, "evaluations": 2}
@@ -79,22 +74,19 @@ ROWS: dict[str, Row] = {
     "kl 2e-4": _one("tilted_kl", 2e-4, **_ONCE),
     "listwise 5e-4": _one("tilted_listwise", 5e-4, **_ONCE),
     "listwise 2e-4": _one("tilted_listwise", 2e-4, **_ONCE),
-    "listwise 2e-4, embeddings fixed": _one("tilted_listwise", 2e-4, train_embeddings=False, **_ONCE),
     "listwise 2e-4, 3 epochs": _one("tilted_listwise", 2e-4, **_THRICE),
-    "listwise 1e-4, 3 epochs": _one("tilted_listwise", 1e-4, **_THRICE),
-    "listwise+nll 2e-4, 3 epochs": _one({"tilted_listwise": 1.0, "tilted_nll": 0.1}, 2e-4, **_THRICE),
     "variance 5e-4": _one("tilted_variance", 5e-4, **_ONCE),
     "variance 2e-4": _one("tilted_variance", 2e-4, **_ONCE),
+    "reverse 2e-4": _one("tilted_reverse", 2e-4, **_ONCE),
     "regression 2e-4": _one("tilted_regression", 2e-4, **_ONCE),
     "dpo 2e-4": _one("dpo", 2e-4, **_ONCE),
-    "dpo_soft 2e-4": _one("dpo_soft", 2e-4, **_ONCE),
-    "dpo_soft + 0.1 nll 2e-4": _one({"dpo_soft": 1.0, "tilted_nll": 0.1}, 2e-4, **_ONCE),
-    "dpo_soft 2e-4, 3 epochs": _one("dpo_soft", 2e-4, **_THRICE),
-    "nll 3e-4 then regression 3e-5, 2 epochs": _two(
-        Phase("tilted_nll", 3e-4), Phase("tilted_regression", 3e-5), **_TWICE
-    ),
-    "dpo_soft 2e-4, 64 responses, 2 epochs": _one("dpo_soft", 2e-4, k=64, **_TWICE),
-    "dpo_soft 2e-4, 128 responses": _one("dpo_soft", 2e-4, k=128, **_ONCE),
+    "pairwise 2e-4": _one("tilted_pairwise", 2e-4, **_ONCE),
+    "pairwise 2e-4, 2 epochs": _one("tilted_pairwise", 2e-4, **_TWICE),
+    "pairwise 1e-4, 2 epochs": _one("tilted_pairwise", 1e-4, **_TWICE),
+    "pairwise 2e-4, 3 epochs": _one("tilted_pairwise", 2e-4, **_THRICE),
+    "pairwise + 0.1 nll 2e-4": _one({"tilted_pairwise": 1.0, "tilted_nll": 0.1}, 2e-4, **_ONCE),
+    "pairwise 2e-4, 32 responses": _one("tilted_pairwise", 2e-4, k=32, **_TWICE),
+    "pairwise 2e-4, 128 responses": _one("tilted_pairwise", 2e-4, k=128, **_ONCE),
 }
 
 
@@ -140,7 +132,7 @@ class Study:
                 **{name: self._run.folder / name for name in ("samples", "tilted", "dual")},
                 held_out_fraction=share,
             )
-            widest = replace(settings, phases=(Phase("tilted_kl", 1.0),))
+            widest = replace(settings, objective="tilted_kl")
             self._ref_logp[share] = score_reference(
                 self._model, self._data[share], settings=widest, show_progress=True
             )

@@ -116,8 +116,9 @@ class SolveSettings(_Section):
 class TrainingSettings(_Section):
     """The one fine-tuning run. There is no lambda and no beta here: they come from the dual artifact."""
 
-    objective: str = "tilted_nll"
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
+    objective: str | dict[str, Annotated[float, Field(gt=0)]] = "tilted_pairwise"
+    """Name of an objective of stage 2, or several names with their weights."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     epochs: Annotated[float, Field(gt=0)] = 1.0
     tokens_per_step: Positive = 16384
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05

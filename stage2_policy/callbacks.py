@@ -10,7 +10,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from typing_extensions import override
 
 from pipeline.contracts.errors import DualignError
-from stage2_policy.schedule import Schedule
 
 
 class TrainingDivergedError(DualignError):
@@ -30,21 +29,6 @@ class StopOnDivergence(TrainerCallback):
                     f"training diverged: {name} is {logs[name]} at step {state.global_step} of {state.max_steps}; "
                     f"try a learning_rate below {args.learning_rate:g}"
                 )
-
-
-class RestartOptimiser(TrainerCallback):
-    """Forgets the moments of the optimiser where a phase begins: gradients of another objective have another size."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self._starts = schedule.starts
-
-    @override
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Forget."""
-        if state.global_step in self._starts:
-            kwargs["optimizer"].state.clear()
 
 
 class ProgressBar(TrainerCallback):

@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
@@ -31,13 +30,12 @@ from typing_extensions import override
 
 from pipeline.contracts.artifacts import write_json
 from pipeline.contracts.errors import InputError
-from stage2_policy.callbacks import ProgressBar, RestartOptimiser, StopOnDivergence
+from stage2_policy.callbacks import ProgressBar, StopOnDivergence
 from stage2_policy.data import GroupedRow, Responses, StepSampler, TrainingData, read_training_data
 from stage2_policy.export import save_policy, write_model_card
 from stage2_policy.held_out import HeldOutEstimate, estimate_held_out
 from stage2_policy.logprobs import SequenceBatch, build_batch, score_sequences, sequence_logp
-from stage2_policy.objectives import Targets
-from stage2_policy.schedule import Phase, Schedule, validate_phases
+from stage2_policy.objectives import Objective, Targets, read_objective
 
 TRAINING_LOG = "training_log.json"
 _CHECKPOINTS = "checkpoints"
@@ -48,24 +46,24 @@ class TrainSettings:
     """The one fine-tuning run. There is no lambda and no beta here: they come from dual.json.
 
     Attributes:
-        phases: what is minimised, in order; the optimiser starts each one afresh.
-        epochs: passes over the training responses, all phases together.
+        objective: name in :data:`stage2_policy.objectives.OBJECTIVES`, or several names with their weights.
+        learning_rate: peak rate of AdamW.
+        epochs: passes over the training responses.
         tokens_per_step: tokens an optimisation step reads, prompt and response, about.
         tokens_per_microbatch: tokens in memory at once; affects speed and memory only.
         responses_per_group: how many responses of a prompt are compared with each other, about.
-        warmup_ratio: share of the steps of a phase over which the rate rises.
+        warmup_ratio: share of the steps over which the rate rises; after it, it falls to zero on a cosine.
         weight_decay: of AdamW.
         max_grad_norm: gradients are scaled down to this norm.
         held_out_fraction: share of the train prompts that choose the checkpoint instead of training it.
         evaluations: held-out evaluations, and checkpoints, over the run.
         patience: stop after so many evaluations without a better one.
         dtype: of the arithmetic; weights and optimiser stay in float32.
-        train_embeddings: whether the embeddings, and a head that is not tied to them, are trained too.
-        adam_beta2: of AdamW: how long it remembers the size of gradients.
         seed: of the order of the responses, of drawn labels, and of dropout where a model has it.
     """
 
-    phases: tuple[Phase, ...] = (Phase("tilted_nll", 3e-4),)
+    objective: str | Mapping[str, float] = "tilted_pairwise"
+    learning_rate: float = 2e-4
     epochs: float = 1.0
     tokens_per_step: int = 16384
     tokens_per_microbatch: int = 8192
@@ -73,8 +71,6 @@ class TrainSettings:
     warmup_ratio: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    train_embeddings: bool = True
-    adam_beta2: float = 0.999
     held_out_fraction: float = 0.1
     evaluations: int = 12
     patience: int = 4
@@ -119,7 +115,7 @@ class TiltedTrainer(Trainer):
     Args:
         model: the policy, initialised from the reference.
         args: ordinary training arguments; ``gradient_accumulation_steps`` must be ``sampler.microbatches_per_step``.
-        schedule: what is minimised at each step, and at what rate.
+        objective: what is minimised.
         train: responses trained on.
         ref_logp: log pi_ref of them, nats, shape (n,).
         held_out: responses that choose the checkpoint.
@@ -137,7 +133,7 @@ class TiltedTrainer(Trainer):
         model: PreTrainedModel,
         args: TrainingArguments,
         *,
-        schedule: Schedule,
+        objective: Objective,
         train: Responses,
         ref_logp: np.ndarray,
         held_out: Responses,
@@ -150,7 +146,7 @@ class TiltedTrainer(Trainer):
     ) -> None:
         super().__init__(model, args, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks))
         self._policy = model
-        self._schedule = schedule
+        self._objective = objective
         self._train = train
         self._targets = {
             "ref_logp": torch.from_numpy(ref_logp).float(),
@@ -187,15 +183,6 @@ class TiltedTrainer(Trainer):
         }
 
     @override
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
-        """The rate of the schedule at each step."""
-        peak = self.args.learning_rate
-        self.lr_scheduler = LambdaLR(
-            self.optimizer if optimizer is None else optimizer, lambda step: self._schedule.rate(step) / peak
-        )
-        return self.lr_scheduler
-
-    @override
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -213,7 +200,7 @@ class TiltedTrainer(Trainer):
             group=inputs["group"],
             beta=torch.tensor(self._beta),
         )
-        losses = self._schedule.objective(self.state.global_step).row_loss(sequence_logp(model, batch), targets)
+        losses = self._objective.row_loss(sequence_logp(model, batch), targets)
         return losses.sum() * (len(self._sampler) / len(self._train.prompt_ids))
 
     @override
@@ -310,7 +297,7 @@ class ReferenceLogp:
     """Log pi_ref of the responses, nats, by the arithmetic of training.
 
     Attributes:
-        train: of those trained on, shape (n,); zeros where no objective of the run reads them.
+        train: of those trained on, shape (n,); zeros where the objective does not read them.
         held_out: of those that choose the checkpoint, shape (h,).
     """
 
@@ -329,8 +316,10 @@ def score_reference(
         settings: of the run.
         show_progress: show progress bars.
     """
-    uses_reference = any(objective.uses_reference for objective in validate_phases(settings.phases))
-    parts = {"train": data.train if uses_reference else None, "held_out": data.held_out}
+    parts = {
+        "train": data.train if read_objective(settings.objective).uses_reference else None,
+        "held_out": data.held_out,
+    }
     return ReferenceLogp(
         **{
             name: np.zeros(len(data.train))
@@ -391,8 +380,6 @@ def fit_policy(
         InputError: a setting out of range.
         TrainingDivergedError: the loss is no longer a number.
     """
-    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
-        part.requires_grad_(settings.train_embeddings)
     trainer = _build_trainer(
         model, data, ref_logp=ref_logp, settings=settings, checkpoints=checkpoints, show_progress=show_progress
     )
@@ -434,14 +421,14 @@ def _build_trainer(
     )
     steps = math.ceil(settings.epochs * sampler.n_steps)
     interval = max(1, math.ceil(steps / settings.evaluations))
-    schedule = Schedule(settings.phases, steps=steps, warmup_ratio=settings.warmup_ratio)
     args = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=steps,
         gradient_accumulation_steps=sampler.microbatches_per_step,
-        learning_rate=schedule.peak_rate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(settings.warmup_ratio * steps),
         weight_decay=settings.weight_decay,
-        adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.max_grad_norm,
         bf16=settings.dtype == "bfloat16",
         eval_strategy="steps",
@@ -462,7 +449,7 @@ def _build_trainer(
     trainer = TiltedTrainer(
         model,
         args,
-        schedule=schedule,
+        objective=read_objective(settings.objective),
         train=data.train,
         ref_logp=ref_logp.train,
         held_out=data.held_out,
@@ -472,7 +459,6 @@ def _build_trainer(
         label_seed=settings.seed,
         token_budget=settings.tokens_per_microbatch,
         callbacks=[
-            RestartOptimiser(schedule),
             StopOnDivergence(),
             EarlyStoppingCallback(early_stopping_patience=settings.patience),
             *([ProgressBar()] if show_progress else []),
@@ -499,8 +485,9 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 
 def _validate(settings: TrainSettings) -> None:
-    uses_groups = any(objective.uses_groups for objective in validate_phases(settings.phases))
+    objective = read_objective(settings.objective)
     positive = (
+        "learning_rate",
         "epochs",
         "tokens_per_step",
         "tokens_per_microbatch",
@@ -512,13 +499,11 @@ def _validate(settings: TrainSettings) -> None:
         value = getattr(settings, name)
         if not (math.isfinite(value) and value > 0):
             raise InputError(f"training setting `{name}` is {value}; it must be a positive number")
-    if uses_groups and settings.responses_per_group < 2:
+    if objective.uses_groups and settings.responses_per_group < 2:
         raise InputError(
-            f"training setting `responses_per_group` is {settings.responses_per_group}; an objective of the run "
+            f"training setting `responses_per_group` is {settings.responses_per_group}; the objective "
             "compares responses of a prompt and needs at least 2"
         )
-    if not 0 <= settings.adam_beta2 < 1:
-        raise InputError(f"training setting `adam_beta2` is {settings.adam_beta2}; it must be in [0, 1)")
     for name in ("warmup_ratio", "weight_decay", "max_grad_norm"):
         value = getattr(settings, name)
         if not (math.isfinite(value) and value >= 0):

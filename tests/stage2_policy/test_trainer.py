@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from stage2_policy.data import read_training_data
 from stage2_policy.held_out import estimate_held_out
 from stage2_policy.logprobs import IGNORED, score_sequences
 from stage2_policy.objectives import OBJECTIVES
-from stage2_policy.schedule import Phase
 from stage2_policy.trainer import TrainResult, TrainSettings, train_policy
 
 SETTINGS = TrainSettings(
-    phases=(Phase("tilted_listwise", 1e-3, share=2), Phase({"tilted_regression": 1.0, "tilted_nll": 0.1}, 5e-4)),
+    objective={"tilted_pairwise": 1.0, "tilted_nll": 0.1},
+    learning_rate=1e-3,
     epochs=8,
     tokens_per_step=300,
     tokens_per_microbatch=160,
@@ -38,11 +38,9 @@ SETTINGS = TrainSettings(
 _RUN = """
 import json, sys, torch
 from pathlib import Path
-from stage2_policy.schedule import Phase
 from stage2_policy.trainer import TrainSettings, train_policy
 torch.set_num_threads(1)
 folders, output, settings = json.loads(sys.argv[1])
-settings["phases"] = tuple(Phase(**phase) for phase in settings["phases"])
 train_policy(
     **{name: Path(path) for name, path in folders.items()},
     output=Path(output), settings=TrainSettings(**settings), show_progress=False,
@@ -66,7 +64,7 @@ def curve(output: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_whole_batch_steps_lower_the_objective(objective: str, stage_one: Any, tmp_path: Path) -> None:
     settings = replace(
-        SETTINGS, phases=(Phase(objective, 2e-4),), epochs=12, tokens_per_step=10_000, responses_per_group=100
+        SETTINGS, objective=objective, learning_rate=2e-4, epochs=12, tokens_per_step=10_000, responses_per_group=100
     )
     result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
     losses = [entry["loss"] for entry in curve(tmp_path) if "loss" in entry]
@@ -81,7 +79,7 @@ def test_whole_batch_steps_lower_the_objective(objective: str, stage_one: Any, t
 def test_the_size_of_a_microbatch_changes_nothing(objective: str, stage_one: Any, tmp_path: Path) -> None:
     curves = []
     for tokens in (10_000, 120):
-        settings = replace(SETTINGS, phases=(Phase(objective, 1e-3),), epochs=1, tokens_per_microbatch=tokens)
+        settings = replace(SETTINGS, objective=objective, epochs=1, tokens_per_microbatch=tokens)
         train_policy(**vars(stage_one), output=tmp_path / str(tokens), settings=settings, show_progress=False)
         curves.append(curve(tmp_path / str(tokens)))
 
@@ -150,7 +148,7 @@ def test_killed_run_continues_to_the_same_curve_and_policy(
     stage_one: Any, trained: tuple[TrainResult, Path], tmp_path: Path
 ) -> None:
     folders = {name: str(path) for name, path in vars(stage_one).items()}
-    command = [sys.executable, "-c", _RUN, json.dumps([folders, str(tmp_path), asdict(SETTINGS)])]
+    command = [sys.executable, "-c", _RUN, json.dumps([folders, str(tmp_path), vars(SETTINGS)])]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
@@ -179,14 +177,14 @@ def test_killed_run_continues_to_the_same_curve_and_policy(
 
 
 def test_divergence_stops_with_the_reason(stage_one: Any, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, phases=(Phase("tilted_nll", 1e30),), warmup_ratio=0.0)
+    settings = replace(SETTINGS, objective="tilted_nll", learning_rate=1e30, warmup_ratio=0.0)
 
     with pytest.raises(TrainingDivergedError, match=r"training diverged: .* at step \d+ of \d+; try a learning_rate"):
         train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
 
 
 def test_a_run_that_gets_no_better_stops_early(stage_one: Any, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, phases=(Phase("tilted_kl", 0.05),), evaluations=40, patience=2)
+    settings = replace(SETTINGS, objective="tilted_kl", learning_rate=0.05, evaluations=40, patience=2)
     result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=True)
 
     assert result.best_step < result.steps
@@ -229,16 +227,14 @@ def test_trained_tokens_are_the_sampled_tokens(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"phases": (Phase("tilted_nll", 0.0),)}, r"`phases\[0\].learning_rate` is 0.0; it must be a positive number"),
-        ({"phases": (Phase("dpo", 1.0, share=-1.0),)}, r"`phases\[0\].share` is -1.0; it must be a positive number"),
-        ({"phases": ()}, "`phases` is empty; it must have at least one phase"),
-        ({"responses_per_group": 1}, "`responses_per_group` is 1; an objective of the run compares"),
-        ({"adam_beta2": 1.0}, r"`adam_beta2` is 1.0; it must be in \[0, 1\)"),
+        ({"learning_rate": 0.0}, "`learning_rate` is 0.0; it must be a positive number"),
+        ({"responses_per_group": 1}, "`responses_per_group` is 1; the objective compares"),
         ({"epochs": float("nan")}, "`epochs` is nan; it must be a positive number"),
         ({"held_out_fraction": 1.0}, r"`held_out_fraction` is 1.0; it must be in \(0, 1\)"),
         ({"weight_decay": -0.1}, "`weight_decay` is -0.1; it must be a number of at least 0"),
         ({"dtype": "float16"}, "`dtype` is `float16`; it must be float32 or bfloat16"),
-        ({"phases": (Phase("nll", 1.0),)}, "objective is `nll`"),
+        ({"objective": "nll"}, "objective is `nll`"),
+        ({"objective": {"dpo": -1.0}}, "objective `dpo` has the weight -1.0"),
     ],
 )
 def test_bad_settings_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
