@@ -7,8 +7,8 @@ policy, draws from it on the test prompts and scores what it drew; nothing is es
 but the optimum itself. Rows already in the output folder are kept, so a killed study continues. The table is written
 after each row.
 
-The interval of the closed fraction is over prompts, most of it the sampling error of the optimum, which all rows
-share; differences between rows are surer than it says.
+The interval of the closed fraction is over prompts and holds the sampling error of the optimum, which all rows of a
+run share: differences between rows are surer than it says. The noise of training, one seed a row, is not in it.
 """
 
 from __future__ import annotations
@@ -253,22 +253,24 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS), help="rows to train")
     parser.add_argument("--responses", type=int, default=16, help="drawn from each policy to each test prompt")
-    parser.add_argument("--output", type=Path, default=Path("data/stage2_study"))
+    parser.add_argument("--output", type=Path, help="default: stage2_study/ in the run's folder")
     args = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    study = Study(Run(load_config(Path(args.config)), args.run, args.data_dir), responses=args.responses)
-    log = args.output / "results.json"
-    args.output.mkdir(parents=True, exist_ok=True)
+    run = Run(load_config(Path(args.config)), args.run, args.data_dir)
+    output = args.output or run.folder / "stage2_study"
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / "results.json"
+    study = Study(run, responses=args.responses)
     results: dict[str, Any] = json.loads(log.read_text()) if log.exists() else {}
     for name in args.only:
         if name in results:
             continue
-        folder = args.output / name.replace(" ", "_").replace("/", "-")
+        folder = output / name.replace(" ", "_").replace("/", "-")
         training = study.train(ROWS[name], folder)
         results[name] = {"training": training, "evaluation": study.evaluate(folder)}
         log.write_text(json.dumps(results, indent=1))
-        write_table(results, args.output / "table.md")
-        print((args.output / "table.md").read_text().splitlines()[-1], flush=True)
+        write_table(results, output / "table.md")
+        print((output / "table.md").read_text().splitlines()[-1], flush=True)
 
 
 if __name__ == "__main__":
