@@ -126,7 +126,7 @@ class TrainingSettings(_Section):
     held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the train prompts that choose the checkpoint instead of training it."""
     evaluations: Positive = 12
-    """How often the gap to the tilted optimum is estimated on held-out prompts, and a checkpoint saved, over the run."""
+    """How often the gap to the tilted optimum is estimated on held-out prompts, and a checkpoint saved."""
     dtype: Dtype = "float32"
 
 
