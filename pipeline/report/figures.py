@@ -110,7 +110,7 @@ class TrainingCurve:
         step_t: optimiser step of each training loss, shape (t,).
         loss_t: training loss, nats per prompt, shape (t,).
         heldout_step_e: optimiser step of each held-out evaluation, shape (e,).
-        heldout_e: the same objective on held-out prompts, nats per prompt, shape (e,).
+        heldout_e: estimated gap to the tilted optimum, (D - L) / beta, on held-out prompts, nats, shape (e,).
         chosen_step: step of the checkpoint that was kept.
         closed_fraction_e: estimate of the closed fraction on held-out prompts, shape (e,); may be None.
     """
@@ -291,21 +291,22 @@ def sample_size_figure(share_p: FloatArray) -> Figure:
 
 
 def training_figure(curve: TrainingCurve) -> Figure:
-    """Training loss, held-out objective, the checkpoint kept, and the closed fraction where it was estimated."""
+    """Training loss; the gap to the optimum on held-out prompts; the closed fraction where it was estimated."""
     fraction = curve.closed_fraction_e
     with paper_style():
-        figure = new_figure(height_inches=2.3 if fraction is None else 3.4)
-        ratios = [1.0] if fraction is None else [1.4, 1.0]
-        panels = _panels(figure, ratios, shared=True)
-        top = panels[0]
-        top.plot(curve.step_t, curve.loss_t, color=GREY, linewidth=0.8, alpha=0.8, label="training")
-        top.plot(curve.heldout_step_e, curve.heldout_e, "o-", color=BLUE, markersize=3, label="held-out prompts")
-        top.set_ylabel("loss (nats per prompt)")
+        figure = new_figure(height_inches=2.8 if fraction is None else 3.9)
+        panels = _panels(figure, [1.0] * (2 if fraction is None else 3), shared=True)
+        top, middle = panels[:2]
+        top.plot(curve.step_t, curve.loss_t, color=GREY, linewidth=0.8, alpha=0.8, label="training prompts")
+        top.set_ylabel("loss (nats)")
+        middle.plot(curve.heldout_step_e, curve.heldout_e, "o-", color=BLUE, markersize=3, label="_curve")
+        middle.set_ylabel("gap to optimum\n(held-out, nats)")
+        middle.set_ylim(bottom=min(0.0, float(np.min(curve.heldout_e))))
         if fraction is not None:
-            panels[1].plot(curve.heldout_step_e, fraction, "o-", color=BLUE, markersize=3, label="_curve")
-            panels[1].axhline(1.0, color=INK, linewidth=0.6)
-            panels[1].set_ylabel("closed fraction\n(held-out)")
-            panels[1].set_ylim(min(0.0, float(np.min(fraction))), max(1.05, 1.05 * float(np.max(fraction))))
+            panels[2].plot(curve.heldout_step_e, fraction, "o-", color=BLUE, markersize=3, label="_curve")
+            panels[2].axhline(1.0, color=INK, linewidth=0.6)
+            panels[2].set_ylabel("closed fraction\n(held-out)")
+            panels[2].set_ylim(min(0.0, float(np.min(fraction))), max(1.05, 1.05 * float(np.max(fraction))))
         for axes in panels:
             axes.axvline(curve.chosen_step, color=VERMILLION, linewidth=1.0, label="checkpoint kept")
         panels[-1].set_xlabel("optimiser step")

@@ -161,8 +161,9 @@ def stage2_plates(run_dir: Path, dual: Mapping[str, Any], evaluation: Mapping[st
             Plate(
                 "training",
                 "The training run",
-                "Training loss by step, and the objective on prompts held out of training, by which the checkpoint "
-                "was chosen. A held-out line that turns up while the training line falls is over-fitting.",
+                "Top: the training loss. Below, estimated on prompts held out of training: the gap to the tilted "
+                "optimum, by which the checkpoint was chosen, and the closed fraction. A gap that turns up while the "
+                "training loss falls is over-fitting.",
                 training_figure(read_training_curve(log)),
             )
         )

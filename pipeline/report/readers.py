@@ -280,7 +280,7 @@ def build_gold_comparisons(evaluation: Mapping[str, Any], reward_name: str) -> l
 def read_training_curve(path: Path) -> TrainingCurve:
     """The training run from ``policy/training_log.json``: the Trainer's log history, with the reference at step 0.
 
-    The checkpoint kept is the one of the lowest held-out objective; the reference itself is not a checkpoint.
+    The checkpoint kept is the one of the lowest held-out gap; the reference itself is not a checkpoint.
 
     Raises:
         CorruptArtifactError: the file is not such a log, or holds no held-out evaluation of the policy.
