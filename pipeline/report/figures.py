@@ -263,7 +263,7 @@ def ladder_figure(curve: LadderCurve) -> Figure:
         axes.set_xlim(0.0, 1.08 * float(inverse_r[-1]))
         axes.set_xticks([0.0, *inverse_r], ["∞", *(f"{responses:g}" for responses in curve.responses_r)])
         axes.margins(y=0.15)
-        axes.set_xlabel("responses per prompt (spaced as one over their number)")
+        axes.set_xlabel("responses per prompt K (scaled as 1 / K)")
         axes.set_ylabel(f"λ* of {printable(curve.name)}")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         _legend_above(figure, axes, columns=2)

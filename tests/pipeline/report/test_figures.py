@@ -14,6 +14,7 @@ from pipeline.report.figures import (
     DualCurve,
     FrontierCurve,
     GoldComparison,
+    LadderCurve,
     Measured,
     Outcome,
     TrainingCurve,
@@ -21,6 +22,7 @@ from pipeline.report.figures import (
     dual_figure,
     frontier_figure,
     gold_figure,
+    ladder_figure,
     sample_size_figure,
     training_figure,
 )
@@ -69,6 +71,11 @@ def _gold(name: str = NAME) -> Figure:
     return gold_figure([GoldComparison(name, (0.0, 1.0), (5.0, 4.0))])
 
 
+def _ladder(name: str = NAME, *, corrected: float | None = 0.9, quarter: float = 1.3) -> Figure:
+    rungs = np.array([128.0, 64.0, 32.0]), np.array([1.0, 1.1, quarter])
+    return ladder_figure(LadderCurve(name, *rungs, STAR, corrected))
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "dual": _dual,
     "dual, no interval": lambda: _dual(star=Measured(0.0)),
@@ -76,6 +83,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "frontier, upper bound": lambda: _frontier(direction="<="),
     "frontier, threshold far away": lambda: _frontier(threshold=-3.0),
     "sample size": lambda: sample_size_figure(np.array([0.02, 0.3, 0.31, 0.5, 1.0])),
+    "ladder": _ladder,
+    "ladder, no correction": lambda: _ladder(corrected=None, quarter=np.nan),
     "training": _training,
     "training, no fraction": lambda: _training(fraction=False),
     "comparison": _comparison,
