@@ -2,8 +2,8 @@
 
 Between neighbouring thresholds lam* moves by the inverse Hessian of the active constraints times the change of the
 thresholds, so each point starts from its nearest solved neighbour, moved along that tangent, and needs two or three
-evaluations of the dual. A certified solution with moderate multipliers is itself the proof that its thresholds are
-feasible; feasibility is decided separately only where there is none, or where it is a closed form.
+evaluations of the dual. A certified solution nearly always proves by itself that its thresholds are feasible;
+feasibility is decided separately only where it does not, or where it is a closed form.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from stage1_dual.dual.dual_function import tilt
 from stage1_dual.dual.feasibility import AttainableMeans
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
 from stage1_dual.dual.segments import FloatArray
-from stage1_dual.dual.solver import DualMinimum, continue_minimum, has_moderate_multipliers, minimise_dual
+from stage1_dual.dual.solver import DualMinimum, continue_minimum, minimise_dual, proves_feasibility
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def _solve_point(
     if start_m is not None and verdict in (None, "feasible"):
         found = continue_minimum(problem, start_m)
         if found.is_converged:
-            if verdict is None and not has_moderate_multipliers(problem, found.minimum.lam_m):
+            if verdict is None and not proves_feasibility(problem, found.minimum):
                 verdict = attainable.judge(problem).status
             point = _certified_point(problem, found.minimum) if verdict in (None, "feasible") else None
             if point is not None:

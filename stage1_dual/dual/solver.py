@@ -25,8 +25,10 @@ MAX_EVALUATIONS = 300
 
 # A start either converges quickly or was not close enough to help.
 _WARM_EVALUATIONS = 20
-# Multipliers that move no response by more than this many nats prove feasibility when they are certified.
+# Multipliers that move no response by more than this many nats prove feasibility when they are certified; else room of
+# this share of a standard deviation of each score does.
 _MODERATE_NATS = 8.0
+_ROOM = 1e-4
 # Beyond this many nats per standard deviation of a score the infimum is hardly attained, and Newton's steps into the
 # distance would only meet underflow.
 _RUNAWAY = 100.0
@@ -138,7 +140,7 @@ def solve_dual(problem: DualProblem, *, initial_multipliers: ArrayLike | None = 
     if start_m is not None or _is_easy(problem):
         found = continue_minimum(problem, _sketch_start(problem) if start_m is None else start_m)
         if found.is_converged:
-            if not has_moderate_multipliers(problem, found.minimum.lam_m):
+            if not proves_feasibility(problem, found.minimum):
                 require_feasible(problem, AttainableMeans(problem))
             certificate = certify(problem, found.minimum.lam_m)
             if certificate.is_valid:
@@ -151,13 +153,23 @@ def solve_dual(problem: DualProblem, *, initial_multipliers: ArrayLike | None = 
     return _build(problem, replace(minimum, n_evaluations=minimum.n_evaluations + n_evaluations), certificate)
 
 
-def has_moderate_multipliers(problem: DualProblem, lam_m: FloatArray) -> bool:
-    """Whether a certified solution with these multipliers, shape (m,), proves that its thresholds are feasible.
+def proves_feasibility(problem: DualProblem, minimum: DualMinimum) -> bool:
+    """Whether a certified minimum shows that its thresholds are strictly feasible; False says nothing.
 
-    Where no two responses of a prompt are moved apart by more than twice this many nats, every response keeps a weight
-    that matters, and the means attained stay away from the boundary by more than the KKT tolerance.
+    Where no two responses of a prompt are moved apart by more than some nats, every response keeps a weight that
+    matters, and the means attained stay away from the boundary by more than the KKT tolerance. Else a policy that
+    meets all thresholds with room settles it: the one tilted by lam* plus the inverse Hessian times that room.
     """
-    return float(lam_m @ problem.samples.facts.largest_score_m) <= _MODERATE_NATS * problem.beta
+    if float(minimum.lam_m @ problem.samples.facts.largest_score_m) <= _MODERATE_NATS * problem.beta:
+        return True
+    varying = np.flatnonzero(~problem.is_constant_m)
+    room = _ROOM * problem.score_scale_m[varying]
+    lam_m = minimum.lam_m.copy()
+    # Least squares: dependent constraints leave the Hessian singular.
+    lam_m[varying] += np.linalg.lstsq(minimum.hess_mm[np.ix_(varying, varying)], room, rcond=1e-10)[0]
+    with np.errstate(over="ignore", invalid="ignore"):
+        slack_m = evaluate_dual(problem, lam_m).slack_m
+    return bool(np.all(slack_m[varying] >= 0.5 * room))
 
 
 def _build(problem: DualProblem, minimum: DualMinimum, certificate: Certificate) -> DualSolution:
