@@ -10,8 +10,7 @@ prompts, with infinitely many responses each. What each interval should contain:
 - optimum reward, optimum KL: those of the population's policy at lam*.
 - policy ...: what the policy tilted by this data set's lam_hat does in the population: its target moves with the data
   set. The slack is against the population's threshold, for a margin over the population's reference mean.
-- ..., moved: the bootstrap interval moved by the half-sample jackknife's correction for finitely many responses, the
-  estimate on all K responses minus its mean over two halves of them.
+- ..., moved: the bootstrap interval moved by the correction of the response ladder for finitely many responses.
 
 Beside the coverage: the share of data sets whose interval lies wholly below and wholly above the target; the bias of
 the estimate in its own standard deviations; and the mean half-width over 1.96 of those standard deviations. An
@@ -26,13 +25,12 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-from gaussian_population import FloatArray, GaussianPopulation
+from gaussian_population import FloatArray, GaussianPopulation, over_datasets
 
-from stage1_dual.dual import DualProblem, DualSolution, bootstrap_intervals, sandwich_standard_errors, solve_dual, tilt
+from stage1_dual.dual import DualProblem, bootstrap_intervals, climb_ladder, sandwich_standard_errors, solve_dual
 
 _NORMAL_QUANTILE = 1.959963984540054
 
@@ -62,40 +60,6 @@ SCENARIOS = (
 )
 
 
-@dataclass(frozen=True)
-class Shift:
-    """What the half-sample jackknife adds to an estimate: its value on all responses minus the mean over two halves.
-
-    Attributes:
-        multipliers: of lam, shape (m,).
-        optimum_kl: of the KL, every half at its own lam.
-        policy_kl: of the KL at the lam of the full sample.
-        policy_slack: of the slack at that lam, shape (m,).
-    """
-
-    multipliers: FloatArray
-    optimum_kl: float
-    policy_kl: float
-    policy_slack: FloatArray
-
-
-def _half_sample_shift(problem: DualProblem, solution: DualSolution, r_pk: FloatArray, g_pkm: FloatArray) -> Shift:
-    lam_m = solution.multipliers
-    solutions, tilts = [], []
-    for columns in np.split(np.arange(r_pk.shape[1]), 2):
-        half = DualProblem.from_arrays(
-            r_pk[:, columns], g_pkm[:, columns], thresholds=problem.thresholds_m, beta=problem.beta
-        )
-        solutions.append(solve_dual(half))
-        tilts.append(tilt(half, lam_m))
-    return Shift(
-        multipliers=lam_m - np.mean([half.multipliers for half in solutions], axis=0),
-        optimum_kl=solution.predicted_kl - float(np.mean([half.predicted_kl for half in solutions])),
-        policy_kl=solution.predicted_kl - float(np.mean([half.kl_p for half in tilts])),
-        policy_slack=solution.slack - np.mean([np.mean(half.slack_mp, axis=1) for half in tilts], axis=0),
-    )
-
-
 def intervals_of_dataset(
     scenario: Scenario, n_prompts: int, n_responses: int, n_replicates: int, seed: int
 ) -> dict[str, FloatArray]:
@@ -112,36 +76,39 @@ def intervals_of_dataset(
     )
     errors = sandwich_standard_errors(problem, solution, thresholds_are_relative_m=relative_m)
     lam_m, lam_star_m = solution.multipliers, population.lam_star
-    shift = _half_sample_shift(problem, solution, r_pk, g_pkm)
+    ladder = climb_ladder(problem, solution)
+    if ladder.bias is None:
+        raise ValueError(f"no interval can be moved: {ladder.refusal}")
+    bias = ladder.bias
     sandwich = lam_m[:, np.newaxis] + np.outer(errors.multipliers, [-_NORMAL_QUANTILE, _NORMAL_QUANTILE])
     optimum, policy = bootstrap.optimum, bootstrap.policy
     parts = {
         "lam, bootstrap": (lam_m, bootstrap.multipliers, lam_star_m),
         "lam, sandwich": (lam_m, sandwich, lam_star_m),
         "lam, bootstrap, moved": (
-            lam_m + shift.multipliers,
-            bootstrap.multipliers + shift.multipliers[:, np.newaxis],
+            lam_m - bias.multipliers,
+            bootstrap.multipliers - bias.multipliers[:, np.newaxis],
             lam_star_m,
         ),
         "optimum reward": (solution.predicted_reward, optimum.reward, population.reward(lam_star_m)),
         "optimum KL": (solution.predicted_kl, optimum.kl, population.kl(lam_star_m)),
         "optimum KL, moved": (
-            solution.predicted_kl + shift.optimum_kl,
-            optimum.kl + shift.optimum_kl,
+            solution.predicted_kl - bias.optimum.kl,
+            optimum.kl - bias.optimum.kl,
             population.kl(lam_star_m),
         ),
         "policy reward": (solution.predicted_reward, policy.reward, population.reward(lam_m)),
         "policy KL": (solution.predicted_kl, policy.kl, population.kl(lam_m)),
         "policy KL, moved": (
-            solution.predicted_kl + shift.policy_kl,
-            policy.kl + shift.policy_kl,
+            solution.predicted_kl - bias.policy.kl,
+            policy.kl - bias.policy.kl,
             population.kl(lam_m),
         ),
         "policy constraint": (solution.predicted_constraints, policy.constraints, population.scores(lam_m)),
         "policy slack": (solution.slack, policy.slack, population.scores(lam_m) - population.margins_m),
         "policy slack, moved": (
-            solution.slack + shift.policy_slack,
-            policy.slack + shift.policy_slack[:, np.newaxis],
+            solution.slack - bias.policy.slack,
+            policy.slack - bias.policy.slack[:, np.newaxis],
             population.scores(lam_m) - population.margins_m,
         ),
     }
@@ -163,13 +130,8 @@ def measure(
 ) -> list[dict[str, object]]:
     """One row a quantity, over ``n_datasets`` data sets."""
     entropy = [seed, n_prompts, n_responses, SCENARIOS.index(scenario) if scenario in SCENARIOS else len(SCENARIOS)]
-    seeds = np.random.SeedSequence(entropy).generate_state(n_datasets).tolist()
     run = partial(intervals_of_dataset, scenario, n_prompts, n_responses, n_replicates)
-    if processes > 1:
-        with Pool(processes) as pool:
-            datasets = pool.map(run, seeds, chunksize=4)
-    else:
-        datasets = [run(one) for one in seeds]
+    datasets = over_datasets(run, entropy=entropy, n_datasets=n_datasets, processes=processes)
     rows: list[dict[str, object]] = []
     for name in datasets[0]:
         value_dm, low_dm, high_dm, target_dm = np.moveaxis(np.stack([one[name] for one in datasets]), -1, 0)

@@ -22,14 +22,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-from gaussian_population import FloatArray, GaussianPopulation
+from gaussian_population import FloatArray, GaussianPopulation, over_datasets
 
 from stage1_dual.dual import DualProblem, DualSolution, InfeasibleError, NotCertifiedError, solve_dual
 
@@ -122,13 +120,10 @@ def estimate(case: Case, seed: int) -> FloatArray:
 
 def measure(case: Case, *, n_datasets: int, seed: int, processes: int) -> list[dict[str, object]]:
     """One row an estimator: bias, sd, error and failures over data sets."""
-    seeds = np.random.SeedSequence([seed, case.n_prompts, case.n_responses]).generate_state(n_datasets).tolist()
-    run: Callable[[int], FloatArray] = partial(estimate, case)
-    if processes > 1:
-        with Pool(processes) as pool:
-            lam_dem = np.stack(pool.map(run, seeds, chunksize=4))
-    else:
-        lam_dem = np.stack([run(one) for one in seeds])
+    entropy = [seed, case.n_prompts, case.n_responses]
+    lam_dem = np.stack(
+        over_datasets(partial(estimate, case), entropy=entropy, n_datasets=n_datasets, processes=processes)
+    )
     lam_star_m = case.population.lam_star
     rows: list[dict[str, object]] = []
     plug_in: dict[str, float] = {}

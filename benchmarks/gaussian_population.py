@@ -11,12 +11,16 @@ and means over prompts put s = 1. With margins a above the reference and all con
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing import Pool
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -96,3 +100,12 @@ class GaussianPopulation:
         effects_i = np.append(self.reward_effect, np.full(self.n_constraints, self.score_effect)) * self.scale
         scores_pki += rng.normal(size=(n_prompts, 1, size)) * effects_i
         return scores_pki[:, :, 0], scores_pki[:, :, 1:]
+
+
+def over_datasets(run: Callable[[int], T], *, entropy: Sequence[int], n_datasets: int, processes: int) -> list[T]:
+    """``run`` of the seed of every data set, in order; the seeds follow from ``entropy``."""
+    seeds = np.random.SeedSequence(entropy).generate_state(n_datasets).tolist()
+    if processes == 1:
+        return [run(seed) for seed in seeds]
+    with Pool(processes) as pool:
+        return pool.map(run, seeds, chunksize=4)

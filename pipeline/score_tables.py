@@ -162,25 +162,22 @@ class ScoreTable:
         ids = batch.column(self.prompt_id)
         if pa.types.is_dictionary(ids.type):
             ids = ids.dictionary_decode()
-        self._require_whole(ids, self.prompt_id, done)
+        row_n = index_n = done + np.arange(batch.num_rows)
+        self._require_whole(ids, self.prompt_id, row_n)
         split = batch.column(_SPLIT) if self.has_split else None
-        index_n = done + np.arange(batch.num_rows)
         if _SAMPLE_INDEX in batch.schema.names:
-            self._require_whole(batch.column(_SAMPLE_INDEX), _SAMPLE_INDEX, done)
+            self._require_whole(batch.column(_SAMPLE_INDEX), _SAMPLE_INDEX, row_n)
             index_n = batch.column(_SAMPLE_INDEX).to_numpy(zero_copy_only=False)
         columns = [batch.column(name) for name in self.scores]
         if self.has_lists:
-            parents = self._list_parents(columns, done)
+            parents = self._list_parents(columns, row_n)
+            row_n = row_n[parents]
             starts = np.flatnonzero(np.diff(parents, prepend=-1))
             index_n = np.arange(len(parents)) - np.repeat(starts, np.diff(np.append(starts, len(parents))))
             ids = ids.take(pa.array(parents))
             split = split.take(pa.array(parents)) if split is not None else None
             columns = [column.flatten() for column in columns]
-        else:
-            parents = np.arange(batch.num_rows)
-        values = [
-            self._numbers(column, name, done + parents) for column, name in zip(columns, self.scores, strict=True)
-        ]
+        values = [self._numbers(column, name, row_n) for column, name in zip(columns, self.scores, strict=True)]
         return ScoreChunk(
             prompt_n=_hash_ids(ids),
             prompt_id_n=ids,
@@ -189,24 +186,22 @@ class ScoreTable:
             split_n=None if split is None else np.asarray(split.to_pylist(), dtype=object),
         )
 
-    def _list_parents(self, columns: Sequence[pa.Array], done: int) -> np.ndarray:
+    def _list_parents(self, columns: Sequence[pa.Array], row_n: np.ndarray) -> np.ndarray:
         for column, name in zip(columns, self.scores, strict=True):
-            self._require_whole(column, name, done)
+            self._require_whole(column, name, row_n)
         lengths = [pc.list_value_length(column).to_numpy() for column in columns]
         for length, name in zip(lengths, self.scores, strict=True):
             wrong = np.flatnonzero((length != lengths[0]) | (length == 0))
             if len(wrong):
                 raise InputError(
-                    f"{self.path}: row {done + wrong[0]} has {length[wrong[0]]} scores in {name!r} and "
+                    f"{self.path}: row {row_n[wrong[0]]} has {length[wrong[0]]} scores in {name!r} and "
                     f"{lengths[0][wrong[0]]} in {self.scores[0]!r}; a prompt needs one of each for every response"
                 )
         return np.asarray(pc.list_parent_indices(columns[0]).to_numpy())
 
     def _numbers(self, column: pa.Array, name: str, row_n: np.ndarray) -> np.ndarray:
         """Values of a column whose rows have these numbers in the table."""
-        if column.null_count:
-            rows = row_n[np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False))[:3]].tolist()
-            raise InputError(f"{self.path}: column {name!r} has {column.null_count} empty values (first rows: {rows})")
+        self._require_whole(column, name, row_n)
         values = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
@@ -214,9 +209,9 @@ class ScoreTable:
             raise InputError(f"{self.path}: column {name!r} has {len(wrong)} values that are not finite ({shown})")
         return values
 
-    def _require_whole(self, column: pa.Array, name: str, done: int) -> None:
+    def _require_whole(self, column: pa.Array, name: str, row_n: np.ndarray) -> None:
         if column.null_count:
-            rows = (done + np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False))[:3]).tolist()
+            rows = row_n[np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False))[:3]].tolist()
             raise InputError(f"{self.path}: column {name!r} has {column.null_count} empty values (first rows: {rows})")
 
 

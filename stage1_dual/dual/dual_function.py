@@ -143,6 +143,13 @@ def weigh_block(block: SampleBlock, *, lam_m: FloatArray, beta: float) -> FloatA
 
 def tilt_block(block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds_m: FloatArray) -> Tilt:
     """The tilted policy on one block."""
+    return weigh_and_tilt_block(block, lam_m=lam_m, beta=beta, thresholds_m=thresholds_m)[1]
+
+
+def weigh_and_tilt_block(
+    block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds_m: FloatArray
+) -> tuple[FloatArray, Tilt]:
+    """Tilted weights of one block, summing to 1 within a prompt, shape (n,), and the tilted policy on it."""
     segments = block.segments
     with np.errstate(under="ignore"):
         weights_n, total_p, log_z_p = _unnormalised(block, lam_m, beta)
@@ -152,7 +159,7 @@ def tilt_block(block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds
             tilted_p[:] = segments.dot(weights_n, scores_n) / total_p
         ess_p = total_p**2 / segments.dot(weights_n, weights_n)
     kl_p = (reward_p + lam_m @ tilted_mp) / beta - log_z_p
-    return Tilt(
+    tilted = Tilt(
         log_z_p=log_z_p + (block.reward_shift_p + lam_m @ block.score_shift_mp) / beta,
         reward_p=reward_p + block.reward_shift_p,
         scores_mp=tilted_mp + block.score_shift_mp,
@@ -161,6 +168,7 @@ def tilt_block(block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds
         kl_p=np.maximum(kl_p, 0.0),
         ess_p=np.clip(ess_p, 1.0, segments.counts_p),
     )
+    return segments.divide(weights_n, total_p, out=weights_n), tilted
 
 
 def _normalise_block(

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.dual.dual_function import tilt, tilt_block, weigh_block
+from stage1_dual.dual.dual_function import tilt, weigh_and_tilt_block
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
 from stage1_dual.dual.samples import SampleBlock
 from stage1_dual.dual.segments import FloatArray, IntArray, Segments
@@ -425,8 +425,7 @@ def _block_sums(
 ) -> _PromptSums:
     """One block's prompts; ``reference_m`` is NaN where the threshold is absolute."""
     segments, n_constraints = block.segments, len(block.scores_mn)
-    tilted = tilt_block(block, lam_m=lam_m, beta=beta, thresholds_m=thresholds_m)
-    weights_n = weigh_block(block, lam_m=lam_m, beta=beta)
+    weights_n, tilted = weigh_and_tilt_block(block, lam_m=lam_m, beta=beta, thresholds_m=thresholds_m)
     with np.errstate(under="ignore"):
         deviation_mn = segments.subtract(block.scores_mn, tilted.scores_mp - block.score_shift_mp)
         weighted_mn = deviation_mn * weights_n
@@ -437,9 +436,7 @@ def _block_sums(
         scores_bend_mmmp = np.empty((n_constraints, n_constraints, n_constraints, segments.n_prompts))
         for row_n, bend_mmp in zip(deviation_mn, scores_bend_mmmp, strict=True):
             bend_mmp[:] = _seconds(segments, weighted_mn * row_n, deviation_mn) / beta**2
-    reference_error_mp = np.nan_to_num(
-        block.score_shift_mp + segments.mean(block.scores_mn) - reference_m[:, np.newaxis], nan=0.0
-    )
+    reference_error_mp = np.nan_to_num(_block_reference_means(block) - reference_m[:, np.newaxis], nan=0.0)
     kl_slope_mp = (reward_slope_mp + np.einsum("i,ijp->jp", lam_m, scores_slope_mmp)) / beta
     kl_bend_mmp = (scores_slope_mmp + reward_bend_mmp + np.einsum("i,ijkp->jkp", lam_m, scores_bend_mmmp)) / beta
     return _PromptSums(

@@ -146,20 +146,13 @@ def _half_sample_bias(problem: DualProblem, solution: DualSolution, halves: list
     # An inactive constraint has the multiplier 0 exactly, and no bias of it to remove.
     free_m = solution.multipliers > 0
     multipliers_m = np.mean([half.multipliers for half in halves], axis=0) - solution.multipliers
+    policies = [tilt(_share(problem, 2, part), solution.multipliers) for part in range(2)]
     return ResponseBias(
         multipliers=np.where(free_m, multipliers_m, 0.0),
         optimum=_excess([_optimum(half) for half in halves], _optimum(solution)),
-        policy=policy_bias(problem, solution.multipliers),
+        # On all responses the policy of lam* and the optimum are the same.
+        policy=_excess([_policy(half) for half in policies], _optimum(solution)),
     )
-
-
-def policy_bias(problem: DualProblem, lam_m: FloatArray) -> Estimates:
-    """What the finite number of responses adds to the estimates of the policy tilted by ``lam_m``, shape (m,).
-
-    Estimates on halves of the responses minus those on all, to be taken off the latter.
-    """
-    halves = [tilt(_share(problem, 2, part), lam_m) for part in range(2)]
-    return _excess([_policy(half) for half in halves], _policy(tilt(problem, lam_m)))
 
 
 def _optimum(solution: DualSolution) -> Estimates:
