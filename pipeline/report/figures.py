@@ -223,7 +223,7 @@ class LadderCurve:
         name: the constraint.
         responses_r: median responses per prompt of each rung, most first, shape (r,).
         multiplier_r: lambda* on it, reward per score unit, NaN where there is none, shape (r,).
-        lam_star: lambda* on all responses, with its interval over prompts.
+        lam_star: lambda* on all responses, with its interval over prompts, moved where there is a correction.
         corrected: lambda* corrected for the number of responses, or None.
     """
 
@@ -241,25 +241,26 @@ def ladder_figure(curve: LadderCurve) -> Figure:
     with paper_style():
         figure = new_figure(height_inches=2.3)
         axes = figure.subplots()
+        # The interval is that of the corrected value where there is one.
+        place, star, label = inverse_r[0], curve.lam_star, "on all (95%)"
         if curve.corrected is not None:
             ends = ([0.0, inverse_r[1]], [curve.corrected, curve.multiplier_r[1]])
             axes.plot(*ends, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="_line")
-            axes.plot(0.0, curve.corrected, "o", color=BLUE, markerfacecolor="white", clip_on=False, label="corrected")
-        axes.plot(
-            inverse_r[known_r], curve.multiplier_r[known_r], "o", color=BLUE, label="on a share of the responses"
-        )
-        star = curve.lam_star
-        axes.errorbar(
-            inverse_r[0],
+            place, star, label = 0.0, Measured(curve.corrected, curve.lam_star.ci95), "corrected (95%)"
+        axes.plot(inverse_r[known_r], curve.multiplier_r[known_r], "o", color=BLUE, label="on K responses")
+        bars = axes.errorbar(
+            place,
             star.value,
             yerr=_bars(star),
             fmt="D",
             color=VERMILLION,
             markersize=4,
             capsize=2.5,
-            label="on all (95%)",
+            label=label,
             zorder=5,
         )
+        for artist in bars.get_children():
+            artist.set_clip_on(False)
         axes.set_xlim(0.0, 1.08 * float(inverse_r[-1]))
         axes.set_xticks([0.0, *inverse_r], ["∞", *(f"{responses:g}" for responses in curve.responses_r)])
         axes.margins(y=0.15)

@@ -123,7 +123,8 @@ def stage1_plates(
             f"How lambda* of {curve.name} depends on the number of responses",
             "Lambda* solved again on halves and quarters of each prompt's responses, against one over their number. A "
             "steep line is bias that is still in lambda*; the line through the two first rungs ends at the corrected "
-            "value. The interval is over prompts and knows nothing of this bias.",
+            "value. The 95% interval is over prompts: at the corrected value, or, where there is none, at the one on "
+            "all responses, whose bias it does not know.",
             ladder_figure(curve),
         )
         for curve in build_ladder_curves(dual)
