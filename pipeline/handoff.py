@@ -76,10 +76,8 @@ def _tilted_rows(
     names: list[str],
     split: str,
 ) -> pa.Table:
-    row_n = scored.rows_of(samples["prompt_id"], samples["sample_index"].to_numpy().astype(np.int64))
-    order = np.argsort(row_n, kind="stable")[np.count_nonzero(row_n < 0) :]
-    row_n = row_n[order]
-    texts = samples.take(order)
+    found, row_n = scored.find_in(samples)
+    texts = samples.take(found)
     schema = tilted_schema(names)
     prompts = [about[prompt_id] for prompt_id in texts["prompt_id"].to_pylist()]
     return pa.table(

@@ -29,8 +29,7 @@ def log_ratios(run: Run, *, policy_samples: Path, rows: ScoredRows) -> list[np.n
     with another arithmetic's in one ratio.
     """
     table = run.samples_table(policy_samples).read("test", columns=["prompt_id", "sample_index", *_IDS])
-    row_n = rows.rows_of(table["prompt_id"], table["sample_index"].to_numpy())
-    table = table.take(np.argsort(row_n, kind="stable")[np.count_nonzero(row_n < 0) :])
+    table = table.take(rows.find_in(table)[0])
     logp = {
         "policy": _score(run, table, load_network(str(run.folder / "policy"), dtype="float32"), "policy"),
         "reference": _score(run, table, _load_reference(run, dtype="float32"), "reference"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,36 @@ from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.tables import SAMPLE_KEY
+
+
+@dataclass(frozen=True, eq=False)
+class SortedKeys:
+    """Keys of rows as numbers, place of the prompt * width + sample_index.
+
+    Attributes:
+        prompts: the prompts' places.
+        width: above every ``sample_index``.
+        key_n: of each row, ascending, shape (n,).
+    """
+
+    prompts: PromptPlaces
+    width: int
+    key_n: np.ndarray
+
+    def find(self, table: pa.Table) -> np.ndarray:
+        """The row of each key of a table, shape (n,); -1 for keys that are not here.
+
+        Args:
+            table: with the columns ``prompt_id`` and ``sample_index``.
+        """
+        place = self.prompts.of(table["prompt_id"])
+        index = table["sample_index"].to_numpy().astype(np.int64)
+        if len(self.key_n) == 0:
+            return np.full(len(index), -1)
+        wanted = place * self.width + index
+        row = np.minimum(np.searchsorted(self.key_n, wanted), len(self.key_n) - 1)
+        found: np.ndarray = np.where((place >= 0) & (index < self.width) & (self.key_n[row] == wanted), row, -1)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,17 +98,24 @@ class ScoredRows:
         cuts = self.starts[1:]
         return list(self.prompt_ids), np.split(self.reward_n, cuts), np.split(self.constraints_nm, cuts)
 
-    def rows_of(self, prompt_id: pa.ChunkedArray, sample_index: np.ndarray) -> np.ndarray:
-        """The row of each key, shape (n,), -1 for keys that are not here."""
-        if self.n_samples == 0:
-            return np.full(len(sample_index), -1)
-        place = PromptPlaces(self.prompt_ids).of(prompt_id)
-        width = int(max(self.sample_index_n.max(), sample_index.max(initial=0))) + 1
-        own = self.prompt_n * width + self.sample_index_n
-        wanted = place * width + sample_index
-        row = np.minimum(np.searchsorted(own, wanted), len(own) - 1)
-        found: np.ndarray = np.where((place >= 0) & (own[row] == wanted), row, -1)
-        return found
+    def find_in(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows of a table are here, and which ones of these they are.
+
+        Args:
+            table: with the columns ``prompt_id`` and ``sample_index``, each key at most once.
+
+        Returns:
+            Rows of the table, in the order of the rows here, and the row here of each; both of shape (n,).
+        """
+        row_n = self._keys.find(table)
+        found = np.flatnonzero(row_n >= 0)
+        found = found[np.argsort(row_n[found], kind="stable")]
+        return found, row_n[found]
+
+    @cached_property
+    def _keys(self) -> SortedKeys:
+        width = int(self.sample_index_n.max(initial=0)) + 1
+        return SortedKeys(PromptPlaces(self.prompt_ids), width, self.prompt_n * width + self.sample_index_n)
 
 
 def read_scores(
@@ -107,11 +145,11 @@ def read_scores(
         InputError: a score is not finite; names the rows.
     """
     names = list(dict.fromkeys([reward, *constraints]))
-    prompts = PromptPlaces(_distinct_prompts(samples, split))
-    key_n, cut_off_n, width = _sample_keys(samples, split, prompts)
+    keys, cut_off_n = _sample_keys(samples, split)
+    key_n = keys.key_n
     value = np.full((len(key_n), len(names)), np.nan)
     for column, name in enumerate(names):
-        _fill(value[:, column], scores[name], split, prompts, key_n=key_n, width=width, name=name)
+        _fill(value[:, column], scores[name], split, keys, name=name)
     scored_n = ~np.isnan(value).any(axis=1)
     unscored = int(np.count_nonzero(~scored_n))
     if unscored > max_unscored:
@@ -120,9 +158,9 @@ def read_scores(
             f"and only {max_unscored} failures are on record; score the samples again"
         )
     everything = ScoredRows(
-        prompt_ids=tuple(prompts.ids),
-        prompt_n=key_n // width,
-        sample_index_n=key_n % width,
+        prompt_ids=tuple(keys.prompts.ids),
+        prompt_n=key_n // keys.width,
+        sample_index_n=key_n % keys.width,
         reward_n=value[:, 0],
         constraints_nm=value[:, [names.index(name) for name in constraints]],
         cut_off_n=cut_off_n,
@@ -130,16 +168,9 @@ def read_scores(
     return everything.select(scored_n), unscored
 
 
-def _distinct_prompts(samples: ShardedTable, split: str) -> list[str]:
-    found: set[str] = set()
-    for path in samples.paths(split):
-        column = read_parquet(path, columns=["prompt_id"], as_dictionary=["prompt_id"])["prompt_id"]
-        found.update(column.unique().to_pylist())
-    return sorted(found)
-
-
-def _sample_keys(samples: ShardedTable, split: str, prompts: PromptPlaces) -> tuple[np.ndarray, np.ndarray, int]:
-    """Key of each sample as a number, place * width + index, ascending; whether it was cut off; and the width."""
+def _sample_keys(samples: ShardedTable, split: str) -> tuple[SortedKeys, np.ndarray]:
+    """Keys of the samples of a split, and whether the token limit cut each off."""
+    prompts = PromptPlaces(samples.prompt_ids(split))
     place, index, cut_off = [], [], []
     for path in samples.paths(split):
         table = read_parquet(path, columns=[*SAMPLE_KEY, "finish_reason"], as_dictionary=["prompt_id"])
@@ -154,33 +185,21 @@ def _sample_keys(samples: ShardedTable, split: str, prompts: PromptPlaces) -> tu
     repeated = np.count_nonzero(np.diff(key_n) == 0)
     if repeated:
         raise CorruptArtifactError(f"{samples.folder}: {repeated} {split} samples are there twice")
-    return key_n, np.concatenate([np.empty(0, bool), *cut_off])[order], width
+    return SortedKeys(prompts, width, key_n), np.concatenate([np.empty(0, bool), *cut_off])[order]
 
 
-def _fill(
-    value_n: np.ndarray,
-    scores: ShardedTable,
-    split: str,
-    prompts: PromptPlaces,
-    *,
-    key_n: np.ndarray,
-    width: int,
-    name: str,
-) -> None:
+def _fill(value_n: np.ndarray, scores: ShardedTable, split: str, keys: SortedKeys, *, name: str) -> None:
     """Write a scorer's values to the rows they belong to."""
     for path in scores.paths(split):
         table = read_parquet(path, columns=[*SAMPLE_KEY, "value"], as_dictionary=["prompt_id"])
         _require_finite(table, name)
-        place = prompts.of(table["prompt_id"])
-        index = table["sample_index"].to_numpy().astype(np.int64)
-        wanted = place * width + index
-        row = np.minimum(np.searchsorted(key_n, wanted), max(len(key_n) - 1, 0))
-        known = (place >= 0) & (index < width) & (key_n[row] == wanted if len(key_n) else False)
-        if not known.all():
+        row_n = keys.find(table)
+        unknown = np.count_nonzero(row_n < 0)
+        if unknown:
             raise CorruptArtifactError(
-                f"{path}: {np.count_nonzero(~known)} scores of samples that are not there; score the samples again"
+                f"{path}: {unknown} scores of samples that are not there; score the samples again"
             )
-        value_n[row] = table["value"].to_numpy()
+        value_n[row_n] = table["value"].to_numpy()
 
 
 def _require_finite(table: pa.Table, name: str) -> None:
