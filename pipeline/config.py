@@ -26,6 +26,7 @@ from pydantic import (
 
 from pipeline.contracts.errors import ConfigError
 from pipeline.contracts.problem import Constraint, Direction, Safeguard
+from stage1_dual.sampling.protocol import Distribution
 
 RECIPES = Path(__file__).parent / "recipes"
 EMBEDDED = "embedded:"
@@ -123,7 +124,7 @@ class SamplingSettings(_Section):
 
     @model_validator(mode="after")
     def _of_the_reference(self) -> Self:
-        if not (self.is_of_the_reference or self.samples_are_not_of_the_reference):
+        if not (self.distribution.is_the_policy or self.samples_are_not_of_the_reference):
             raise ValueError(
                 f"temperature {self.temperature:g}, top_p {self.top_p:g}, top_k {self.top_k} and min_p {self.min_p:g} "
                 "do not draw from the reference (1, 1, 0 and 0 do); the dual and the training assume that it is. Set "
@@ -132,9 +133,9 @@ class SamplingSettings(_Section):
         return self
 
     @property
-    def is_of_the_reference(self) -> bool:
-        """Whether the samples are draws from the reference itself."""
-        return (self.temperature, self.top_p, self.top_k, self.min_p) == (1.0, 1.0, 0, 0.0)
+    def distribution(self) -> Distribution:
+        """What is drawn from."""
+        return Distribution(self.temperature, self.top_p, self.top_k, self.min_p)
 
 
 class ExecutionSettings(_Section):

@@ -19,9 +19,17 @@ from pipeline.contracts.tables import SPLITS
 from pipeline.execution import build_execution, worker_device
 from pipeline.log_ratios import check_sampler_logp
 from pipeline.run import Run, finish_step, has_all_files, log, record_failures, remedy, reopen
+from stage1_dual.sampling.prompts import (
+    RenderedPrompt,
+    UnusablePrompt,
+    load_tokenizer,
+    read_max_positions,
+    render_prompts,
+)
 
 if TYPE_CHECKING:
-    from stage1_dual.sampling.prompts import RenderedPrompt, UnusablePrompt
+    from transformers import PreTrainedTokenizerBase
+
     from stage1_dual.sampling.protocol import Sampler
 
 _CPU_KV_CACHE_BYTES = 512 * 2**20
@@ -93,7 +101,8 @@ def sample_policy(
             return
     table = run.samples_table(folder)
     _require_asked_for(table, split_of, samples_per_prompt=samples_per_prompt, step=step)
-    rendered, unusable = _render(run, policy, [(row["prompt_id"], row["prompt"]) for row in prompts])
+    tokenizer = load_tokenizer(policy.folder)
+    rendered, unusable = _render(run, policy, tokenizer, [(row["prompt_id"], row["prompt"]) for row in prompts])
     _require_usable(unusable, len(prompts), max_share=run.config.max_failed_share)
     reopen(folder)
     counts = sample_table(
@@ -110,7 +119,7 @@ def sample_policy(
     details: dict[str, Any] = {
         "last_call": {**asdict(counts), "failures": len(counts.failures)},
         "example": {"text": rendered[0].text, "token_ids": rendered[0].token_ids.tolist()},
-        "bos_token_id": _bos_token_id(policy),
+        "bos_token_id": tokenizer.bos_token_id,
     }
     if policy.role == "reference" and run.config.sampling.logp_rows:
         details["sampler_logp_difference"] = check_sampler_logp(run, table)
@@ -156,7 +165,8 @@ def show_prompts(run: Run, *, prompts: Sequence[tuple[str, Sequence[Mapping[str,
     """
     policy = reference_policy(run)
     settings = run.config.sampling
-    rendered, unusable = _render(run, policy, prompts)
+    tokenizer = load_tokenizer(policy.folder)
+    rendered, unusable = _render(run, policy, tokenizer, prompts)
     lines = [
         f"reference   {policy.folder}",
         f"engine      {settings.engine}, {run.config.reference.dtype}",
@@ -165,7 +175,7 @@ def show_prompts(run: Run, *, prompts: Sequence[tuple[str, Sequence[Mapping[str,
             f"temperature {settings.temperature:g}, top_p {settings.top_p:g}, top_k {settings.top_k}, "
             f"min_p {settings.min_p:g}"
         ),
-        f"BOS         {_bos_token_id(policy)}",
+        f"BOS         {tokenizer.bos_token_id}",
     ]
     for prompt in rendered:
         lines += [
@@ -180,12 +190,13 @@ def show_prompts(run: Run, *, prompts: Sequence[tuple[str, Sequence[Mapping[str,
 
 
 def _render(
-    run: Run, policy: Policy, prompts: Sequence[tuple[str, Sequence[Mapping[str, str]]]]
+    run: Run,
+    policy: Policy,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[str, Sequence[Mapping[str, str]]]],
 ) -> tuple[list[RenderedPrompt], list[UnusablePrompt]]:
-    from stage1_dual.sampling.prompts import load_tokenizer, read_max_positions, render_prompts
-
     return render_prompts(
-        load_tokenizer(policy.folder),
+        tokenizer,
         prompts,
         template=run.config.reference.template,
         max_new_tokens=run.config.sampling.max_new_tokens,
@@ -202,29 +213,20 @@ def _require_usable(unusable: Sequence[UnusablePrompt], n_prompts: int, *, max_s
         )
 
 
-def _bos_token_id(policy: Policy) -> int | None:
-    from stage1_dual.sampling.prompts import load_tokenizer
-
-    found: int | None = load_tokenizer(policy.folder).bos_token_id
-    return found
-
-
 def _sampler_factory(run: Run, policy: Policy, prompts: Sequence[RenderedPrompt]) -> Callable[[], Sampler]:
     """Starts the sampler; picklable, since it may have to go to another machine."""
-    from stage1_dual.sampling.protocol import Distribution
     from stage1_dual.sampling.transformers_sampler import TransformersSampler
     from stage1_dual.sampling.vllm_sampler import VllmSampler
 
     settings = run.config.sampling
     device = worker_device(run)
-    distribution = Distribution(settings.temperature, settings.top_p, settings.top_k, settings.min_p)
     if settings.engine == "transformers":
         return partial(
             TransformersSampler,
             policy.folder,
             max_new_tokens=settings.max_new_tokens,
             dtype=run.config.reference.dtype,
-            distribution=distribution,
+            distribution=settings.distribution,
             batch_rows=settings.max_num_seqs,
             device=device,
         )
@@ -237,7 +239,7 @@ def _sampler_factory(run: Run, policy: Policy, prompts: Sequence[RenderedPrompt]
         dtype=run.config.reference.dtype,
         quantization=policy.quantization,
         tensor_parallel_size=settings.tensor_parallel_size,
-        distribution=distribution,
+        distribution=settings.distribution,
         max_num_seqs=settings.max_num_seqs,
         kv_cache_bytes=_CPU_KV_CACHE_BYTES if device == "cpu" else None,
         gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -250,10 +252,7 @@ def _sampling_identity(run: Run, policy: Policy, seed: int) -> dict[str, Any]:
     return {
         "engine": settings.engine,
         "max_new_tokens": settings.max_new_tokens,
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "top_k": settings.top_k,
-        "min_p": settings.min_p,
+        **asdict(settings.distribution),
         "dtype": run.config.reference.dtype,
         "quantization": policy.quantization,
         "template": _template_text(run.config.reference.template),

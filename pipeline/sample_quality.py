@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 
 from pipeline.scores import ScoredRows
+from stage1_dual.sampling.protocol import THE_POLICY
 
 OnLength = Literal["keep", "drop", "flag"]
 
@@ -57,8 +59,8 @@ def describe_faults(
         n_prompts_lost: prompts of which no response takes part.
         n_unsampled: responses that were asked for and could not be drawn.
     """
-    neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-    changed = ", ".join(f"{name} {sampling[name]:g}" for name, value in neutral.items() if sampling[name] != value)
+    itself = asdict(THE_POLICY)
+    changed = ", ".join(f"{name} {sampling[name]:g}" for name, value in itself.items() if sampling[name] != value)
     faults = []
     if changed:
         faults.append(

@@ -6,7 +6,7 @@ Reads files only: no model, no torch, no network. Whoever receives a run from so
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,10 @@ from pipeline.contracts.tables import (
     prompt_id,
     tilted_schema,
 )
+from stage1_dual.sampling.protocol import THE_POLICY
 
 _CHANCE = 1e-9
 """Probability with which chance alone may be called a fault."""
-
-_POLICY_ITSELF = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-"""Only then are the sampler's log-probabilities those of the draws, which says how many repeats chance makes."""
 
 _WEIGHT_TOLERANCE = 1e-9
 _MEAN_TOLERANCE = 1e-9
@@ -232,7 +230,8 @@ def _check_samples(run: Path, folder: Path, manifest: Manifest) -> Iterator[str]
             if ((index < 0) | (index >= n_samples)).any():
                 yield f"{path}: a sample_index is outside of 0 to {n_samples - 1}"
             yield from _check_tokens(path, rows, bos=bos, reads=reads)
-    if not any(manifest.settings[name] != value for name, value in _POLICY_ITSELF.items()):
+    # Of another distribution, the sampler's log-probabilities do not say how many repeats chance makes.
+    if all(manifest.settings[name] == value for name, value in asdict(THE_POLICY).items()):
         yield from _check_repeats(folder, table)
     if n_rows != manifest.counts["rows"]:
         yield f"{folder}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
@@ -276,8 +275,8 @@ def _check_repeats(folder: Path, table: ShardedTable) -> Iterator[str]:
     A sample equals another one of the prompt with probability exp(logp), so that over K samples
     sum_k (K - 1) exp(logp_k) / 2 is an unbiased estimate of the expected number of equal pairs.
     """
-    prompts = PromptPlaces(sorted({name for split in SPLITS for path in table.paths(split) for name in _names(path)}))
     for split in SPLITS:
+        prompts = PromptPlaces(table.prompt_ids(split))
         place, response = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         chance_p, count_p = np.zeros(len(prompts)), np.zeros(len(prompts))
         for path in table.paths(split):
@@ -299,11 +298,6 @@ def _check_repeats(folder: Path, table: ShardedTable) -> Iterator[str]:
                 f"{folder}: {observed} pairs of equal {split} responses to a prompt, {expected:.1f} expected by "
                 "chance: samples were repeated"
             )
-
-
-def _names(path: Path) -> list[str]:
-    column = read_parquet(path, columns=["prompt_id"], as_dictionary=["prompt_id"])["prompt_id"]
-    return list(column.unique().to_pylist())
 
 
 def _check_scores(run: Path, samples: Path, folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -68,6 +68,18 @@ class ShardedTable:
         found = [*self.folder.glob(f"data/{split}-*.parquet"), *self.folder.glob(f"parts/{split}-*.parquet")]
         return [path for _, path in sorted((_shard_order(path), path) for path in found)]
 
+    def prompt_ids(self, split: str) -> list[str]:
+        """The prompts that have rows in a split, sorted.
+
+        Raises:
+            CorruptArtifactError: a file cannot be read.
+        """
+        found: set[str] = set()
+        for path in self.paths(split):
+            column = read_parquet(path, columns=["prompt_id"], as_dictionary=["prompt_id"])["prompt_id"]
+            found.update(column.unique().to_pylist())
+        return sorted(found)
+
     def keys(self, path: Path, prompts: PromptPlaces) -> tuple[np.ndarray, np.ndarray]:
         """Place of the prompt (-1 where it is not among ``prompts``) and ``sample_index`` of each row of one file.
 
