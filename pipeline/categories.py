@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.run import Run
 from pipeline.scores import ScoredRows
+
+
+def prompt_categories(run: Run) -> dict[str, str]:
+    """Category of each prompt of a run, by prompt id."""
+    table = run.prompts_table()
+    return dict(zip(table["prompt_id"].to_pylist(), table["category"].to_pylist(), strict=True))
 
 
 def means_by_category(

@@ -12,17 +12,19 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import is_hub_id, load_config
-from pipeline.contracts.artifacts import environment, is_complete
+from pipeline.contracts.artifacts import environment, is_complete, read_json
 from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError, InputError
 from pipeline.contracts.problem import Safeguard
 from pipeline.exports import FORMATS, ExportSettings, write_exports
 from pipeline.launch import launch_training, process_number, require_one_process
+from pipeline.multishot import run_multishot
+from pipeline.report import print_stage2
 from pipeline.run import Run, require_extra
 from pipeline.steps import STAGES, STEPS, perform_training, preview_samples, read_status, run_steps
 from pipeline.validation import validate_run
@@ -38,6 +40,12 @@ _SAFEGUARDS = {
     "reserve": "score units asked of the dual beyond the demand",
     "assurance": "probability that the final evaluation calls the constraint satisfied",
     "score_error": "root mean square error of the scorer's differences, which the margin must outgrow",
+}
+
+_SAFEGUARD_RULES: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "reserve": ("finite", lambda _: True),
+    "assurance": ("between 0 and 1", lambda value: 0 < value < 1),
+    "score_error": ("finite and not negative", lambda value: value >= 0),
 }
 
 
@@ -101,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
         _add_run_options(command)
         command.add_argument("--redo-from", metavar="STEP", choices=steps, help="redo this step and all after it")
         command.set_defaults(command=_run_command, steps=steps)
+    command = commands.add_parser(
+        "multishot", help="the iterative baseline, from the run's one-shot policy on", allow_abbrev=False
+    )
+    _add_run_options(command)
+    command.add_argument("--redo", action="store_true", help="remove the iterates, then do them anew")
+    command.set_defaults(command=_multishot)
     command = commands.add_parser(
         "frontier", help="solve for a range of thresholds on any table of scores", add_help=False, allow_abbrev=False
     )
@@ -185,8 +199,8 @@ def _safeguards(options: argparse.Namespace) -> dict[str, Safeguard]:
                 value = float(number)
             except ValueError:
                 raise InputError(f"--{field.replace('_', '-')} {text!r}: it must be NAME=NUMBER") from None
-            if not (math.isfinite(value) and value >= 0 and (field != "assurance" or 0 < value < 1)):
-                rule = "between 0 and 1" if field == "assurance" else "finite and not negative"
+            rule, allowed = _SAFEGUARD_RULES[field]
+            if not (math.isfinite(value) and allowed(value)):
                 raise InputError(f"--{field.replace('_', '-')} {text!r}: the number must be {rule}")
             found[name] = replace(found.get(name, Safeguard()), **{field: value})
     return found
@@ -232,17 +246,27 @@ def _ray_executor(address: str) -> RayExecutor:
     return RayExecutor.connect(address)
 
 
-def _run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def _read_run(options: argparse.Namespace, rest: Sequence[str]) -> Run:
     config = load_config(options.config, _overrides(rest))
     if not any(is_hub_id(model.model) for model in config.checkpoints().values()):
         # Nothing of this run is on the Hub: no look-up may leave the machine, nor a progress bar announce one.
         os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
-    run = Run(
+    return Run(
         config=config,
         name=options.run or options.config.stem,
         data_dir=options.data_dir,
         show_progress=not (options.no_progress or os.environ.get("TQDM_DISABLE")),
     )
+
+
+def _multishot(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    kept = run_multishot(_read_run(options, rest), redo=options.redo)
+    print_stage2(read_json(kept.folder / "evaluation" / "evaluation.json"), read_json(kept.folder / "dual/dual.json"))
+    return 0
+
+
+def _run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    run = _read_run(options, rest)
     if getattr(options, "dry_run", False):
         print(preview_samples(run))
         return 0
@@ -258,7 +282,7 @@ def _run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     run_steps(run, options.steps, redo_from=redo)
     if getattr(options, "format", None):
         counts = {name: getattr(options, name) for name in ("pairs_per_prompt", "lines_per_prompt")}
-        write_exports(run, options.format, ExportSettings(seed=config.seed, **counts))
+        write_exports(run, options.format, ExportSettings(seed=run.config.seed, **counts))
     if getattr(options, "require_satisfied", False) and (status := read_status(run)) != "satisfied":
         raise ConstraintsNotSatisfiedError(f"the evaluation of run `{run.name}` is {status}, and must be satisfied")
     return 0

@@ -285,9 +285,9 @@ class ConstraintSettings(_Section):
     direction: Direction
     threshold: float | None = None
     margin: float | None = None
-    reserve: Annotated[float, Field(ge=0)] = 0.0
+    reserve: float = 0.0
     """Score units the dual asks for beyond the demand, since a fine-tuned policy falls short of the tilted optimum by
-    what it cannot learn. The evaluation judges the demand itself."""
+    what it cannot learn; negative for one that is known to overshoot. The evaluation judges the demand itself."""
     assurance: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Probability that the evaluation of a policy at the tilted optimum calls the constraint satisfied: the dual is
     asked for as much more as the errors of prediction and evaluation need."""
@@ -344,6 +344,9 @@ class TrainingSettings(_Section):
     lora_alpha: Positive = 32
     lora_target_modules: str | tuple[str, ...] = "all-linear"
     """Names of the layers that get an update, or `all-linear`: all but the head."""
+    initial: str | None = None
+    """Folder of a checkpoint whose weights training starts from, of the reference's own architecture. The reference
+    stays the sampled one; without it training starts there."""
     report_to: tuple[str, ...] = ()
     """Trackers by the names of transformers, such as `[tensorboard]`; none by default."""
 
@@ -353,6 +356,34 @@ class EvaluationSettings(_Section):
 
     samples_per_prompt: Positive = 64
     bootstrap_replicates: Annotated[int, Field(ge=100)] = 2000
+
+
+class MultishotSettings(_Section):
+    """The iterative baseline: train at lambda(t), sample the trained policy, step lambda by the slack it shows.
+
+    It starts from the run's own one-shot policy. What is not here is as in ``training``.
+    """
+
+    iterations: Annotated[int, Field(ge=2)] = 4
+    """Policies in all, the one-shot one included."""
+    rule: Literal["secant", "gradient"] = "secant"
+    """How lambda moves: by the dual's own curvature, scaled to what the policies show, or by projected gradient."""
+    step_size: Annotated[float, Field(gt=0)] | None = None
+    """Of the rule `gradient`, reward per squared score unit."""
+    samples_per_prompt: Positive = 16
+    """Responses of each iterate to every train prompt, by which its slack is measured."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak rate of each iteration after the first, which starts from the policy before it."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Of each iteration after the first."""
+
+    @model_validator(mode="after")
+    def _step_of_the_gradient(self) -> Self:
+        if (self.rule == "gradient") != (self.step_size is not None):
+            raise ValueError(
+                f"rule is {self.rule!r} and step_size {self.step_size}; `gradient` needs one, `secant` has none"
+            )
+        return self
 
 
 class RunConfig(_Section):
@@ -375,6 +406,7 @@ class RunConfig(_Section):
     solve: SolveSettings = SolveSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    multishot: MultishotSettings = MultishotSettings()
 
     @field_validator("execution", mode="before")
     @classmethod

@@ -22,13 +22,13 @@ _TOKEN_BUDGET = 16384
 _IDS = ("prompt_token_ids", "completion_token_ids")
 
 
-def log_ratios(run: Run, *, policy_samples: Path, rows: ScoredRows) -> list[np.ndarray]:
+def log_ratios(run: Run, *, policy_samples: Path, rows: ScoredRows, split: str) -> list[np.ndarray]:
     """Values of log pi_theta(y|x) - log pi_ref(y|x) on the policy's samples, nats, one array a prompt, as in ``rows``.
 
     Both by the training stack in float32, on the sampled token ids: a sampler's own log-probabilities are never mixed
     with another arithmetic's in one ratio.
     """
-    table = run.samples_table(policy_samples).read("test", columns=["prompt_id", "sample_index", *_IDS])
+    table = run.samples_table(policy_samples).read(split, columns=["prompt_id", "sample_index", *_IDS])
     table = table.take(rows.find_in(table)[0])
     logp = {
         "policy": _score(run, table, load_network(str(run.folder / "policy"), dtype="float32"), "policy"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config import EMBEDDED
+from pipeline.config import EMBEDDED, TrainingSettings
 from pipeline.contracts.errors import InputError
 from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
 from pipeline.models import resolve_model
@@ -26,6 +26,7 @@ def check_run(run: Run, steps: Sequence[str]) -> None:
         require_extra("ray", "ray", purpose="`execution: ray`")
     if "train" in steps:
         require_extra("train", "torch", "transformers", "accelerate", "peft", purpose="training")
+        _check_initial(run.config.training)
     if not {"prepare", "sample", "score"} & set(steps):
         return
     from stage1_dual.checkpoints import check_policy_checkpoint
@@ -46,3 +47,15 @@ def check_run(run: Run, steps: Sequence[str]) -> None:
             f"{run.config.sampling.engine!r}"
         )
     check_scorers(run.config, embedded)
+
+
+def _check_initial(training: TrainingSettings) -> None:
+    if training.initial is None:
+        return
+    if training.adapter != "none":
+        raise InputError(
+            f"`training.initial` is {training.initial!r} and `training.adapter` {training.adapter!r}; an adapter "
+            "starts from the reference"
+        )
+    if not (Path(training.initial) / "config.json").is_file():
+        raise InputError(f"`training.initial` is {training.initial!r}; it must be the folder of a checkpoint")

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from pipeline.categories import means_by_category
+from pipeline.categories import means_by_category, prompt_categories
+from pipeline.comparison import compare_policy
 from pipeline.config import ModelSettings
 from pipeline.contracts.artifacts import (
     atomic_write_bytes,
@@ -34,20 +35,19 @@ from pipeline.contracts.artifacts import (
     write_json,
 )
 from pipeline.contracts.errors import CorruptArtifactError, InputError
-from pipeline.contracts.shards import ShardedTable, write_table
-from pipeline.contracts.tables import SCORES, SPLITS
-from pipeline.evaluation import ScoredSamples, evaluate_policy
+from pipeline.contracts.shards import write_table
+from pipeline.contracts.tables import SPLITS
 from pipeline.frontiers import sweep_constraints, write_frontier
 from pipeline.handoff import write_dataset_card, write_tilted_table
-from pipeline.log_ratios import log_ratios
-from pipeline.microworld import build_world, gold_scores
+from pipeline.microworld import build_world
 from pipeline.preflight import check_run
 from pipeline.prompts import PromptRow, build_prompt_table, read_prompts
 from pipeline.report import print_stage1, print_stage2, write_report
 from pipeline.responses import Policy, reference_policy, sample_policy, show_prompts
 from pipeline.run import Run, derived_step_is_current, finish_step, log, remedy, reopen, require_extra
+from pipeline.run_scores import all_scores, reference_scores
 from pipeline.sample_quality import apply_length_rule, describe_faults, describe_truncation
-from pipeline.scores import ScoredRows, read_scores
+from pipeline.scores import ScoredRows
 from pipeline.scoring import score_samples
 from pipeline.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
 
@@ -176,8 +176,10 @@ def solve(run: Run) -> None:
     if derived_step_is_current(folder, step="solve", settings=settings, inputs=inputs):
         return
     constraints = config.demanded_constraints()
-    everything, n_unscored = _all_scores(run, run.folder / "scores", run.folder / "samples", "train")
-    train, test = apply_length_rule(everything, config.solve.on_length), _reference_scores(run, "test")
+    everything, n_unscored = all_scores(
+        run, samples=run.folder / "samples", scores=run.folder / "scores", split="train"
+    )
+    train, test = apply_length_rule(everything, config.solve.on_length), reference_scores(run, "test")
     for split, rows in (("train", train), ("test", test)):
         if rows.n_samples == 0:
             raise InputError(
@@ -226,7 +228,7 @@ def export(run: Run) -> None:
             folder,
             prompts=run.prompts_table(),
             samples=run.samples_table(run.folder / "samples"),
-            scored={split: _reference_scores(run, split) for split in SPLITS},
+            scored={split: reference_scores(run, split) for split in SPLITS},
             dual=dual,
             metadata=run.table_metadata(),
         )
@@ -245,11 +247,16 @@ def train(run: Run) -> None:
     started = time.monotonic()
     folder = run.folder / "policy"
     # Lambda and beta are not among the settings: they are in the dual, which is an input.
-    recorded = {**run.config.training.model_dump(mode="json", exclude=set(_SPEED_ONLY)), "seed": run.config.seed}
+    initial = run.config.training.initial
+    recorded = {
+        **run.config.training.model_dump(mode="json", exclude={*_SPEED_ONLY, "initial"}),
+        "seed": run.config.seed,
+    }
     samples = read_manifest(run.folder / "samples")
     inputs = {
         **{name: read_manifest(run.folder / name).identity for name in ("tilted", "dual", "samples")},
         "reference": samples.inputs["reference"],
+        **({"initial": checkpoint_sha256(Path(initial))} if initial is not None else {}),
     }
     begin_step(folder, settings=recorded, inputs=inputs, remedy=remedy("train"))
     if is_complete(folder):
@@ -282,14 +289,16 @@ def perform_training(run: Run) -> TrainResult:
     from stage2_policy.settings import TrainSettings
     from stage2_policy.trainer import train_policy
 
+    training = run.config.training
     return train_policy(
         reference=Path(run.model(run.config.reference, "reference")),
         samples=run.folder / "samples",
         tilted=run.folder / "tilted",
         dual=run.folder / "dual",
         output=run.folder / "policy",
-        settings=TrainSettings(**run.config.training.model_dump(), seed=run.config.seed),
+        settings=TrainSettings(**training.model_dump(exclude={"initial"}), seed=run.config.seed),
         show_progress=run.show_progress,
+        initial=None if training.initial is None else Path(training.initial),
         reference_logp=run.folder / "reference_logp",
         chat_template=_own_chat_template(run),
     )
@@ -330,7 +339,7 @@ def evaluate(run: Run) -> None:
             seed=config.seed + _EVALUATION_SEED,
         )
         score_samples(run, samples=folder / "samples", folder=folder / "scores", splits=("test",), step="evaluate")
-        evaluation = _compare(run, dual)
+        evaluation = compare_policy(run, dual=dual, samples=folder / "samples", scores=folder / "scores", split="test")
         evaluation |= {"seed": config.seed, "inputs": inputs, "environment": environment()}
         write_json(folder / "evaluation.json", evaluation)
         write_model_card(run.folder / "policy", dual=dual, evaluation=evaluation)
@@ -427,78 +436,6 @@ def read_status(run: Run) -> str:
     return str(read_json(run.folder / "evaluation" / "evaluation.json")["status"])
 
 
-def _compare(run: Run, dual: dict[str, Any]) -> dict[str, Any]:
-    folder, config = run.folder / "evaluation", run.config
-    reference_rows = _reference_scores(run, "test")
-    policy_rows = _scores(run, folder / "scores", folder / "samples", "test")
-    # A prompt may have lost all responses of one of the two, to failures or to the rule on cut-off ones.
-    both = set(reference_rows.prompt_ids) & set(policy_rows.prompt_ids)
-    left_out = len(set(reference_rows.prompt_ids) | set(policy_rows.prompt_ids)) - len(both)
-    if left_out:
-        log.warning("evaluate: %d test prompts have no response left of one of the policies, left out", left_out)
-    if not both:
-        raise InputError("no test prompt has responses of both the reference and the policy that take part")
-    reference_rows, policy_rows = reference_rows.of_prompts(both), policy_rows.of_prompts(both)
-    reference, policy = _by_prompt(reference_rows), _by_prompt(policy_rows)
-    ratio_by_prompt = log_ratios(run, policy_samples=folder / "samples", rows=policy_rows)
-    evaluation = evaluate_policy(
-        reference=reference,
-        policy=policy,
-        log_ratio=ratio_by_prompt,
-        reward_name=dual["reward"]["name"],
-        constraints=config.demanded_constraints(),
-        lam_star=np.array([entry["multiplier"] for entry in dual["constraints"]]),
-        beta=dual["beta"],
-        n_replicates=config.evaluation.bootstrap_replicates,
-        rng=np.random.default_rng(config.seed),
-    )
-    policies = {"reference": (reference_rows, None), "realised": (policy_rows, None)}
-    names = (config.reward, *config.constraints)
-    evaluation["prompts_left_out"] = left_out
-    evaluation["by_category"] = means_by_category(policies, _categories(run), names=names)
-    if run.uses_embedded:
-        evaluation["gold"] = _gold_means(run)
-    return evaluation
-
-
-def _gold_means(run: Run) -> dict[str, dict[str, float]]:
-    """Means of the world's ground truth over the test samples, so that proxy and gold can be compared."""
-    texts = {row["prompt_id"]: row["prompt"][-1]["content"] for row in run.prompts_table().to_pylist()}
-    means: dict[str, dict[str, float]] = {}
-    for role, folder in (("reference", run.folder / "samples"), ("realised", run.folder / "evaluation" / "samples")):
-        table = run.samples_table(folder).read("test", columns=["prompt_id", "completion"])
-        gold = [
-            gold_scores(texts[prompt], completion)
-            for prompt, completion in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
-        ]
-        for name in gold[0]:
-            means.setdefault(name, {})[role] = float(np.mean([scores[name] for scores in gold]))
-    return means
-
-
-def _reference_scores(run: Run, split: str) -> ScoredRows:
-    return _scores(run, run.folder / "scores", run.folder / "samples", split)
-
-
-def _scores(run: Run, scores: Path, samples: Path, split: str) -> ScoredRows:
-    """The scored samples of a split that take part."""
-    rows, _ = _all_scores(run, scores, samples, split)
-    return apply_length_rule(rows, run.config.solve.on_length)
-
-
-def _all_scores(run: Run, scores: Path, samples: Path, split: str) -> tuple[ScoredRows, int]:
-    config = run.config
-    names = (config.reward, *config.constraints)
-    return read_scores(
-        run.samples_table(samples),
-        {name: ShardedTable(folder=scores / name, schema=SCORES, metadata={}) for name in names},
-        reward=config.reward,
-        constraints=list(config.constraints),
-        split=split,
-        max_unscored=sum(read_manifest(scores / name).counts["failed"] for name in names),
-    )
-
-
 def _describe_samples(
     run: Run, dual: dict[str, Any], train: ScoredRows, *, everything: ScoredRows, n_unscored: int
 ) -> dict[str, Any]:
@@ -518,20 +455,10 @@ def _describe_samples(
     policies = {"reference": (train, None), "predicted": (train, tilted_weights(train, dual))}
     return {
         **dual,
-        "by_category": means_by_category(policies, _categories(run), names=names),
+        "by_category": means_by_category(policies, prompt_categories(run), names=names),
         "truncation": truncation,
         "warnings": [*dual["warnings"], *faults],
     }
-
-
-def _categories(run: Run) -> dict[str, str]:
-    table = run.prompts_table()
-    return dict(zip(table["prompt_id"].to_pylist(), table["category"].to_pylist(), strict=True))
-
-
-def _by_prompt(rows: ScoredRows) -> ScoredSamples:
-    _, reward, constraints = rows.by_prompt()
-    return ScoredSamples(reward, constraints)
 
 
 def _prompts_identity(prompts: pa.Table) -> str:

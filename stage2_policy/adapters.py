@@ -56,6 +56,21 @@ def validate_reference(reference: Path, *, adapter: Adapter) -> None:
             raise MissingExtraError(package="bitsandbytes", extra="qlora", purpose="adapter qlora")
 
 
+def start_from(reference: PreTrainedModel, checkpoint: Path) -> None:
+    """Give a loaded reference the weights of another checkpoint of its architecture, in place.
+
+    Raises:
+        InputError: the checkpoint has other weights than the reference, by name or shape.
+    """
+    other = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=reference.dtype)
+    try:
+        reference.load_state_dict(other.state_dict())
+    except RuntimeError as error:
+        raise InputError(
+            f"training setting `initial` is {checkpoint}, whose weights are not those of the reference: {error}"
+        ) from error
+
+
 def load_reference(
     reference: Path, *, adapter: Adapter, dtype: Literal["float32", "bfloat16"], device: torch.device
 ) -> PreTrainedModel:

@@ -36,6 +36,7 @@ from stage2_policy.adapters import (
     attach_adapter,
     load_reference,
     merge_adapter,
+    start_from,
     validate_reference,
 )
 from stage2_policy.callbacks import ProgressBar, StopOnDivergence
@@ -232,6 +233,7 @@ def train_policy(
     output: Path,
     settings: TrainSettings,
     show_progress: bool,
+    initial: Path | None = None,
     reference_logp: Path | None = None,
     chat_template: str | None = None,
 ) -> TrainResult:
@@ -250,6 +252,8 @@ def train_policy(
             ``adapter/`` beside the merged weights.
         settings: of the run.
         show_progress: show progress bars.
+        initial: checkpoint whose weights training starts from, of the reference's architecture; the reference's own
+            where not given.
         reference_logp: folder that keeps log pi_ref for the next training run on the same samples.
         chat_template: by which the samples' prompts were rendered, where it is not the tokenizer's own; saved with the
             policy.
@@ -281,6 +285,8 @@ def train_policy(
     if skipped.n_responses:  # of an objective that reads no reference: there are only zeros to leave out
         ref_logp = replace(ref_logp, train=np.zeros(len(train)))
     model: Policy = base
+    if initial is not None:
+        start_from(base, initial)
     if settings.adapter != "none":
         model = attach_adapter(
             base,

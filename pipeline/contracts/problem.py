@@ -78,7 +78,7 @@ class Safeguard:
     """What the dual is asked for beyond the demand of one constraint; the evaluation judges the demand itself.
 
     Attributes:
-        reserve: score units, not negative: what a fine-tuned policy is known to fall short by.
+        reserve: score units: what a fine-tuned policy is known to fall short by, negative where it overshoots.
         assurance: probability that the final evaluation calls the constraint satisfied, or None.
         score_error: root mean square error of the scorer's differences between two responses, score units: the margin
             grows by what such an error can hide.

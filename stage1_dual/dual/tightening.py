@@ -49,7 +49,7 @@ class Demand:
     """What is asked beyond the thresholds, constraint by constraint.
 
     Attributes:
-        reserve_m: plain tightening, score units, not negative.
+        reserve_m: plain tightening, score units; negative to ask for less.
         assurance_m: probability that the evaluation calls the constraint satisfied, in (0, 1); NaN where not asked
             for.
         score_error_m: root mean square error of score differences, score units; 0 where not asked for.
@@ -69,9 +69,10 @@ class Demand:
         asked = self.assurance_m[~np.isnan(self.assurance_m)]
         if not bool(np.all((asked > 0) & (asked < 1))):
             raise InputError(f"`assurance` is {asked.tolist()}; a probability between 0 and 1 is needed")
-        for name, values_m in (("reserve", self.reserve_m), ("score_error", self.score_error_m)):
-            if not bool(np.all(np.isfinite(values_m) & (values_m >= 0))):
-                raise InputError(f"`{name}` is {values_m.tolist()}; it must be finite and not negative")
+        if not bool(np.all(np.isfinite(self.reserve_m))):
+            raise InputError(f"`reserve` is {self.reserve_m.tolist()}; it must be finite")
+        if not bool(np.all(np.isfinite(self.score_error_m) & (self.score_error_m >= 0))):
+            raise InputError(f"`score_error` is {self.score_error_m.tolist()}; it must be finite and not negative")
         if len(asked) and min(self.n_evaluation_prompts, self.n_evaluation_responses) < 1:
             raise InputError("`assurance` needs the size of the evaluation: prompts, and responses to each")
 
@@ -111,7 +112,7 @@ def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
     plain = solve_dual(problem)
     tightened, solution = problem, plain
     assurance_m = score_error_m = np.zeros(problem.n_constraints)
-    if bool(np.any(demand.reserve_m > 0)):
+    if bool(np.any(demand.reserve_m != 0)):
         tightened = problem.with_thresholds(problem.thresholds_m + demand.reserve_m)
         solution = solve_dual(tightened, initial_multipliers=plain.multipliers)
     settled = not demand.moves_with_the_tilt

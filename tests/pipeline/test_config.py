@@ -138,7 +138,4 @@ def test_a_reserve_tightens_what_is_solved_and_not_what_is_judged(tmp_path, dire
     assert config.safeguards() == (Safeguard(reserve=0.2),)
     assert config.demanded_constraints()[0].tightened(0.2).margin == pytest.approx(solved)
     assert Constraint("g", direction, threshold=0.5).tightened(0.2).threshold == pytest.approx(solved)
-    assert (
-        "`constraints.harmless.reserve` is -0.1"
-        in faults(MINIMAL, tmp_path, {"constraints.harmless.reserve": "-0.1"})[0]
-    )
+    assert "`constraints.harmless.reserve`" in faults(MINIMAL, tmp_path, {"constraints.harmless.reserve": ".inf"})[0]

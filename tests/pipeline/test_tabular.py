@@ -303,7 +303,11 @@ def test_lists_of_unequal_length_are_named(tmp_path, capsys):
         (["--reserve", "harmless"], "must be NAME=NUMBER"),
         (["--assurance", "harmless=0.9"], "size of the evaluation, --evaluation-prompts"),
         (["--assurance", "harmless=nan"], "--assurance 'harmless=nan': the number must be between 0 and 1"),
-        (["--reserve", "harmless=-1"], "--reserve 'harmless=-1': the number must be finite and not negative"),
+        (["--reserve", "harmless=inf"], "--reserve 'harmless=inf': the number must be finite"),
+        (
+            ["--score-error", "harmless=-1"],
+            "--score-error 'harmless=-1': the number must be finite and not negative",
+        ),
         (["--constraint", "harmless <= 9"], "'harmless' is bounded twice"),
         (["--constraint", "harmless => 3"], "harmless => 3"),
     ],

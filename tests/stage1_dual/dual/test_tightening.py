@@ -45,6 +45,9 @@ def test_a_reserve_is_added_as_it_is_and_has_its_price() -> None:
     np.testing.assert_allclose(found.solution.multipliers, stricter.multipliers, atol=1e-9)
     assert found.price == pytest.approx(solve_dual(problem).predicted_reward - stricter.predicted_reward, abs=1e-9)
     assert found.price > 0
+    easier = solve_tightened(problem, _demand(reserve=-0.1))
+    assert easier.solution.multipliers[0] < solve_dual(problem).multipliers[0]
+    assert easier.price < 0
 
 
 @pytest.mark.parametrize("level", [0.8, 0.95])
@@ -95,6 +98,6 @@ def test_what_cannot_be_asked() -> None:
         solve_tightened(_problem(), _demand(score_error=2.0))
     with pytest.raises(InputError, match="size of the evaluation"):
         _demand(assurance=0.9, prompts=0)
-    for wrong in ({"assurance": 1.0}, {"reserve": -0.1}, {"score_error": np.nan}):
+    for wrong in ({"assurance": 1.0}, {"reserve": np.inf}, {"score_error": np.nan}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             _demand(**wrong)  # type: ignore[arg-type]

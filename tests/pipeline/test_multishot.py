@@ -1,0 +1,102 @@
+"""The iterative baseline on whole tiny runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from helpers.tiny_runs import dualign, run_folder, write_recipe
+
+from pipeline.contracts.artifacts import checkpoint_sha256, file_sha256, read_json, read_manifest
+from pipeline.dual_steps import Measured
+from pipeline.multishot import Iterate, choose_iterate
+
+_QUICK = {
+    "training": {"epochs": 1, "tokens_per_step": 1024, "evaluations": 1, "learning_rate": 1e-3},
+    "evaluation": {"samples_per_prompt": 4, "bootstrap_replicates": 100},
+    "multishot": {"iterations": 3, "samples_per_prompt": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = write_recipe(tmp_path_factory.mktemp("multishot"), **_QUICK)
+    assert dualign("multishot", recipe) == 0
+    return recipe
+
+
+def test_each_iterate_is_trained_at_the_lambda_of_its_step(finished: Path) -> None:
+    run = run_folder(finished)
+    rows = pq.read_table(run / "multishot" / "trajectory.parquet").to_pylist()
+    assert [row["iterate"] for row in rows] == [0, 1, 2]
+    assert sum(row["kept"] for row in rows) == 1
+    for row in rows:
+        folder = run if row["iterate"] == 0 else run / "multishot" / str(row["iterate"])
+        measured = folder / ("multishot/0" if row["iterate"] == 0 else "measured")
+        found = read_json(measured / "measured.json")["constraints"][0]
+        assert row["multiplier"] == read_json(folder / "dual" / "dual.json")["constraints"][0]["multiplier"]
+        assert row["slack"] == found["slack"]
+        # The demand is the run's own, whatever the dual of the iterate was asked for.
+        assert found["margin"] == pytest.approx(0.05)
+        assert row["slack_ci95_low"] <= row["slack"] <= row["slack_ci95_high"]
+    slack, multiplier = ([row[name] for row in rows] for name in ("slack", "multiplier"))
+    assert (multiplier[1] - multiplier[0]) * slack[0] <= 0, "lambda falls where there is slack, and rises where not"
+
+
+def test_training_goes_on_from_the_policy_before(finished: Path) -> None:
+    run = run_folder(finished)
+    for number, before in ((1, run), (2, run / "multishot" / "1")):
+        manifest = read_manifest(run / "multishot" / str(number) / "policy")
+        assert manifest.inputs["initial"] == checkpoint_sha256(before / "policy")
+        assert manifest.inputs["samples"] == read_manifest(run / "policy").inputs["samples"]
+
+
+def test_a_second_call_keeps_everything_and_a_third_goes_further(finished: Path) -> None:
+    run = run_folder(finished)
+    policies = [run / "multishot" / str(number) / "policy" / "model.safetensors" for number in (1, 2)]
+    before = [(path.stat().st_mtime_ns, file_sha256(path)) for path in policies]
+    assert dualign("multishot", finished) == 0
+    assert dualign("multishot", finished, "--multishot.iterations", "4") == 0
+    assert [(path.stat().st_mtime_ns, file_sha256(path)) for path in policies] == before
+    assert pq.read_table(run / "multishot" / "trajectory.parquet").num_rows == 4
+
+
+def test_another_rule_is_refused_until_the_iterates_are_redone(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change = ("--multishot.rule", "gradient", "--multishot.step_size", "0.5", "--multishot.iterations", "2")
+    assert dualign("multishot", finished, *change) == 2
+    assert "rule" in capsys.readouterr().err
+    assert dualign("multishot", finished, *change, "--redo") == 0
+    rows = pq.read_table(run_folder(finished) / "multishot" / "trajectory.parquet").to_pylist()
+    expected = max(0.0, rows[0]["multiplier"] - 0.5 * rows[0]["slack"])
+    assert rows[1]["multiplier"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_gradient_without_a_step_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path)
+    assert dualign("multishot", recipe, "--multishot.rule", "gradient") == 2
+    assert "`gradient` needs one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("slacks", "rewards", "best"),
+    [
+        ([-0.5, -0.05, 0.4], [2.0, 1.0, 0.5], 1),  # met within its error, and the better reward
+        ([-0.5, -0.3, -0.4], [2.0, 1.0, 0.5], 1),  # none is met: the least missed
+        ([0.1, 0.2, 0.3], [1.0, 1.2, 1.1], 1),
+    ],
+)
+def test_the_iterate_that_is_kept(slacks: list[float], rewards: list[float], best: int) -> None:
+    iterates = [
+        Iterate(
+            run=None,  # type: ignore[arg-type]  # not read
+            measured=Measured(np.array([0.5]), np.array([slack])),
+            slack_ci95=np.array([[slack - 0.1, slack + 0.1]]),
+            reward=reward,
+            kl=0.5,
+            seconds=1.0,
+        )
+        for slack, reward in zip(slacks, rewards, strict=True)
+    ]
+    assert choose_iterate(iterates) == best
