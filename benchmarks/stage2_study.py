@@ -31,7 +31,7 @@ from pipeline.config import load_config
 from pipeline.contracts.artifacts import read_json
 from pipeline.evaluation import ScoredSamples, evaluate_policy
 from pipeline.run import Run
-from pipeline.scores import read_scores
+from pipeline.run_scores import reference_scores
 from stage1_dual.sampling.prompts import load_tokenizer, render_prompts
 from stage1_dual.sampling.protocol import SampleRequest
 from stage1_dual.sampling.seeds import sample_seed
@@ -106,16 +106,13 @@ class Study:
             name: SequenceClassificationScorer(run.model(run.config.scorers[name], f"scorers.{name}"))
             for name in names
         }
-        rows = read_scores(
-            run.folder / "scores", reward=run.config.reward, constraints=list(run.config.constraints), split="test"
-        )
-        self._prompt_ids, reward, constraints = rows.by_prompt()
+        self._prompt_ids, reward, constraints = reference_scores(run, "test").by_prompt()
         self._reference_scores = ScoredSamples(reward, constraints)
         prompts = {row["prompt_id"]: row["prompt"] for row in run.prompts_table().to_pylist()}
         self._messages = [prompts[name] for name in self._prompt_ids]
         limit = run.config.sampling.max_new_tokens
-        rendered = render_prompts(
-            load_tokenizer(self._reference, revision=None),
+        rendered, _ = render_prompts(
+            load_tokenizer(self._reference),
             list(zip(self._prompt_ids, self._messages, strict=True)),
             max_new_tokens=limit,
             max_positions=self._model.config.max_position_embeddings,

@@ -43,7 +43,7 @@ from pipeline.steps import run_steps
 from stage1_dual.dual import DualProblem, evaluate_dual, threshold_at_multipliers
 
 FOLDER = "multishot"
-_SHARED = ("prompts", "samples", "scores", "reference", "reference_logp")
+_SHARED = ("prompts", "samples", "reference", "reference_logp")
 _MEASURING_SEED = 2_000_029
 """Added to the run's seed for the iterates' samples on train prompts."""
 
@@ -203,17 +203,15 @@ def _iterate_config(config: RunConfig, *, reserve_m: np.ndarray, initial: Path) 
 
 
 def share_stage1(run: Run, child: Run) -> None:
-    """Let a run read prompts, samples and scores of another, by links that survive moving both."""
-    child.folder.mkdir(parents=True, exist_ok=True)
+    """Let a run below another one's folder read its prompts, samples and scores, by links that survive moving both."""
+    (child.folder / "scores").mkdir(parents=True, exist_ok=True)
     (run.folder / "reference_logp").mkdir(exist_ok=True)  # whoever computes log pi_ref first serves all
-    for name in _SHARED:
-        target, link = run.folder / name, child.folder / name
+    scores = sorted(path.relative_to(run.folder) for path in (run.folder / "scores").iterdir())
+    up = Path(*[".."] * len(child.folder.relative_to(run.folder).parts))
+    for shared in (*map(Path, _SHARED), *scores):
+        target, link = run.folder / shared, child.folder / shared
         if target.exists() and not link.is_symlink():
-            link.symlink_to(Path(*[".."] * _depth(run, child)) / name, target_is_directory=True)
-
-
-def _depth(run: Run, child: Run) -> int:
-    return len(child.folder.relative_to(run.folder).parts)
+            link.symlink_to(Path(*[".."] * (len(shared.parts) - 1)) / up / shared, target_is_directory=True)
 
 
 def _measure(run: Run, folder: Path) -> Iterate:
