@@ -25,6 +25,7 @@ class AdapterSettings:
     Attributes:
         r: rank of the update of each weight matrix.
         alpha: the update is scaled by alpha / r.
+        dropout: share of what enters an update that is dropped in training, at random.
         target_modules: names of the linear layers that get one, or ``all-linear`` for all but the head.
         seed: of the adapter's first weights.
     """
@@ -33,6 +34,7 @@ class AdapterSettings:
     alpha: int
     target_modules: str | Sequence[str]
     seed: int
+    dropout: float = 0.0
 
 
 def validate_reference(reference: Path, *, adapter: Adapter) -> None:
@@ -113,6 +115,7 @@ def attach_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftMod
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
         target_modules=modules if isinstance(modules, str) else list(modules),
         task_type="CAUSAL_LM",
     )

@@ -38,6 +38,7 @@ class TrainSettings:
             (``qlora``). The reference is the model with the adapter off.
         lora_r: rank of the updates.
         lora_alpha: the updates are scaled by ``lora_alpha / lora_r``.
+        lora_dropout: share of what enters an update that is dropped in training, at random.
         lora_target_modules: names of the layers that get one, or ``all-linear``: all but the head.
         report_to: trackers, by the names of transformers; affects nothing else.
         seed: of the order of the responses, of drawn labels, and of dropout where a model has it.
@@ -61,6 +62,7 @@ class TrainSettings:
     adapter: Literal["none", "lora", "qlora"] = "none"
     lora_r: int = 16
     lora_alpha: int = 32
+    lora_dropout: float = 0.0
     lora_target_modules: str | Sequence[str] = "all-linear"
     report_to: Sequence[str] = ()
     seed: int = 0
@@ -104,8 +106,9 @@ def validate_settings(settings: TrainSettings) -> None:
             raise InputError(
                 f"training setting `{name}` is `{getattr(settings, name)}`; it must be one of {', '.join(known)}"
             )
-    if not 0 <= settings.negligible_mass < 1:
-        raise InputError(f"training setting `negligible_mass` is {settings.negligible_mass}; it must be in [0, 1)")
+    for name in ("negligible_mass", "lora_dropout"):
+        if not 0 <= getattr(settings, name) < 1:
+            raise InputError(f"training setting `{name}` is {getattr(settings, name)}; it must be in [0, 1)")
     if settings.negligible_mass > 0 and not objective.may_skip:
         raise InputError(
             f"training setting `negligible_mass` is {settings.negligible_mass}, but the objective "

@@ -295,6 +295,7 @@ def train_policy(
                 alpha=settings.lora_alpha,
                 target_modules=settings.lora_target_modules,
                 seed=settings.seed,
+                dropout=settings.lora_dropout,
             ),
         )
     fit = fit_policy(

@@ -142,3 +142,15 @@ def test_layers_that_are_not_there_are_named(reference: Path) -> None:
     settings = AdapterSettings(r=2, alpha=4, target_modules=["q_projection"], seed=0)
     with pytest.raises(InputError, match=r"`lora_target_modules` is \['q_projection'\]"):
         attach_adapter(model, settings)
+
+
+def test_dropout_disturbs_training_and_no_evaluation(reference: Path, stage_one: Any) -> None:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+    policy = attach_adapter(model, AdapterSettings(r=2, alpha=4, target_modules="all-linear", seed=0, dropout=0.5))
+    for name, weight in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    np.testing.assert_array_equal(logp(policy, stage_one), logp(policy, stage_one))
+    ids = torch.arange(5, 15)[None]
+    policy.train()
+    assert not torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)
