@@ -287,7 +287,7 @@ def _start_score_model(settings: Sequence[SafeRlhfSettings], models: Models) -> 
 def _check_log_ratio(settings: LogRatioSettings, models: Models) -> Iterator[Check]:
     if "" in models:
         yield partial(check_causal_checkpoint, models[""].path, revision=models[""].revision)
-    yield partial(check_template, settings.template)
+    yield partial(check_template, settings.template, reads_prompt=True)
     if settings.calibration is not None:
         yield partial(read_pairs, Path(settings.calibration))
     local = all(inner in models and models[inner].is_folder for inner in ("", "reference"))

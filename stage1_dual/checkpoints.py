@@ -149,13 +149,21 @@ def resolve_head(head: int | str, labels: Mapping[int, str], *, checkpoint: str)
 
 
 def is_text_template(template: str) -> bool:
-    """Whether a scorer's template is a text with ``{prompt}`` and ``{completion}``, as opposed to a file's path."""
-    return "{prompt}" in template and "{completion}" in template
+    """Whether a scorer's template is a text with ``{completion}``, as opposed to a file's path.
+
+    A text without ``{prompt}`` is for scorers that read the completion alone.
+    """
+    return "{completion}" in template
 
 
-def check_template(template: str | None) -> None:
-    """Raise InputError where a scorer's template is neither a text with both places nor a file that is there."""
-    if template is None or is_text_template(template):
+def check_template(template: str | None, *, reads_prompt: bool = False) -> None:
+    """Raise InputError where a scorer's template is neither a text with its places nor a file that is there.
+
+    Args:
+        template: of the scorer.
+        reads_prompt: whether a text must have ``{prompt}``.
+    """
+    if template is None or (is_text_template(template) and ("{prompt}" in template or not reads_prompt)):
         return
     if not Path(template).is_file():
         raise InputError(

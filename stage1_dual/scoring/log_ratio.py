@@ -83,7 +83,7 @@ class LogRatioScorer:
             raise MissingExtraError(
                 package=error.name or "transformers", extra="sample", purpose="scoring with transformers"
             ) from error
-        check_template(template)
+        check_template(template, reads_prompt=True)
         sources = ((checkpoint, revision), (reference, reference_revision))
         positions = min(read_max_positions(name, revision=version) for name, version in sources)
         self._max_length = check_max_length(max_length, positions=positions, checkpoint=checkpoint)

@@ -22,13 +22,14 @@ class ScorerTemplate:
     A chat template, the tokenizer's own or a file's, is followed to the letter: the completion is the last message, of
     role ``assistant``, nothing is stripped, and whether the text ends with an end token is the template's affair. A
     text template such as ``"USER: {prompt} ASSISTANT: {completion}</s>"`` is filled in and encoded as the tokenizer
-    encodes any text, with the special tokens it adds by itself. Either way there is exactly one BOS where the
+    encodes any text, with the special tokens it adds by itself; without ``{prompt}`` the scorer reads the completion
+    alone, whatever the prompt is. Either way there is exactly one BOS where the
     tokenizer has one.
 
     Args:
         tokenizer: of the scorer.
-        template: None for the tokenizer's chat template, a text with ``{prompt}`` and ``{completion}``, or the path of
-            a file with a chat template.
+        template: None for the tokenizer's chat template, a text with ``{completion}`` and mostly ``{prompt}``, or the
+            path of a file with a chat template.
 
     Raises:
         InputError: the template is none of these, or the tokenizer has no chat template.
@@ -60,7 +61,8 @@ class ScorerTemplate:
             InputError: the template refuses the row, or a text template meets a prompt of several messages.
         """
         if self._text is not None:
-            return _fill(self._text, prompt=_single_message(row), completion=row.completion)
+            prompt = _single_message(row) if "{prompt}" in self._text else ""
+            return _fill(self._text, prompt=prompt, completion=row.completion)
         from jinja2 import TemplateError
 
         conversation = [*(dict(message) for message in row.messages), {"role": "assistant", "content": row.completion}]

@@ -57,6 +57,13 @@ def test_a_text_template_takes_one_message_only() -> None:
     assert ScorerTemplate(build_tokenizer(), None).render(row) == "<user>s<user>u<assistant>c<eos>"
 
 
+def test_a_text_without_a_prompt_reads_the_completion_alone() -> None:
+    rows = [ScoreRow("a", 0, [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "c {prompt}"), ROW]
+    template = ScorerTemplate(build_tokenizer(), "{completion}")
+    assert [template.render(row) for row in rows] == ["c {prompt}", " because \n"]
+    assert template.encode(["c"]) == ScorerTemplate(build_tokenizer(), BEAVER).encode(["c"])
+
+
 def test_a_template_that_refuses_a_prompt_names_it(tmp_path: Path) -> None:
     path = tmp_path / "template.jinja"
     path.write_text("{{ raise_exception('no system message') }}")
