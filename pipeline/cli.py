@@ -137,6 +137,9 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--run", metavar="NAME", help="name of the run (default: the recipe's)")
     command.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="holds runs/ and models/")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    command.add_argument(
+        "--limit", metavar="N", help="try it small: at most N prompts of each split (short for --prompts.limit)"
+    )
     command.epilog = "Settings of the recipe are options too, e.g. --sampling.samples_per_prompt 64"
 
 
@@ -247,6 +250,8 @@ def _ray_executor(address: str) -> RayExecutor:
 
 
 def _read_run(options: argparse.Namespace, rest: Sequence[str]) -> Run:
+    if options.limit is not None:
+        rest = [*rest, "--prompts.limit", options.limit]
     config = load_config(options.config, _overrides(rest))
     if not any(is_hub_id(model.model) for model in config.checkpoints().values()):
         # Nothing of this run is on the Hub: no look-up may leave the machine, nor a progress bar announce one.

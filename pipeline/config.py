@@ -69,6 +69,9 @@ class PromptSettings(_Section):
     """Share of the prompts that a split by hash puts into ``test``."""
     repeated: Literal["refuse", "drop"] = "refuse"
     """What to do with a prompt that occurs again; dropped ones are counted."""
+    limit: Positive | None = None
+    """At most so many prompts of each split take part: those whose ``prompt_id``, a hash, comes first. A larger limit
+    adds prompts to those of a smaller one. ``--limit N`` is its short name on the command line."""
 
 
 class ModelSettings(_Section):
@@ -342,6 +345,8 @@ class TrainingSettings(_Section):
     """Train all weights, low-rank updates of them, or low-rank updates of weights in 4 bits (a CUDA device)."""
     lora_r: Positive = 16
     lora_alpha: Positive = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of what enters a low-rank update that is dropped in training, at random; none in any evaluation."""
     lora_target_modules: str | tuple[str, ...] = "all-linear"
     """Names of the layers that get an update, or `all-linear`: all but the head."""
     initial: str | None = None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
@@ -88,6 +89,22 @@ def read_prompts(settings: PromptSettings) -> tuple[pa.Table, int]:
                 raise InputError(f"`prompts.{setting}` is {column!r}, but {place} has the columns {rows.column_names}")
         prompts += _prompts(settings, rows, place=place, split=split)
     return build_prompt_table(prompts, source=settings.source, drop_repeated=settings.repeated == "drop")
+
+
+def limit_prompts(prompts: pa.Table, limit: int | None) -> pa.Table:
+    """At most ``limit`` prompts of each split: those whose ``prompt_id``, a hash, comes first; the order stays.
+
+    The choice depends on nothing but the prompts themselves, and a larger limit adds to a smaller one. A prompt that
+    is added to the source may displace another.
+    """
+    if limit is None:
+        return prompts
+    ids, splits = (np.array(prompts[name].to_pylist(), dtype=object) for name in ("prompt_id", "split"))
+    chosen = np.zeros(prompts.num_rows, dtype=bool)
+    for split in SPLITS:
+        rows = np.flatnonzero(splits == split)
+        chosen[rows[np.argsort(ids[rows], kind="stable")[:limit]]] = True
+    return prompts.filter(pa.array(chosen))
 
 
 def hash_split(messages: Messages, test_fraction: float) -> str:

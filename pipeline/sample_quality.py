@@ -49,6 +49,7 @@ def describe_faults(
     n_unscored: int,
     n_prompts_lost: int,
     n_unsampled: int,
+    n_prompts_left_out: int,
 ) -> list[str]:
     """Sentences for ``warnings``; none where the samples are what the dual takes them for.
 
@@ -58,6 +59,7 @@ def describe_faults(
         n_unscored: samples without a score.
         n_prompts_lost: prompts of which no response takes part.
         n_unsampled: responses that were asked for and could not be drawn.
+        n_prompts_left_out: prompts of the source beyond the limit of the recipe.
     """
     itself = asdict(THE_POLICY)
     changed = ", ".join(f"{name} {sampling[name]:g}" for name, value in itself.items() if sampling[name] != value)
@@ -74,6 +76,7 @@ def describe_faults(
         (n_unsampled, "responses could not be drawn (samples/failures.json)"),
         (n_unscored, "samples could not be scored (scores/*/failures.json)"),
         (n_prompts_lost, "prompts have no response left and do not take part"),
+        (n_prompts_left_out, "prompts of the source are beyond `prompts.limit` and were left out"),
     ):
         if count:
             faults.append(f"{count} {what}")

@@ -41,7 +41,7 @@ from pipeline.frontiers import sweep_constraints, write_frontier
 from pipeline.handoff import write_dataset_card, write_tilted_table
 from pipeline.microworld import build_world
 from pipeline.preflight import check_run
-from pipeline.prompts import PromptRow, build_prompt_table, read_prompts
+from pipeline.prompts import PromptRow, build_prompt_table, limit_prompts, read_prompts
 from pipeline.report import print_stage1, print_stage2, write_report
 from pipeline.responses import Policy, reference_policy, sample_policy, show_prompts
 from pipeline.run import Run, derived_step_is_current, finish_step, log, remedy, reopen, require_extra
@@ -89,17 +89,24 @@ def prepare(run: Run) -> None:
         log.info("prepare: pairwise accuracy of the scorers on held-out pairs: %s", shown)
     if run.config.prompts.source == "embedded":
         rows = (PromptRow(prompt.messages, prompt.split, prompt.category) for prompt in world.prompts)
-        prompts, repeated = build_prompt_table(rows, source="embedded")
+        everything, repeated = build_prompt_table(rows, source="embedded")
     else:
-        prompts, repeated = read_prompts(run.config.prompts)
+        everything, repeated = read_prompts(run.config.prompts)
+    prompts = limit_prompts(everything, run.config.prompts.limit)
+    left_out = everything.num_rows - prompts.num_rows
     if run.config.reference.adapter is not None:
         _merge_reference(run)
-    counts = {split: pc.sum(pc.equal(prompts["split"], split)).as_py() for split in SPLITS} | {"repeated": repeated}
+    counts = {split: pc.sum(pc.equal(prompts["split"], split)).as_py() for split in SPLITS}
+    counts |= {"repeated": repeated, "left_out": left_out}
     log.info("prepare: %d train and %d test prompts", counts["train"], counts["test"])
     if repeated:
         log.info("prepare: %d repeated prompts dropped", repeated)
-    # The categories themselves are among the inputs: nothing that was sampled or scored depends on their column.
-    settings = run.config.prompts.model_dump(mode="json", exclude={"category_column"})
+    if left_out:
+        log.info("prepare: %d prompts left out, beyond `prompts.limit` (%d)", left_out, run.config.prompts.limit)
+    # The categories themselves are among the inputs: nothing that was sampled or scored depends on their column. The
+    # limit shows in the inputs too: a larger one is a source that has grown.
+    settings = run.config.prompts.model_dump(mode="json", exclude={"category_column", "limit"})
+    details["limit"] = run.config.prompts.limit
     # A source may grow: the table is then written anew, and later steps compute only what is new.
     inputs["prompts"] = _prompts_identity(prompts)
     if derived_step_is_current(folder, step="prepare", settings=settings, inputs=inputs):
@@ -426,7 +433,7 @@ def preview_samples(run: Run, *, n_prompts: int = 2) -> str:
     elif run.uses_embedded:
         raise InputError(f"the embedded world of run `{run.name}` is not built; `dualign prepare` builds it")
     else:
-        table, _ = read_prompts(run.config.prompts)
+        table = limit_prompts(read_prompts(run.config.prompts)[0], run.config.prompts.limit)
     rows = table.slice(0, n_prompts).to_pylist()
     return show_prompts(run, prompts=[(row["prompt_id"], row["prompt"]) for row in rows])
 
@@ -449,6 +456,7 @@ def _describe_samples(
         n_unscored=n_unscored,
         n_prompts_lost=len(everything.prompt_ids) - len(train.prompt_ids),
         n_unsampled=manifest.counts["failed"],
+        n_prompts_left_out=read_manifest(run.folder / "prompts").counts.get("left_out", 0),
     )
     for fault in faults:
         log.warning("solve: %s", fault)

@@ -7,7 +7,7 @@ import pytest
 from pipeline.config import PromptSettings
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.tables import PROMPTS
-from pipeline.prompts import PromptRow, build_prompt_table, hash_split, read_prompts
+from pipeline.prompts import PromptRow, build_prompt_table, hash_split, limit_prompts, read_prompts
 
 
 def write_jsonl(path, rows):
@@ -163,3 +163,25 @@ def test_a_folder_that_datasets_reads_with_and_without_its_own_splits(tmp_path):
 def test_a_data_set_of_the_hub_needs_a_revision():
     with pytest.raises(InputError, match=r"on the Hub; give its `prompts\.revision` too"):
         read_prompts(PromptSettings(source="somebody/some-prompts"))
+
+
+def test_a_limit_takes_the_first_by_hash_of_each_split_and_a_larger_one_adds(tmp_path):
+    whole, _ = read_prompts(write_jsonl(tmp_path / "a.jsonl", many(300)))
+    assert limit_prompts(whole, None) is whole
+    shuffled, _ = read_prompts(write_jsonl(tmp_path / "b.jsonl", list(reversed(many(300)))))
+    chosen = {}
+    for limit in (1, 7, 20):
+        table = limit_prompts(whole, limit)
+        assert {split: table["split"].to_pylist().count(split) for split in ("train", "test")} == {
+            "train": limit,
+            "test": limit,
+        }
+        chosen[limit] = set(table["prompt_id"].to_pylist())
+        assert chosen[limit] == set(limit_prompts(shuffled, limit)["prompt_id"].to_pylist())
+        for split in ("train", "test"):
+            ids = sorted(row["prompt_id"] for row in whole.to_pylist() if row["split"] == split)
+            assert set(ids[:limit]) <= chosen[limit]
+    assert chosen[1] < chosen[7] < chosen[20]
+    assert limit_prompts(whole, 10_000) == whole
+    order = limit_prompts(whole, 20)["prompt_id"].to_pylist()
+    assert order == [prompt for prompt in whole["prompt_id"].to_pylist() if prompt in chosen[20]]

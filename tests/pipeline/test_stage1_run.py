@@ -270,3 +270,39 @@ def test_a_model_that_is_not_the_trained_one_fails_the_step(whole, tmp_path, cap
     assert not (run_folder(recipe) / "samples" / "manifest.json").exists()
     assert list(run_folder(recipe).glob("samples/parts/*.parquet"))
     assert dualign("stage1", recipe) == 0
+
+
+def test_a_limited_run_says_so_and_a_larger_limit_computes_only_what_is_new(whole, tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text(whole.read_text())
+    recipe = tmp_path / "recipe.yaml"
+    assert dualign("stage1", recipe, "--limit", "3") == 0
+    folder = run_folder(recipe)
+    assert read_manifest(folder / "prompts").details["limit"] == 3
+    counts = read_manifest(folder / "prompts").counts
+    assert (counts["train"], counts["test"], counts["left_out"]) == (3, 3, N_PROMPTS - 6)
+    assert f"{N_PROMPTS - 6} prompts of the source are beyond `prompts.limit`" in " ".join(
+        read_json(folder / "dual" / "dual.json")["warnings"]
+    )
+    first = tables(recipe)
+    assert len(first["samples"]) == 36
+    assert dualign("stage1", recipe, "--prompts.limit", "4") == 0
+    last_call = read_manifest(folder / "samples").details["last_call"]
+    assert (last_call["rows_sampled"], last_call["rows_present"]) == (12, 36)
+    for name, rows in tables(recipe).items():
+        assert {tuple(map(str, row.values())) for row in first[name]} <= {tuple(map(str, row.values())) for row in rows}
+    capsys.readouterr()
+    assert dualign("stage1", recipe, "--limit", "2") == 2
+    assert "prompts: 8 then, 4 now" in capsys.readouterr().err
+    assert dualign("stage1", recipe, "--limit", "0") == 2
+    assert "`prompts.limit` is 0" in capsys.readouterr().err
+    assert dualign("stage1", recipe, "--limit", "5", "--prompts.limit", "6") == 2
+    assert "`--prompts.limit` is given twice" in capsys.readouterr().err
+    assert dualign("stage1", recipe) == 0
+    # In other shards log-probabilities and scores differ by rounding; what was drawn does not.
+    drawn, expected = (
+        [(row["prompt_id"], row["sample_index"], row["completion_token_ids"]) for row in tables(one)["samples"]]
+        for one in (recipe, whole)
+    )
+    assert drawn == expected
+    assert "limit" not in " ".join(read_json(folder / "dual" / "dual.json")["warnings"])
+    assert not validate_run(folder).faults
