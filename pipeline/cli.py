@@ -21,6 +21,7 @@ from pipeline.config import is_hub_id, load_config
 from pipeline.contracts.artifacts import environment, is_complete, read_json
 from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError, InputError
 from pipeline.contracts.problem import Safeguard
+from pipeline.dry_run import show_plan
 from pipeline.exports import FORMATS, ExportSettings, write_exports
 from pipeline.launch import launch_training, process_number, require_one_process
 from pipeline.multishot import run_multishot
@@ -108,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=" → ".join(steps), allow_abbrev=False)
         _add_run_options(command)
         command.add_argument("--redo-from", metavar="STEP", choices=steps, help="redo this step and all after it")
+        command.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="check the recipe, show what would be loaded, sampled and trained, and estimates; no network",
+        )
         command.set_defaults(command=_run_command, steps=steps)
     command = commands.add_parser(
         "multishot", help="the iterative baseline, from the run's one-shot policy on", allow_abbrev=False
@@ -253,8 +259,9 @@ def _read_run(options: argparse.Namespace, rest: Sequence[str]) -> Run:
     if options.limit is not None:
         rest = [*rest, "--prompts.limit", options.limit]
     config = load_config(options.config, _overrides(rest))
-    if not any(is_hub_id(model.model) for model in config.checkpoints().values()):
-        # Nothing of this run is on the Hub: no look-up may leave the machine, nor a progress bar announce one.
+    planned = getattr(options, "dry_run", False) and options.steps != ("sample",)
+    if planned or not any(is_hub_id(model.model) for model in config.checkpoints().values()):
+        # Nothing of this run is on the Hub, or is wanted: no look-up may leave the machine, nor a bar announce one.
         os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
     return Run(
         config=config,
@@ -273,7 +280,7 @@ def _multishot(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def _run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     run = _read_run(options, rest)
     if getattr(options, "dry_run", False):
-        print(preview_samples(run))
+        print(show_plan(run, options.steps) if planned else preview_samples(run))
         return 0
     require_one_process(options.steps)
     if getattr(options, "accelerate_config", None):

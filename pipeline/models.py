@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from pipeline.config import EMBEDDED, ModelSettings, is_hub_id, nearest
 from pipeline.contracts.errors import InputError, MissingExtraError
+
+
+class Locate(Protocol):
+    """Finds a model of a recipe: :func:`resolve_model` fetches what is not here, :func:`find_model` does not."""
+
+    def __call__(self, settings: ModelSettings, embedded: Mapping[str, Path], *, setting: str) -> str | None:
+        """Its folder, or None where it is not here."""
+        ...
+
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 """What a checkpoint is made of here; other weight formats are neither read nor fetched."""
@@ -42,6 +52,42 @@ def resolve_model(settings: ModelSettings, embedded: Mapping[str, Path], *, sett
             f"`{setting}.revision` too"
         )
     return str(_fetch(name, settings.revision, setting=setting))
+
+
+def find_model(settings: ModelSettings, embedded: Mapping[str, Path], *, setting: str) -> str | None:
+    """The folder of a model that is on this machine, None of one that is not (yet); never uses the network.
+
+    Args:
+        settings: the model as the recipe names it.
+        embedded: folders of the embedded models.
+        setting: where in the recipe it is named, for messages.
+
+    Raises:
+        InputError: an unknown embedded name, or an id on the Hub without its revision.
+    """
+    name = settings.model
+    if name.startswith(EMBEDDED):
+        folder = Path(resolve_model(settings, embedded, setting=setting))
+        return str(folder) if (folder / "config.json").is_file() else None
+    if is_hub_id(name) and settings.revision is not None:
+        return _cached(name, settings.revision)
+    if Path(name).is_dir() or is_hub_id(name):
+        return resolve_model(settings, embedded, setting=setting)
+    return None
+
+
+def _cached(name: str, revision: str) -> str | None:
+    """The folder of a model of the Hub that was fetched before, whole."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return None
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES), local_files_only=True))
+    except (OSError, ValueError):
+        return None
+    whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    return str(folder) if whole else None
 
 
 def _fetch(name: str, revision: str, *, setting: str) -> Path:

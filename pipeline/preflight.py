@@ -8,17 +8,30 @@ from pathlib import Path
 from pipeline.config import EMBEDDED, TrainingSettings
 from pipeline.contracts.errors import InputError
 from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
-from pipeline.models import resolve_model
+from pipeline.models import Locate, resolve_model
 from pipeline.run import Run, require_extra
 from pipeline.scorers import check_scorers
 
 
 def check_run(run: Run, steps: Sequence[str]) -> None:
-    """Check the packages and the models that the planned steps need.
+    """Check the packages and the models that the planned steps need; fetches models that are not here.
 
     Raises:
         InputError: a folder that is not there, not a checkpoint, of another kind, or without template or head.
         MissingExtraError: a package that a planned step needs is not installed.
+    """
+    check_packages(run, steps)
+    if {"prepare", "sample", "score"} & set(steps):
+        check_models(run)
+    if "train" in steps:
+        _check_initial(run.config.training)
+
+
+def check_packages(run: Run, steps: Sequence[str]) -> None:
+    """Check the packages that the planned steps need.
+
+    Raises:
+        MissingExtraError: one is not installed.
     """
     if "sample" in steps or "evaluate" in steps:
         require_extra("sample", "torch", "transformers", run.config.sampling.engine, purpose="sampling")
@@ -26,19 +39,30 @@ def check_run(run: Run, steps: Sequence[str]) -> None:
         require_extra("ray", "ray", purpose="`execution: ray`")
     if "train" in steps:
         require_extra("train", "torch", "transformers", "accelerate", "peft", purpose="training")
-        _check_initial(run.config.training)
-    if not {"prepare", "sample", "score"} & set(steps):
-        return
-    from stage1_dual.checkpoints import check_policy_checkpoint
+    if {"prepare", "sample", "score"} & set(steps) and run.config.reference.adapter is not None:
+        require_extra("train", "peft", purpose="`reference.adapter`")
+
+
+def check_models(run: Run, *, locate: Locate = resolve_model) -> None:
+    """Check the models of the recipe by their files, and what the recipe says of them.
+
+    Args:
+        run: the run.
+        locate: finds each model; of one that it does not find, what the recipe says of it is checked.
+
+    Raises:
+        InputError: a folder that is not there, not a checkpoint, of another kind, or without template or head.
+    """
+    from stage1_dual.checkpoints import check_policy_checkpoint, check_prompt_template
 
     # The embedded models are made by `prepare`; only their names can be checked before it.
     embedded = {name: Path() for name in ("reference", *EMBEDDED_SCORERS)}
     reference = run.config.reference
-    model = resolve_model(reference, embedded, setting="reference")
-    if not reference.model.startswith(EMBEDDED):
+    model = locate(reference, embedded, setting="reference")
+    if model is None:
+        check_prompt_template(reference.template)
+    elif not reference.model.startswith(EMBEDDED):
         check_policy_checkpoint(model, template=reference.template)
-    if reference.adapter is not None:
-        require_extra("train", "peft", purpose="`reference.adapter`")
     if reference.adapter is not None and not (Path(reference.adapter) / "adapter_config.json").is_file():
         raise InputError(f"`reference.adapter` is {reference.adapter!r}; it must be a folder with adapter_config.json")
     if reference.quantization is not None and run.config.sampling.engine != "vllm":
@@ -46,7 +70,7 @@ def check_run(run: Run, steps: Sequence[str]) -> None:
             f"`reference.quantization` is {reference.quantization!r}, which is vLLM's to do, but `sampling.engine` is "
             f"{run.config.sampling.engine!r}"
         )
-    check_scorers(run.config, embedded)
+    check_scorers(run.config, embedded, locate=locate)
 
 
 def _check_initial(training: TrainingSettings) -> None:

@@ -22,7 +22,7 @@ from pipeline.config import (
 from pipeline.contracts.artifacts import checkpoint_sha256, content_sha256, file_sha256
 from pipeline.contracts.errors import ConfigError, InputError
 from pipeline.contracts.tables import SAMPLES
-from pipeline.models import resolve_model
+from pipeline.models import Locate, resolve_model
 from pipeline.run import Run
 from stage1_dual.checkpoints import (
     check_causal_checkpoint,
@@ -124,12 +124,13 @@ class _Kind:
     uses_device: bool = True
 
 
-def check_scorers(config: RunConfig, embedded: Iterable[str]) -> None:
+def check_scorers(config: RunConfig, embedded: Iterable[str], *, locate: Locate = resolve_model) -> None:
     """Check everything about the scorers that can be known before models are built and samples drawn.
 
     Args:
         config: the run configuration.
         embedded: names of the embedded models, of which only the name is checked.
+        locate: finds each model; of one that it does not find, what the recipe says of it is checked.
 
     Raises:
         ConfigError: lists every fault, with the scorer it belongs to.
@@ -140,11 +141,11 @@ def check_scorers(config: RunConfig, embedded: Iterable[str]) -> None:
         models: dict[str, Source] = {}
         for inner, (setting, model) in _models(config, name).items():
             try:
-                path = resolve_model(model, places, setting=setting)
+                path = locate(model, places, setting=setting)
             except InputError as error:
                 faults.append(str(error))
             else:
-                if not model.model.startswith(EMBEDDED):
+                if path is not None and not model.model.startswith(EMBEDDED):
                     models[inner] = Source(path, model.revision)
         quantised = config.reference.quantization is not None
         if isinstance(settings, LogRatioSettings) and settings.reference is None and quantised:

@@ -58,9 +58,10 @@ def test_a_text_template_takes_one_message_only() -> None:
 
 
 def test_a_text_without_a_prompt_reads_the_completion_alone() -> None:
-    rows = [ScoreRow("a", 0, [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "c {prompt}"), ROW]
+    two = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     template = ScorerTemplate(build_tokenizer(), "{completion}")
-    assert [template.render(row) for row in rows] == ["c {prompt}", " because \n"]
+    assert template.render(ScoreRow("a", 0, two, "c {prompt}")) == "c {prompt}"
+    assert template.render(ROW) == " because \n"
     assert template.encode(["c"]) == ScorerTemplate(build_tokenizer(), BEAVER).encode(["c"])
 
 
