@@ -3,6 +3,8 @@
 import json
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,3 +210,18 @@ def test_the_size_of_a_folder(tmp_path):
     assert size.parameters == 2 * (4 * 64**2 + 3 * 64 * 128 + 2 * 64) + 2 * vocabulary * 64 + 64
     assert (size.layers, size.hidden, size.kv_width, size.intermediate) == (2, 64, 64, 128)
     assert size.decoder
+
+
+def test_a_laptop_without_torch_plans_too_and_lists_what_to_install(tmp_path):
+    code = (
+        "import sys; from pipeline.cli import main; "
+        "sys.modules.update(dict.fromkeys(['torch', 'transformers', 'vllm', 'huggingface_hub', 'datasets'])); "
+        "sys.exit(main(['run', '--config', 'mocan-alpaca-7b', '--dry-run']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120, check=True
+    )
+    assert "NEEDED before it can run (2):" in done.stdout
+    assert "pip install 'dualign[sample]'" in done.stdout
+    assert "pip install 'dualign[train]'" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -317,7 +317,7 @@ def test_a_second_device_without_a_launcher_is_left_alone(
         ({"dtype": "float16"}, "`dtype` is `float16`; it must be one of float32, bfloat16"),
         ({"adapter": "ia3"}, "`adapter` is `ia3`; it must be one of none, lora, qlora"),
         ({"lora_r": 0}, "`lora_r` is 0; it must be a positive number"),
-        ({"lora_dropout": 1.0}, "`lora_dropout` is 1.0; it must be in [0, 1)"),
+        ({"lora_dropout": 1.0}, r"`lora_dropout` is 1.0; it must be in \[0, 1\)"),
         ({"negligible_mass": 1.0}, r"`negligible_mass` is 1.0; it must be in \[0, 1\)"),
         ({"negligible_mass": 0.01}, "objective .* reads responses of little weight as much as others"),
         ({"report_to": ["nowhere"]}, "`report_to` names `nowhere`, which is not installed; there is"),
