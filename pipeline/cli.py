@@ -259,8 +259,7 @@ def _read_run(options: argparse.Namespace, rest: Sequence[str]) -> Run:
     if options.limit is not None:
         rest = [*rest, "--prompts.limit", options.limit]
     config = load_config(options.config, _overrides(rest))
-    planned = getattr(options, "dry_run", False) and options.steps != ("sample",)
-    if planned or not any(is_hub_id(model.model) for model in config.checkpoints().values()):
+    if _only_plans(options) or not any(is_hub_id(model.model) for model in config.checkpoints().values()):
         # Nothing of this run is on the Hub, or is wanted: no look-up may leave the machine, nor a bar announce one.
         os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
     return Run(
@@ -269,6 +268,11 @@ def _read_run(options: argparse.Namespace, rest: Sequence[str]) -> Run:
         data_dir=options.data_dir,
         show_progress=not (options.no_progress or os.environ.get("TQDM_DISABLE")),
     )
+
+
+def _only_plans(options: argparse.Namespace) -> bool:
+    """Whether a plan is asked for; `sample --dry-run` reads the tokenizer, which may be on the Hub."""
+    return getattr(options, "dry_run", False) and options.steps != ("sample",)
 
 
 def _multishot(options: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -280,7 +284,7 @@ def _multishot(options: argparse.Namespace, rest: Sequence[str]) -> int:
 def _run_command(options: argparse.Namespace, rest: Sequence[str]) -> int:
     run = _read_run(options, rest)
     if getattr(options, "dry_run", False):
-        print(show_plan(run, options.steps) if planned else preview_samples(run))
+        print(show_plan(run, options.steps) if _only_plans(options) else preview_samples(run))
         return 0
     require_one_process(options.steps)
     if getattr(options, "accelerate_config", None):
