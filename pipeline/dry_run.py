@@ -46,7 +46,7 @@ from pipeline.preflight import check_models, check_packages
 from pipeline.prompts import limit_prompts, read_prompts
 from pipeline.published import read_data_set_facts, read_model_facts
 from pipeline.run import Run
-from pipeline.steps import STEPS
+from pipeline.steps import STEPS, train_settings
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,9 @@ def _check_training(config: RunConfig) -> None:
     """The settings that stage 2 checks itself, where its packages are installed."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers", "accelerate", "peft")):
         return
-    from stage2_policy.settings import TrainSettings, validate_settings
+    from stage2_policy.settings import validate_settings
 
-    validate_settings(TrainSettings(**config.training.model_dump(), seed=config.seed))
+    validate_settings(train_settings(config))
 
 
 def _plan_prompts(run: Run, needed: list[str]) -> PlannedPrompts:

@@ -19,7 +19,7 @@ import yaml
 
 from pipeline.categories import means_by_category, prompt_categories
 from pipeline.comparison import compare_policy
-from pipeline.config import ModelSettings
+from pipeline.config import ModelSettings, RunConfig
 from pipeline.contracts.artifacts import (
     atomic_write_bytes,
     begin_step,
@@ -52,6 +52,7 @@ from pipeline.scoring import score_samples
 from pipeline.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
 
 if TYPE_CHECKING:
+    from stage2_policy.settings import TrainSettings
     from stage2_policy.trainer import TrainResult
 
 WORLD_SEED = 0
@@ -293,7 +294,6 @@ def train(run: Run) -> None:
 def perform_training(run: Run) -> TrainResult:
     """The work of the step ``train``, without its manifest: what each process does under a launcher."""
     require_extra("train", "torch", "transformers", "accelerate", "peft", purpose="training")
-    from stage2_policy.settings import TrainSettings
     from stage2_policy.trainer import train_policy
 
     training = run.config.training
@@ -303,12 +303,19 @@ def perform_training(run: Run) -> TrainResult:
         tilted=run.folder / "tilted",
         dual=run.folder / "dual",
         output=run.folder / "policy",
-        settings=TrainSettings(**training.model_dump(exclude={"initial"}), seed=run.config.seed),
+        settings=train_settings(run.config),
         show_progress=run.show_progress,
         initial=None if training.initial is None else Path(training.initial),
         reference_logp=run.folder / "reference_logp",
         chat_template=_own_chat_template(run),
     )
+
+
+def train_settings(config: RunConfig) -> TrainSettings:
+    """The settings of training as stage 2 takes them; where it starts from is not among them."""
+    from stage2_policy.settings import TrainSettings
+
+    return TrainSettings(**config.training.model_dump(exclude={"initial"}), seed=config.seed)
 
 
 def _own_chat_template(run: Run) -> str | None:
