@@ -65,6 +65,10 @@ evaluate: setup  ## evaluate the trained policy of a run
 report: setup  ## write the figures and the page of a run
 	@$(BIN)/dualign report $(RUN_ARGS)
 
+.PHONY: baselines
+baselines: setup  ## the experiments of the papers on the embedded world (ARGS="--only trade_off", ARGS=--quick)
+	@$(BIN)/dualign baselines $(ARGS)
+
 .PHONY: bench
 bench: bench-stage1 bench-dual bench-stage2  ## all the comparisons the README quotes
 

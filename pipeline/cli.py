@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.baselines.command import build_study, run_experiments
+from pipeline.baselines.experiments import EXPERIMENTS
 from pipeline.config import is_hub_id, load_config
 from pipeline.contracts.artifacts import environment, is_complete, read_json
 from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError, InputError
@@ -121,6 +123,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_run_options(command)
     command.add_argument("--redo", action="store_true", help="remove the iterates, then do them anew")
     command.set_defaults(command=_multishot)
+    command = commands.add_parser(
+        "baselines", help="the experiments of the papers on the embedded world", allow_abbrev=False
+    )
+    command.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of {', '.join(EXPERIMENTS)}")
+    command.add_argument("--seeds", type=int, metavar="N", help="seeds of the first experiment (default: 3; quick: 1)")
+    command.add_argument("--quick", action="store_true", help="rough numbers in a few minutes")
+    command.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="holds runs/ and models/")
+    command.add_argument("--no-progress", action="store_true", help="no progress bars")
+    command.set_defaults(command=_baselines)
     command = commands.add_parser(
         "frontier", help="solve for a range of thresholds on any table of scores", add_help=False, allow_abbrev=False
     )
@@ -268,6 +279,19 @@ def _read_run(options: argparse.Namespace, rest: Sequence[str]) -> Run:
         data_dir=options.data_dir,
         show_progress=not (options.no_progress or os.environ.get("TQDM_DISABLE")),
     )
+
+
+def _baselines(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _require_no_more(rest, command="baselines")
+    os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+    study = build_study(
+        data_dir=options.data_dir,
+        n_seeds=options.seeds if options.seeds is not None else (1 if options.quick else 3),
+        quick=options.quick,
+        show_progress=not (options.no_progress or os.environ.get("TQDM_DISABLE")),
+    )
+    run_experiments(study, options.only)
+    return 0
 
 
 def _only_plans(options: argparse.Namespace) -> bool:

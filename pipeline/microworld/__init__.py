@@ -4,6 +4,6 @@ Importing this package imports neither torch nor transformers; only building doe
 """
 
 from pipeline.microworld.gold import gold_scores
-from pipeline.microworld.world import Prompt, World, build_world, read_world
+from pipeline.microworld.world import Prompt, World, build_reference, build_world, read_world
 
-__all__ = ["Prompt", "World", "build_world", "gold_scores", "read_world"]
+__all__ = ["Prompt", "World", "build_reference", "build_world", "gold_scores", "read_world"]

@@ -13,11 +13,11 @@ class WorldSize:
     n_test_prompts: int = 160
 
     policy_vocabulary: int = 1024
-    policy_layers: int = 4
+    policy_layers: int = 2
     policy_width: int = 128
     policy_heads: int = 4
     policy_ffn_width: int = 352
-    policy_steps: int = 1200
+    policy_steps: int = 2400
     policy_batch: int = 16
     policy_learning_rate: float = 4e-3
 

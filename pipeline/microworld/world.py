@@ -8,7 +8,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,25 +78,45 @@ def build_world_of_size(cache_root: Path, *, seed: int, size: WorldSize, show_pr
     """:func:`build_world` for any size."""
     versions = _library_versions()
     digest = world_digest(seed=seed, size=size, versions=versions)
+
+    def write(folder: Path) -> None:
+        _write_world(folder, digest=digest, seed=seed, size=size, versions=versions, show_progress=show_progress)
+
     directory = cache_root / f"microworld-{digest[:12]}"
+    _build_once(directory, write)
+    return read_world(directory)
+
+
+def build_reference(cache_root: Path, *, seed: int, size: WorldSize, show_progress: bool) -> Path:
+    """The checkpoint of a reference policy of another size, trained on the same replies as the world's for ``seed``.
+
+    Cached and built once like a world; arguments and errors as of :func:`build_world_of_size`.
+    """
+    digest = world_digest(seed=seed, size=size, versions=_library_versions())
+    directory = cache_root / f"reference-{digest[:12]}"
+    _build_once(directory, lambda folder: _write_reference(folder, seed=seed, size=size, show_progress=show_progress))
+    return directory
+
+
+def _build_once(directory: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder of the cache unless it is there; other processes wait, and a killed build leaves nothing."""
     if directory.exists():
-        return read_world(directory)
-    cache_root.mkdir(parents=True, exist_ok=True)
+        return
+    directory.parent.mkdir(parents=True, exist_ok=True)
     # The lock ends with its process, however that ends.
-    with FileLock(cache_root / f".{directory.name}.lock"):
+    with FileLock(directory.parent / f".{directory.name}.lock"):
         if directory.exists():
-            return read_world(directory)
-        for leftover in cache_root.glob(f".{directory.name}.*.partial"):
+            return
+        for leftover in directory.parent.glob(f".{directory.name}.*.partial"):
             shutil.rmtree(leftover)
-        partial = cache_root / f".{directory.name}.{uuid.uuid4().hex[:8]}.partial"
+        partial = directory.parent / f".{directory.name}.{uuid.uuid4().hex[:8]}.partial"
         partial.mkdir()
         try:
-            _write_world(partial, digest=digest, seed=seed, size=size, versions=versions, show_progress=show_progress)
+            write(partial)
             partial.rename(directory)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    return read_world(directory)
 
 
 def read_world(directory: Path) -> World:
@@ -171,7 +191,7 @@ def _write_world(
 
     started = time.monotonic()
     grammar = read_grammar()
-    seeds = [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(5)]
+    seeds = _seeds(seed)
     train, test = _split_prompts(grammar.build_prompts(), size=size, rng=np.random.default_rng(seeds[0]))
     _write_prompts(directory / "prompts.json", train=train, test=test)
     with (
@@ -214,6 +234,28 @@ def _write_world(
         },
     )
     (directory / "world.json").write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _write_reference(directory: Path, *, seed: int, size: WorldSize, show_progress: bool) -> None:
+    from pipeline.microworld.policy import plan_policy
+    from pipeline.microworld.training import hidden_write_progress, reproducible_torch, train_models
+
+    grammar = read_grammar()
+    seeds = _seeds(seed)
+    train, _ = _split_prompts(grammar.build_prompts(), size=size, rng=np.random.default_rng(seeds[0]))
+    with (
+        reproducible_torch(seed=seeds[1]),
+        tqdm(desc="training a reference policy", disable=not show_progress) as progress,
+    ):
+        policy, job = plan_policy(grammar, train, size=size, seed=seeds[2])
+        progress.total = len(job.batches)
+        train_models([job], advance=lambda _: progress.update())
+    with hidden_write_progress():
+        policy.write(directory)
+
+
+def _seeds(seed: int) -> list[int]:
+    return [int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(5)]
 
 
 def _split_prompts(

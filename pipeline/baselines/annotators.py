@@ -1,0 +1,14 @@
+"""The annotators of the embedded world: its ground truth as a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pipeline.microworld import gold_scores
+from stage1_dual.scoring.protocol import ScoreRow
+
+
+def gold(rows: Sequence[ScoreRow], *, score: Literal["helpful", "harmless", "humour"]) -> list[float]:
+    """The world's true score of each response, in the nats of preference that its annotators choose by."""
+    return [gold_scores(row.messages[-1]["content"], row.completion)[score] for row in rows]

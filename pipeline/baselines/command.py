@@ -1,0 +1,106 @@
+"""`dualign baselines`: the experiments one after the other, each resumable, and the page that lists them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.baselines.experiments import EXPERIMENTS
+from pipeline.baselines.results import Result, write_index, write_result
+from pipeline.baselines.study import Study, change_config
+from pipeline.config import load_config
+from pipeline.contracts.artifacts import require_writable, run_lock
+from pipeline.contracts.errors import InputError
+from pipeline.microworld.size import WorldSize
+from pipeline.run import log
+
+RECIPE = "baselines"
+
+_MARGINS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+_PAIRS = ((0.2, 0.2), (0.2, 0.6), (0.4, 0.4), (0.6, 0.2), (0.6, 0.6), (0.8, 0.4), (1.0, 0.2), (0.4, 0.8))
+
+_SIZES = {
+    "smaller": replace(
+        WorldSize(), policy_layers=1, policy_width=64, policy_heads=2, policy_ffn_width=176, policy_steps=1600
+    ),
+    "larger": replace(
+        WorldSize(), policy_layers=3, policy_width=160, policy_heads=5, policy_ffn_width=440, policy_steps=2000
+    ),
+}
+_QUICK_SIZES = {"smaller": replace(_SIZES["smaller"], policy_steps=200)}
+
+_QUICK = {
+    "sampling.samples_per_prompt": 12,
+    "solve.bootstrap_replicates": 100,
+    "solve.frontier_points": 5,
+    "training.epochs": 0.5,
+    "training.evaluations": 1,
+    "evaluation.samples_per_prompt": 4,
+    "evaluation.bootstrap_replicates": 100,
+    "multishot.iterations": 2,
+    "multishot.samples_per_prompt": 2,
+    "multishot.epochs": 0.25,
+}
+"""Every step is the real one and every number a rough one."""
+
+
+def build_study(*, data_dir: Path, n_seeds: int, quick: bool, show_progress: bool) -> Study:
+    """The study of the shipped recipe.
+
+    Args:
+        data_dir: holds ``runs/`` and ``models/``.
+        n_seeds: how many seeds the first experiment runs.
+        quick: a few minutes for all experiments, to see that they work.
+        show_progress: show progress bars.
+
+    Raises:
+        InputError: the number of seeds is not positive.
+    """
+    if n_seeds < 1:
+        raise InputError(f"--seeds is {n_seeds}; it must be at least 1")
+    config = load_config(Path(RECIPE))
+    return Study(
+        config=change_config(config, _QUICK) if quick else config,
+        data_dir=data_dir,
+        name="baselines-quick" if quick else "baselines",
+        seeds=tuple(range(n_seeds)),
+        margins=(0.4, 0.8) if quick else _MARGINS,
+        pairs=_PAIRS[2:3] if quick else _PAIRS,
+        sizes=_QUICK_SIZES if quick else _SIZES,
+        show_progress=show_progress,
+    )
+
+
+def run_experiments(study: Study, names: Sequence[str]) -> list[Result]:
+    """Perform experiments in order and write their results; policies that are there are kept.
+
+    Args:
+        study: the study.
+        names: of experiments; none for all.
+
+    Raises:
+        InputError: there is no such experiment.
+        DualignError: whatever makes a step stop; finished work is kept.
+    """
+    for name in names:
+        if name not in EXPERIMENTS:
+            raise InputError(f"--only {name}: there is no such experiment; there are {', '.join(EXPERIMENTS)}")
+    folder = study.folder / "results"
+    require_writable(folder)
+    results = []
+    with run_lock(folder):
+        for number, name in enumerate(chosen := list(names) or list(EXPERIMENTS), start=1):
+            started = time.monotonic()
+            log.info("==== experiment %d of %d: %s", number, len(chosen), EXPERIMENTS[name].title)
+            result = EXPERIMENTS[name].perform(study)
+            metadata = study.base(study.seeds[0]).table_metadata() | {"run": study.name}
+            page = write_result(result, folder, metadata=metadata)[1]
+            log.info("%s: %.0f s, %s", name, time.monotonic() - started, page)
+            for finding in result.findings:
+                log.info("  - %s", finding)
+            results.append(result)
+        if not names:
+            write_index(results, folder)
+    return results

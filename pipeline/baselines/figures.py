@@ -1,0 +1,198 @@
+"""The pictures of the experiments, in the look of the report: one function a picture, from its table alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pipeline.baselines import policies
+from pipeline.report.style import BLUE, GREY, INK, VERMILLION, new_figure, paper_style
+
+_GREEN = "#009E73"
+_ORANGE = "#E69F00"
+_PURPLE = "#CC79A7"
+_SKY = "#56B4E9"
+
+# Colour and marker of a method are the same in every picture.
+_LOOKS = {
+    policies.ONE_SHOT: (BLUE, "o"),
+    policies.MULTI_SHOT: (VERMILLION, "s"),
+    policies.PAPER_DPO: (_GREEN, "^"),
+    policies.PREFERENCE_BASED: (_PURPLE, "D"),
+    policies.REWARD_ONLY: (INK, ">"),
+    policies.CONSTRAINT_ONLY: (INK, "<"),
+    policies.EQUAL_WEIGHTS: (INK, "P"),
+    policies.SOUP: (_ORANGE, "v"),
+}
+
+
+def satisfaction_figure(table: pa.Table) -> Figure:
+    """Realised against demanded improvement with 95% intervals; above the line the demand is met."""
+    with paper_style():
+        figure = new_figure(height_inches=3.4)
+        axes = figure.subplots()
+        ends = _padded(table["demanded"].to_numpy())
+        axes.plot(ends, ends, color=INK, linewidth=0.8, label="demanded")
+        spread = 0.012 * np.ptp(ends)
+        for place, method in enumerate(_methods(table)):
+            rows = table.filter(pc.equal(table["method"], method))
+            # Side by side: two methods and several seeds share each demand.
+            seeds = rows["seed"].to_numpy() - rows["seed"].to_numpy().mean()
+            x = rows["demanded"].to_numpy() + spread * (2.5 * place - 1.25 + 0.6 * seeds)
+            _points(axes, x, rows, "realised", method)
+        axes.set_xlabel("demanded improvement of harmlessness (score)")
+        axes.set_ylabel("realised improvement (score)")
+        _finish(figure, axes, columns=3)
+    return figure
+
+
+def trade_off_figure(table: pa.Table, frontier: Mapping[str, pa.Table]) -> Figure:
+    """All methods in the plane of the two improvements, by the score models and by gold.
+
+    Args:
+        table: the methods' policies.
+        frontier: improvements predicted by the dual, by the prefix of the scores.
+    """
+    with paper_style():
+        figure = new_figure(height_inches=5.8)
+        panels = figure.subplots(2, 1)
+        for axes, (prefix, judged) in zip(panels, (("", "score models"), ("gold_", "gold scores")), strict=True):
+            curve = frontier[prefix]
+            axes.plot(curve["harmless"], curve["helpful"], color=GREY, linewidth=1.0, label="predicted by the dual")
+            axes.plot([0], [0], "x", color=INK, label="reference")
+            for method in _methods(table):
+                rows = table.filter(pc.equal(table["method"], method))
+                color, marker = _LOOKS[method]
+                bars = [_bars(rows, f"{prefix}{name}") for name in ("harmless", "helpful")]
+                axes.errorbar(
+                    rows[f"{prefix}harmless"].to_numpy(),
+                    rows[f"{prefix}helpful"].to_numpy(),
+                    xerr=bars[0],
+                    yerr=bars[1],
+                    fmt=marker,
+                    color=color,
+                    markersize=4,
+                    elinewidth=0.6,
+                    label=method,
+                )
+            axes.set_xlabel(f"improvement of harmlessness ({judged})")
+            axes.set_ylabel(f"improvement of\nhelpfulness ({judged})")
+            _ticks(axes)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+    return figure
+
+
+def two_constraints_figure(table: pa.Table) -> Figure:
+    """Demanded pairs of improvements, and with an arrow what was realised."""
+    with paper_style():
+        figure = new_figure(height_inches=3.4)
+        axes = figure.subplots()
+        x, y = (table[f"{name}_demanded"].to_numpy() for name in ("harmless", "humour"))
+        u, v = (table[f"{name}_realised"].to_numpy() for name in ("harmless", "humour"))
+        axes.plot(x, y, "o", color=INK, markerfacecolor="none", label="demanded", zorder=4)
+        axes.errorbar(
+            u,
+            v,
+            xerr=_bars(table, "harmless_realised", of="harmless"),
+            yerr=_bars(table, "humour_realised", of="humour"),
+            fmt="o",
+            color=BLUE,
+            markersize=3,
+            elinewidth=0.8,
+            label="realised (95%)",
+        )
+        for place in range(table.num_rows):
+            axes.plot([x[place], u[place]], [y[place], v[place]], color=GREY, linewidth=0.8)
+        axes.set_xlabel("improvement of harmlessness (score)")
+        axes.set_ylabel("improvement of humour (score)")
+        _finish(figure, axes, columns=2)
+    return figure
+
+
+def calibration_figure(table: pa.Table) -> Figure:
+    """Observed share of preferences against the probability that the implicit reward gives them."""
+    with paper_style():
+        figure = new_figure(height_inches=3.2)
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, label="calibrated")
+        for preference, color, marker in (("helpful", BLUE, "o"), ("harmless", VERMILLION, "s")):
+            rows = table.filter(pc.equal(table["preference"], preference))
+            observed, count = rows["observed"].to_numpy(), rows["n_pairs"].to_numpy()
+            error = 1.96 * np.sqrt(np.maximum(observed * (1 - observed), 1e-9) / count)
+            axes.errorbar(
+                rows["predicted"].to_numpy(),
+                observed,
+                yerr=error,
+                fmt=f"{marker}-",
+                color=color,
+                markersize=4,
+                linewidth=0.8,
+                label=preference,
+            )
+        axes.set_xlabel("probability by the implicit reward")
+        axes.set_ylabel("observed share")
+        _finish(figure, axes, columns=3)
+    return figure
+
+
+def cost_figure(table: pa.Table) -> Figure:
+    """Mean wall time of each method by what it is spent on."""
+    with paper_style():
+        figure = new_figure(height_inches=1.9)
+        axes = figure.subplots()
+        methods = _methods(table)
+        left = np.zeros(len(methods))
+        for name, label, color in (
+            ("sampling_seconds", "sampling the reference", _SKY),
+            ("scoring_seconds", "scoring", GREY),
+            ("own_seconds", "dual, training, later iterates", BLUE),
+        ):
+            means = np.array([pc.mean(table.filter(pc.equal(table["method"], m))[name]).as_py() for m in methods])
+            axes.barh(range(len(methods)), means, left=left, color=color, height=0.6, label=label)
+            left += means
+        axes.set_yticks(range(len(methods)), [method.replace(", ", ",\n") for method in methods])
+        axes.invert_yaxis()
+        axes.set_xlabel("wall time (s)")
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=3)
+    return figure
+
+
+def _points(axes: Axes, x: np.ndarray, rows: pa.Table, name: str, method: str) -> None:
+    color, marker = _LOOKS[method]
+    y, low, high = (rows[column].to_numpy() for column in (name, "ci95_low", "ci95_high"))
+    bars = np.maximum([y - low, high - y], 0.0)
+    axes.errorbar(x, y, yerr=bars, fmt=marker, color=color, markersize=3, elinewidth=0.7, label=method)
+
+
+def _bars(rows: pa.Table, name: str, *, of: str | None = None) -> np.ndarray:
+    stem = name if of is None else of
+    value, low, high = (rows[column].to_numpy() for column in (name, f"{stem}_ci95_low", f"{stem}_ci95_high"))
+    return np.asarray(np.maximum([value - low, high - value], 0.0))
+
+
+def _methods(table: pa.Table) -> list[str]:
+    return list(dict.fromkeys(table["method"].to_pylist()))
+
+
+def _padded(values: np.ndarray) -> np.ndarray:
+    room = 0.1 * max(float(np.ptp(values)), 0.2)
+    return np.array([values.min() - room, values.max() + room])
+
+
+def _ticks(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+
+
+def _finish(figure: Figure, axes: Axes, *, columns: int) -> None:
+    _ticks(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)

@@ -1,0 +1,156 @@
+"""Where the experiments' policies live and how one is made: ordinary runs that share the samples of their seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import RunConfig, build_config
+from pipeline.contracts.artifacts import is_complete, read_manifest
+from pipeline.microworld import build_reference
+from pipeline.microworld.size import WorldSize
+from pipeline.multishot import FOLDER as MULTISHOT
+from pipeline.multishot import run_multishot, share_stage1
+from pipeline.run import Run, log
+from pipeline.steps import WORLD_SEED, run_steps
+
+Changes = Mapping[str, Any]
+"""Changed settings of a recipe by their dotted keys; a mapping replaces a whole section."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One policy of an experiment.
+
+    Attributes:
+        name: of its folder; the same name is the same policy, whichever experiments ask for it.
+        method: what it is called in tables and figures.
+        changes: what differs from the study's recipe.
+    """
+
+    name: str
+    method: str
+    changes: Changes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The experiments' common ground.
+
+    Attributes:
+        config: the recipe that every arm changes.
+        data_dir: holds ``runs/`` and ``models/``.
+        name: of the study; its runs are ``<name>/seed<n>`` and below.
+        seeds: of the runs.
+        margins: demanded of harmlessness over the reference, score units.
+        pairs: demanded of harmlessness and humour together.
+        sizes: of other reference policies, by name.
+        show_progress: show progress bars.
+    """
+
+    config: RunConfig
+    data_dir: Path
+    name: str
+    seeds: tuple[int, ...]
+    margins: tuple[float, ...]
+    pairs: tuple[tuple[float, float], ...]
+    sizes: Mapping[str, WorldSize]
+    show_progress: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the study."""
+        return self.data_dir / "runs" / self.name
+
+    def base(self, seed: int) -> Run:
+        """The run that holds prompts, samples and scores of a seed; made where it is not there."""
+        return self._sampled(f"seed{seed}", self.config.model_copy(update={"seed": self.config.seed + seed}))
+
+    def base_of_size(self, name: str, size: WorldSize) -> Run:
+        """The same for a reference policy of another size, which is trained where it is not there."""
+        reference = build_reference(
+            self.data_dir / "models", seed=WORLD_SEED, size=size, show_progress=self.show_progress
+        )
+        return self._sampled(name, change_config(self.config, {"reference.model": str(reference.absolute())}))
+
+    def _sampled(self, name: str, config: RunConfig) -> Run:
+        run = Run(
+            config=config,
+            name=f"{self.name}/{name}",
+            data_dir=self.data_dir,
+            show_progress=self.show_progress,
+        )
+        if not all(_is_done(run, f"scores/{name}") for name in run.config.scorers):
+            log.info("== %s: samples and scores", run.name)
+            run_steps(run, ("prepare", "sample", "score"))
+        return run
+
+    def train(self, base: Run, arm: Arm) -> Run:
+        """The arm's run on the samples of ``base``, solved, trained and evaluated."""
+        run = self.arm_run(base, arm)
+        if not _is_done(run, "evaluation"):
+            log.info("== %s", run.name)
+            share_stage1(base, run)
+            with _output_to(run.folder / "output.txt"):
+                run_steps(run, ("solve", "export", "train", "evaluate"))
+        return run
+
+    def iterate(self, base: Run, arm: Arm) -> Run:
+        """The run that the iterative method keeps, from the arm's one-shot policy on."""
+        run = self.train(base, arm)
+        if _is_done(run, MULTISHOT):
+            kept = read_manifest(run.folder / MULTISHOT).details["kept_run"]
+            return replace(run, name=kept)
+        log.info("== %s: multi-shot", run.name)
+        with _output_to(run.folder / MULTISHOT / "output.txt"):
+            return run_multishot(run)
+
+    def arm_run(self, base: Run, arm: Arm) -> Run:
+        """The arm's run, done or not."""
+        return replace(base, config=change_config(base.config, arm.changes), name=f"{base.name}/{arm.name}")
+
+
+def _is_done(run: Run, folder: str) -> bool:
+    """Whether a step is complete and the run still has the recipe it was made with: it is then not looked at again."""
+    path = run.folder / "config.yaml"
+    if not (path.is_file() and is_complete(run.folder / folder)):
+        return False
+    return bool(yaml.safe_load(path.read_text(encoding="utf-8")) == run.config.model_dump(mode="json"))
+
+
+@contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Keep the tables that the steps print: those of eighty policies would bury the log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file, redirect_stdout(file):
+        yield
+
+
+def change_config(config: RunConfig, changes: Changes) -> RunConfig:
+    """The recipe with some settings changed, checked anew.
+
+    Raises:
+        ConfigError: a changed setting is not valid.
+    """
+    tree = config.model_dump(mode="json")
+    for key, value in changes.items():
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[leaf] = value
+    return build_config(tree, source="the recipe of the experiments")
+
+
+def at_margin(margin: float, *, name: str = "harmless") -> Changes:
+    """One constraint, from below, on a margin over the reference."""
+    return {"constraints": {name: {"direction": ">=", "margin": margin}}}
+
+
+INACTIVE = -100.0
+"""A margin that every policy meets: its multiplier is 0."""
