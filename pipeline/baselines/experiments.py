@@ -16,6 +16,7 @@ from pipeline.baselines.outcomes import read_outcome
 from pipeline.baselines.results import Result
 from pipeline.baselines.study import Arm, Study
 from pipeline.contracts.artifacts import read_manifest
+from pipeline.contracts.errors import InfeasibleError
 from pipeline.multishot import FOLDER as MULTISHOT
 from pipeline.run import Run
 from pipeline.run_scores import reference_scores
@@ -151,9 +152,14 @@ def trade_off(study: Study) -> Result:
         _trade_off_row(base, policies.soup(study, base, share), policies.SOUP, None) for share in (0.25, 0.5, 0.75)
     ]
     implicit = policies.preference_base(study, base)
+    infeasible = []
     for margin in study.margins[1::2]:
-        run = study.train(implicit, policies.preference_based(margin))
-        rows.append(_trade_off_row(implicit, run, policies.PREFERENCE_BASED, margin))
+        try:
+            run = study.train(implicit, policies.preference_based(margin))
+        except InfeasibleError:
+            infeasible.append(margin)
+        else:
+            rows.append(_trade_off_row(implicit, run, policies.PREFERENCE_BASED, margin))
     frontier = {name: _predicted_frontier(base, name) for name in ("", "gold_")}
     table = pa.Table.from_pylist(rows)
     ours = [row for row in rows if row["method"] == policies.ONE_SHOT]
@@ -172,6 +178,11 @@ def trade_off(study: Study) -> Result:
             for method in _methods(rows)
         ),
     ]
+    if infeasible:
+        findings.append(
+            f"{policies.PREFERENCE_BASED}: by the implicit rewards no policy reaches the margins "
+            f"{', '.join(f'{margin:g}' for margin in infeasible)}"
+        )
     return Result(
         "trade_off",
         "Helpfulness against harmlessness",
