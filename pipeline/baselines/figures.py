@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from scipy.stats import binomtest
 
 from pipeline.baselines import policies
 from pipeline.report.style import BLUE, GREY, INK, VERMILLION, new_figure, paper_style
@@ -125,11 +126,15 @@ def calibration_figure(table: pa.Table) -> Figure:
         for preference, color, marker in (("helpful", BLUE, "o"), ("harmless", VERMILLION, "s")):
             rows = table.filter(pc.equal(table["preference"], preference))
             observed, count = rows["observed"].to_numpy(), rows["n_pairs"].to_numpy()
-            error = 1.96 * np.sqrt(np.maximum(observed * (1 - observed), 1e-9) / count)
+            ends = [
+                binomtest(round(share * n), int(n)).proportion_ci(method="wilson")
+                for share, n in zip(observed, count, strict=True)
+            ]
+            bars = [[share - end.low, end.high - share] for share, end in zip(observed, ends, strict=True)]
             axes.errorbar(
                 rows["predicted"].to_numpy(),
                 observed,
-                yerr=error,
+                yerr=np.maximum(np.transpose(bars), 0.0),
                 fmt=f"{marker}-",
                 color=color,
                 markersize=4,
@@ -145,7 +150,7 @@ def calibration_figure(table: pa.Table) -> Figure:
 def cost_figure(table: pa.Table) -> Figure:
     """Mean wall time of each method by what it is spent on."""
     with paper_style():
-        figure = new_figure(height_inches=1.9)
+        figure = new_figure(height_inches=2.2)
         axes = figure.subplots()
         methods = _methods(table)
         left = np.zeros(len(methods))
@@ -161,7 +166,7 @@ def cost_figure(table: pa.Table) -> Figure:
         axes.invert_yaxis()
         axes.set_xlabel("wall time (s)")
         handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=3)
+        figure.legend(handles, labels, loc="outside upper center", ncols=2)
     return figure
 
 
