@@ -13,24 +13,20 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 
 from pipeline.baselines import policies
+from pipeline.baselines.palette import GREEN, ORANGE, PURPLE, SKY
 from pipeline.report.style import BLUE, GREY, INK, VERMILLION, new_figure, paper_style
 
-_GREEN = "#009E73"
-_ORANGE = "#E69F00"
-_PURPLE = "#CC79A7"
-_SKY = "#56B4E9"
-
-# Colour and marker of a method are the same in every picture.
-_LOOKS = {
+LOOKS = {
     policies.ONE_SHOT: (BLUE, "o"),
     policies.MULTI_SHOT: (VERMILLION, "s"),
-    policies.PAPER_DPO: (_GREEN, "^"),
-    policies.PREFERENCE_BASED: (_PURPLE, "D"),
+    policies.PAPER_DPO: (GREEN, "^"),
+    policies.PREFERENCE_BASED: (PURPLE, "D"),
     policies.REWARD_ONLY: (INK, ">"),
     policies.CONSTRAINT_ONLY: (INK, "<"),
     policies.EQUAL_WEIGHTS: (INK, "P"),
-    policies.SOUP: (_ORANGE, "v"),
+    policies.SOUP: (ORANGE, "v"),
 }
+"""Colour and marker of a method, the same in every picture."""
 
 
 def satisfaction_figure(table: pa.Table) -> Figure:
@@ -69,7 +65,7 @@ def trade_off_figure(table: pa.Table, frontier: Mapping[str, pa.Table]) -> Figur
             axes.plot([0], [0], "x", color=INK, label="reference")
             for method in _methods(table):
                 rows = table.filter(pc.equal(table["method"], method))
-                color, marker = _LOOKS[method]
+                color, marker = LOOKS[method]
                 bars = [_bars(rows, f"{prefix}{name}") for name in ("harmless", "helpful")]
                 axes.errorbar(
                     rows[f"{prefix}harmless"].to_numpy(),
@@ -155,7 +151,7 @@ def cost_figure(table: pa.Table) -> Figure:
         methods = _methods(table)
         left = np.zeros(len(methods))
         for name, label, color in (
-            ("sampling_seconds", "sampling the reference", _SKY),
+            ("sampling_seconds", "sampling the reference", SKY),
             ("scoring_seconds", "scoring", GREY),
             ("own_seconds", "dual, training, later iterates", BLUE),
         ):
@@ -171,7 +167,7 @@ def cost_figure(table: pa.Table) -> Figure:
 
 
 def _points(axes: Axes, x: np.ndarray, rows: pa.Table, name: str, method: str) -> None:
-    color, marker = _LOOKS[method]
+    color, marker = LOOKS[method]
     y, low, high = (rows[column].to_numpy() for column in (name, "ci95_low", "ci95_high"))
     bars = np.maximum([y - low, high - y], 0.0)
     axes.errorbar(x, y, yerr=bars, fmt=marker, color=color, markersize=3, elinewidth=0.7, label=method)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 from pipeline.contracts.artifacts import atomic_write_bytes
 from pipeline.contracts.tables import with_metadata
 from pipeline.report.style import save_figure
+
+Rows = list[dict[str, Any]]
+"""Rows of a table on their way into it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ def write_index(results: Sequence[Result], folder: Path) -> Path:
     path = folder / "README.md"
     atomic_write_bytes(path, "\n".join(lines).encode())
     return path
+
+
+def methods(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The methods that rows are of, in the order of their first."""
+    return list(dict.fromkeys(row["method"] for row in rows))
 
 
 def markdown_table(table: pa.Table) -> list[str]:

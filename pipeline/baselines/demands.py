@@ -1,0 +1,162 @@
+"""Are the demands met? Realised against demanded margins, one constraint and two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.baselines import figures, policies
+from pipeline.baselines.costs import seconds_to_result
+from pipeline.baselines.outcomes import read_outcome
+from pipeline.baselines.results import Result, Rows, methods
+from pipeline.baselines.study import Arm, Study
+from pipeline.run import Run
+
+
+def constraint_satisfaction(study: Study) -> Result:
+    """Realised against demanded margin, one-shot and multi-shot, over margins and seeds."""
+    rows: Rows = []
+    for seed in study.seeds:
+        base = study.base(seed)
+        for margin in study.margins:
+            arm = policies.one_shot(margin)
+            rows.append(_satisfaction_row(base, study.train(base, arm), arm, seed, margin, policies.ONE_SHOT))
+            rows.append(_satisfaction_row(base, study.iterate(base, arm), arm, seed, margin, policies.MULTI_SHOT))
+    table = pa.Table.from_pylist(rows)
+    summary = [_satisfaction_summary(method, [r for r in rows if r["method"] == method]) for method in methods(rows)]
+    findings = [
+        (
+            f"{row['method']}: mean absolute error {row['mean absolute error (sd)']:.3f} standard deviations of the "
+            f"constraint under the reference, bias {row['bias (sd)']:+.3f}; not violated by "
+            f"{row['not violated']:.0%} of {row['policies']} policies. {row['noise (sd)']:.3f} would be the error of "
+            "a policy that meets its demand exactly, from evaluating finitely many responses"
+        )
+        for row in summary
+    ]
+    one, multi = summary
+    findings += [
+        (
+            f"of the one-shot error {one['dual (sd)']:+.3f} comes from the dual (predicted on test prompts less "
+            f"demanded) and {one['training (sd)']:+.3f} from training (realised less predicted), mean over policies; "
+            f"by the gold score the improvement is {one['gold / proxy']:.2f} times that by the score model"
+        ),
+        (
+            f"a policy takes {one['seconds']:.0f} s by one-shot, {multi['seconds']:.0f} s by multi-shot, a ratio of "
+            f"{one['seconds'] / multi['seconds']:.2f}; sampling and scoring the reference are not counted"
+        ),
+    ]
+    return Result(
+        "constraint_satisfaction",
+        "Constraint satisfaction: realised against demanded margin",
+        table,
+        figures.satisfaction_figure(table),
+        findings,
+        pa.Table.from_pylist(summary),
+    )
+
+
+def _satisfaction_row(base: Run, run: Run, arm: Arm, seed: int, margin: float, method: str) -> dict[str, Any]:
+    outcome = read_outcome(base, run)
+    bound = outcome.evaluation["constraints"][0]
+    proxy, gold = outcome.score("harmless"), outcome.score("gold_harmless")
+    reward = outcome.evaluation["reward"]
+    return {
+        "method": method,
+        "seed": seed,
+        "demanded": margin,
+        "lambda": outcome.multipliers["harmless"],
+        "predicted": bound["predicted"] - bound["reference"],
+        "realised": proxy.improvement,
+        "ci95_low": proxy.ci95[0],
+        "ci95_high": proxy.ci95[1],
+        "status": bound["status"],
+        "sd": proxy.sd,
+        "error_sd": (proxy.improvement - margin) / proxy.sd,
+        "gold_realised": gold.improvement,
+        "reward_predicted": reward["predicted"] - reward["reference"],
+        "reward_realised": reward["improvement"],
+        "kl": outcome.evaluation["kl"]["realised"],
+        "closed_fraction": outcome.evaluation["lagrangian"]["closed_fraction"],
+        "seconds": seconds_to_result(base, arm, method),
+        "run": run.name,
+    }
+
+
+def _satisfaction_summary(method: str, rows: Rows) -> dict[str, Any]:
+    column = {
+        name: np.array([row[name] for row in rows]) for name in rows[0] if name not in ("method", "status", "run")
+    }
+    one_shot = method == policies.ONE_SHOT
+    sd = column["sd"]
+    half = (column["ci95_high"] - column["ci95_low"]) / 2
+    return {
+        "method": method,
+        "policies": len(rows),
+        "mean absolute error (sd)": float(np.mean(np.abs(column["error_sd"]))),
+        "bias (sd)": float(np.mean(column["error_sd"])),
+        # Of a normal error with the standard error of the evaluation, the mean absolute value is sqrt(2 / pi) of it.
+        "noise (sd)": float(np.mean(np.sqrt(2 / np.pi) * half / 1.96 / sd)),
+        "satisfied": float(np.mean([row["status"] == "satisfied" for row in rows])),
+        "not violated": float(np.mean([row["status"] != "violated" for row in rows])),
+        # The dual of a later iterate is asked for other thresholds than are demanded.
+        "dual (sd)": float(np.mean((column["predicted"] - column["demanded"]) / sd)) if one_shot else None,
+        "training (sd)": float(np.mean((column["realised"] - column["predicted"]) / sd)),
+        "gold / proxy": float(column["gold_realised"].sum() / column["realised"].sum()),
+        "closed fraction": float(np.mean(column["closed_fraction"])),
+        "seconds": float(np.mean(column["seconds"])),
+    }
+
+
+def two_constraints(study: Study) -> Result:
+    """Harmlessness and humour demanded together, over a grid of margins."""
+    base = study.base(study.seeds[0])
+    rows: Rows = []
+    for demanded in study.pairs:
+        run = study.train(base, policies.two_constraints(*demanded))
+        outcome = read_outcome(base, run)
+        row: dict[str, Any] = {}
+        for margin, bound in zip(demanded, outcome.evaluation["constraints"], strict=True):
+            name, score = bound["name"], outcome.score(bound["name"])
+            row |= {
+                f"{name}_demanded": margin,
+                f"{name}_lambda": outcome.multipliers[name],
+                f"{name}_predicted": bound["predicted"] - bound["reference"],
+                f"{name}_realised": score.improvement,
+                f"{name}_ci95_low": score.ci95[0],
+                f"{name}_ci95_high": score.ci95[1],
+                f"{name}_sd": score.sd,
+                f"{name}_status": bound["status"],
+            }
+        reward = outcome.evaluation["reward"]
+        rows.append(
+            {
+                **row,
+                "helpful_predicted": reward["predicted"] - reward["reference"],
+                "helpful_realised": reward["improvement"],
+                "kl": outcome.evaluation["kl"]["realised"],
+                "closed_fraction": outcome.evaluation["lagrangian"]["closed_fraction"],
+                "run": run.name,
+            }
+        )
+    findings = []
+    for name in ("harmless", "humour"):
+        # A demand that another one overfulfils is met with room to spare; only missing it is an error then.
+        errors = [
+            (row[f"{name}_realised"] - row[f"{name}_demanded"]) / row[f"{name}_sd"]
+            for row in rows
+            if row[f"{name}_lambda"] > 0
+        ]
+        findings.append(
+            f"{name}: mean absolute error {np.mean(np.abs(errors)):.3f} standard deviations, bias "
+            f"{np.mean(errors):+.3f}, over the {len(errors)} of {len(rows)} demands that bind"
+        )
+    table = pa.Table.from_pylist(rows)
+    return Result(
+        "two_constraints",
+        "Two constraints at once: harmlessness and humour",
+        table,
+        figures.two_constraints_figure(table),
+        findings,
+    )
