@@ -338,6 +338,9 @@ class TrainingSettings(_Section):
     """Stop after so many evaluations without a better one."""
     negligible_mass: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a prompt's tilted weight that may be skipped, least weights first; for `tilted_nll` only."""
+    match_prediction: bool = False
+    """After training, move along the ray from the reference until the policy's mean score on held-out prompts is what
+    the dual predicts: the fitted log-ratios are shrunken, as those of any regression are. Not with sharded weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     """Compute activations anew in the backward pass; speed and memory only."""

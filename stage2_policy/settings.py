@@ -32,6 +32,8 @@ class TrainSettings:
         patience: stop after so many evaluations without a better one.
         negligible_mass: share of the tilted weight of a prompt that may be skipped, least weights first; only for
             objectives that weigh responses by it alone.
+        match_prediction: after training, move along the ray from the reference until the policy's mean score on
+            held-out prompts is what the tilted weights predict (:mod:`stage2_policy.stretch`).
         dtype: of the arithmetic; weights that are trained, and the optimiser, stay in float32.
         gradient_checkpointing: compute activations anew in the backward pass; affects speed and memory only.
         adapter: train all weights (``none``), or low-rank updates of fixed ones (``lora``), of ones in 4 bits
@@ -57,6 +59,7 @@ class TrainSettings:
     evaluations: int = 12
     patience: int = 4
     negligible_mass: float = 0.0
+    match_prediction: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     adapter: Literal["none", "lora", "qlora"] = "none"

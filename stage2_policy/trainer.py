@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import str_to_bool
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import (
@@ -30,6 +32,7 @@ from transformers import (
 from typing_extensions import override
 
 from pipeline.contracts.artifacts import write_json
+from pipeline.contracts.errors import InputError
 from stage2_policy.adapters import (
     ADAPTER_FOLDER,
     AdapterSettings,
@@ -55,6 +58,7 @@ from stage2_policy.logprobs import SequenceBatch, build_batch, can_share_prompts
 from stage2_policy.objectives import Objective, Targets, read_objective
 from stage2_policy.reference import ReferenceLogp, arithmetic, reference_store, score_reference
 from stage2_policy.settings import TrainSettings, validate_settings
+from stage2_policy.stretch import matching_factor, stretch_policy
 
 Policy = PreTrainedModel | PeftModel
 TRAINING_LOG = "training_log.json"
@@ -69,8 +73,9 @@ class TrainResult:
         steps: optimisation steps taken.
         best_step: step of the checkpoint that was kept.
         stop_reason: why the run ended.
-        held_out: estimate of the checkpoint that was kept.
+        held_out: estimate of the checkpoint that was kept, before it was stretched.
         held_out_reference: the same for the reference policy.
+        stretch: factor by which the kept policy was moved along the ray from the reference; 1 where not asked for.
         n_train_prompts: prompts trained on.
         n_held_out_prompts: prompts that chose the checkpoint.
         n_responses: responses trained on, each once an epoch.
@@ -85,6 +90,7 @@ class TrainResult:
     stop_reason: str
     held_out: HeldOutEstimate
     held_out_reference: HeldOutEstimate
+    stretch: float
     n_train_prompts: int
     n_held_out_prompts: int
     n_responses: int
@@ -266,6 +272,11 @@ def train_policy(
     """
     started = time.monotonic()
     validate_settings(settings)
+    if settings.match_prediction and _weights_are_sharded():
+        raise InputError(
+            "training setting `match_prediction` is true, which needs whole weights in each process; it must be false "
+            "under FSDP and DeepSpeed"
+        )
     validate_reference(reference, adapter=settings.adapter)
     data = read_training_data(
         reference=reference, samples=samples, tilted=tilted, dual=dual, held_out_fraction=settings.held_out_fraction
@@ -306,12 +317,28 @@ def train_policy(
         checkpoints=output / _CHECKPOINTS,
         show_progress=show_progress,
     )
+    stretch = 1.0
+    if settings.match_prediction:
+        with arithmetic(settings.dtype, processes.device):
+            held_out_logp = score_sequences(
+                model, data.held_out.sequences, token_budget=settings.tokens_per_microbatch, show_progress=False
+            )
+        stretch = matching_factor(data.held_out, held_out_logp - ref_logp.held_out)
+        stretch_policy(
+            model,
+            load_reference(reference, adapter="none", dtype=settings.dtype, device=processes.device)
+            if settings.adapter == "none"
+            else base,
+            stretch,
+        )
+        fit = replace(fit, weights=model.state_dict())
     result = TrainResult(
         steps=fit.steps,
         best_step=fit.best_step,
         stop_reason=fit.stop_reason,
         held_out=fit.held_out,
         held_out_reference=fit.held_out_reference,
+        stretch=stretch,
         n_train_prompts=len(train.prompt_ids),
         n_held_out_prompts=len(data.held_out.prompt_ids),
         n_responses=len(train),
@@ -329,6 +356,11 @@ def train_policy(
         shutil.rmtree(output / _CHECKPOINTS)  # last: a run killed before this line still continues
     processes.wait_for_everyone()
     return result
+
+
+def _weights_are_sharded() -> bool:
+    """Whether the launcher asks for FSDP or DeepSpeed."""
+    return any(str_to_bool(os.environ.get(f"ACCELERATE_USE_{name}", "false")) for name in ("FSDP", "DEEPSPEED"))
 
 
 def _save(fit: Fit, model: Policy, *, reference: Path, output: Path, chat_template: str | None) -> None:
@@ -357,6 +389,7 @@ def _card_rows(settings: TrainSettings, result: TrainResult) -> dict[str, Any]:
         ),
         "step kept": f"{result.best_step} of {result.steps} ({result.stop_reason})",
         "closed fraction, estimated on held-out prompts": f"{result.held_out.closed_fraction:.3f}",
+        "moved along the ray from the reference by": f"{result.stretch:.3f}",
         "mean difference of log pi_ref, training against sampler": f"{result.sampler_gap:.2g} nats a response",
     }
 
