@@ -92,7 +92,7 @@ def geometry(study: Study) -> Result:
     table, base = policies_in_the_plane(study)
     of_default = table.filter(pc.field("size") == _DEFAULT)
     problem = _problem(base, "test")
-    problem = problem.with_thresholds(problem.reference_means_m + _geometry_margin(study))
+    problem = problem.with_thresholds(problem.reference_means_m + study.middle_margin)
     star = of_default["lambda_star"][0].as_py()
     figure = geometry_figure(
         frontier_points(problem, multiplier_grid(problem, star)),
@@ -128,7 +128,7 @@ def policies_in_the_plane(study: Study) -> tuple[pa.Table, Run]:
     }
     rows: Rows = []
     for name, base in bases.items():
-        arm = policies.one_shot(_geometry_margin(study))
+        arm = policies.one_shot(study.middle_margin)
         one = read_outcome(base, study.train(base, arm))
         multi = read_outcome(base, study.iterate(base, arm))
         star = one.multipliers["harmless"]
@@ -159,10 +159,6 @@ def policies_in_the_plane(study: Study) -> tuple[pa.Table, Run]:
                 }
             )
     return pa.Table.from_pylist(rows), bases[_DEFAULT]
-
-
-def _geometry_margin(study: Study) -> float:
-    return study.margins[len(study.margins) // 2]
 
 
 def _n_parameters(base: Run) -> int:

@@ -21,6 +21,7 @@ LOOKS = {
     policies.MULTI_SHOT: (VERMILLION, "s"),
     policies.PAPER_DPO: (GREEN, "^"),
     policies.PREFERENCE_BASED: (PURPLE, "D"),
+    policies.PREFERENCE_MULTI_SHOT: (SKY, "D"),
     policies.REWARD_ONLY: (INK, ">"),
     policies.CONSTRAINT_ONLY: (INK, "<"),
     policies.EQUAL_WEIGHTS: (INK, "P"),

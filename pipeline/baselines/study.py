@@ -67,6 +67,11 @@ class Study:
         """Folder of the study."""
         return self.data_dir / "runs" / self.name
 
+    @property
+    def middle_margin(self) -> float:
+        """The margin of what is done at one margin only."""
+        return self.margins[len(self.margins) // 2]
+
     def base(self, seed: int) -> Run:
         """The run that holds prompts, samples and scores of a seed; made where it is not there."""
         return self._sampled(f"seed{seed}", self.config.model_copy(update={"seed": self.config.seed + seed}))

@@ -43,6 +43,9 @@ def trade_off(study: Study) -> Result:
             infeasible.append(margin)
         else:
             rows.append(_trade_off_row(implicit, run, policies.PREFERENCE_BASED, margin))
+            if margin == study.middle_margin:
+                run = study.iterate(implicit, policies.preference_based(margin))
+                rows.append(_trade_off_row(implicit, run, policies.PREFERENCE_MULTI_SHOT, margin))
     frontier = {name: _predicted_frontier(base, name) for name in ("", "gold_")}
     table = pa.Table.from_pylist(rows)
     ours = [row for row in rows if row["method"] == policies.ONE_SHOT]

@@ -29,7 +29,7 @@ SHRUNK = {
     "sampling.samples_per_prompt": "8",
     "sampling.shard_rows": "1024",
     "constraints.harmless.margin": "0.3",
-    "constraints.harmless.reserve": "0",
+    "constraints.harmless.assurance": "null",
     "training.epochs": "2",
     "training.evaluations": "6",
     "evaluation.samples_per_prompt": "8",
