@@ -9,7 +9,14 @@ high. The leading term falls as 1/K, hence solving again on halves of the respon
 removes it: the half-sample jackknife (Quenouille 1956; Efron and Tibshirani 1993, section 10). Thresholds stay what
 they are on all responses. Measured on jointly Gaussian scores with K = 32 and 1,000 prompts (benchmarks/), it leaves
 5% of the bias at a KL of half a nat, 28% at 1.2 and 49% at 2.6; extrapolation over three rungs was no better, and
-noisier. Where the tilt is strong it under-corrects: past the leading term the correction is itself too small.
+noisier.
+
+Past the leading term it errs to either side. A tilt made strong by a small beta is under-corrected, which the KL
+shows. A margin near the most that K/2 responses can reach is over-corrected: lam(K/2) then rises without bound, and
+the correction, clipped at 0, is worse than none. That the third rung shows. With d = lam(K/2) - lam(K) and
+d' = lam(K/4) - lam(K/2), a bias in 1/K alone has d' = 2 d and one in 1/K**2 alone d' = 4 d; of a sum of the two the
+correction takes off (d' - 2 d) / 3 too much. No correction is made unless d' lies between 0 and 4 d, or that excess is
+negligible.
 """
 
 from __future__ import annotations
@@ -32,6 +39,12 @@ from stage1_dual.dual.solver import solve_dual
 _LARGEST_KL = 2.5
 # With few responses the KL itself is capped by the log of their number; this share of it says that it was.
 _LARGEST_KL_SHARE = 0.6
+# From one rung to the next the change of lam doubles where its bias falls as 1/K; it quadruples where that term is no
+# longer there beside the second, and 1/K is not what to extrapolate by.
+_LARGEST_GROWTH = 4.0
+# The ratio of very small changes is noise: up to this excess of the correction, in units of the scale of lam, any will
+# do.
+_NEGLIGIBLE_EXCESS = 0.02
 _PARTS = (2, 4)
 
 
@@ -65,7 +78,7 @@ class ResponseLadder:
     Attributes:
         rungs: most responses first; fewer than three where prompts have too few responses to be dealt.
         drift_m: (lam(K/2) - lam(K)) in units of the scale of lam, shape (m,): beta over s_j, or lam where that is
-            larger. About the bias still in lam(K); NaN without a half.
+            larger. About the bias still in lam(K) where there is a correction; NaN without a half.
         bias: what is to be taken off estimates, or None where no correction must be made.
         corrected_multipliers_m: half-sample jackknife of lam*, shape (m,), or None likewise.
         refusal: why there is no corrected multiplier; empty where there is one.
@@ -105,7 +118,7 @@ def climb_ladder(problem: DualProblem, solution: DualSolution) -> ResponseLadder
     drift_m = np.full(problem.n_constraints, np.nan)
     if len(rungs) > 1:
         drift_m = (rungs[1].multipliers_m - solution.multipliers) / np.where(scale_m > 0, scale_m, 1.0)
-    refusal = _refusal(rungs, log_samples=float(np.mean(np.log(counts_p))))
+    refusal = _refusal(problem, rungs, scale_m)
     bias = corrected_m = None
     if not refusal:
         bias = _half_sample_bias(problem, solution, halves=parts[2])
@@ -182,13 +195,38 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def _refusal(rungs: list[LadderRung], *, log_samples: float) -> str:
+def _refusal(problem: DualProblem, rungs: list[LadderRung], scale_m: FloatArray) -> str:
     full = rungs[0]
-    if len(rungs) < 2:
-        return f"the median prompt has {full.n_responses:.0f} responses; halves of at least 2 are needed"
-    if rungs[1].n_infeasible:
-        return f"on half of the responses the thresholds are out of reach in {rungs[1].n_infeasible} of 2 halves"
-    largest = min(_LARGEST_KL, _LARGEST_KL_SHARE * log_samples)
+    if len(rungs) < 3:
+        return f"the median prompt has {full.n_responses:.0f} responses; quarters of at least 2 are needed"
+    _, half, quarter = rungs
+    if half.n_infeasible:
+        return f"on half of the responses the thresholds are out of reach in {half.n_infeasible} of 2 halves"
+    largest = min(_LARGEST_KL, _LARGEST_KL_SHARE * float(np.mean(np.log(problem.samples.counts_p))))
     if full.kl > largest:
         return f"the KL of {full.kl:.2f} nats is more than {largest:.2f}: less than half of the bias would go"
-    return ""
+    if quarter.n_infeasible:
+        return (
+            f"on a quarter of the responses the thresholds are out of reach in {quarter.n_infeasible} of 4 quarters: "
+            "nothing shows that the bias falls as 1/K"
+        )
+    return _growth_refusal(problem, rungs, scale_m)
+
+
+def _growth_refusal(problem: DualProblem, rungs: list[LadderRung], scale_m: FloatArray) -> str:
+    """Why the changes along three rungs do not speak for a bias in 1/K, or nothing."""
+    full_m, half_m, quarter_m = (rung.multipliers_m for rung in rungs)
+    first_m, second_m = half_m - full_m, quarter_m - half_m
+    beyond_m = np.abs(second_m - 2 * first_m)
+    # Within 0 and the largest growth, whose middle is 2, whatever the sign of the bias.
+    allowed_m = np.maximum((_LARGEST_GROWTH - 2) * np.abs(first_m), 3 * _NEGLIGIBLE_EXCESS * scale_m)
+    # An inactive constraint is not corrected.
+    failing_m = np.flatnonzero((full_m > 0) & (beyond_m > allowed_m))
+    if not len(failing_m):
+        return ""
+    j = int(failing_m[np.argmax(beyond_m[failing_m] / scale_m[failing_m])])
+    return (
+        f"lambda* of {problem.constraint_names[j]} is {full_m[j]:.3g} on all responses, {half_m[j]:.3g} on half and "
+        f"{quarter_m[j]:.3g} on a quarter: changes of {first_m[j]:+.2g} and {second_m[j]:+.2g}, where a bias in 1/K "
+        f"doubles them (0 to {_LARGEST_GROWTH:.0f} times is allowed): no ground for a correction"
+    )

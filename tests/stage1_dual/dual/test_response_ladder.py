@@ -52,6 +52,78 @@ def test_correction_at_least_halves_the_error_with_32_responses(margin: float, b
     assert np.sqrt(np.mean(np.square(corrected))) < 0.5 * np.sqrt(np.mean(np.square(plug_in)))
 
 
+def _gaussian(
+    *, margin: float, n_responses: int, n_prompts: int, seed: int, beta: float = 1.0
+) -> tuple[DualProblem, float]:
+    population = GaussianPopulation(correlation=-0.46, margin=margin, beta=beta)
+    r_pk, g_pk = population.draw(np.random.default_rng(seed), n_prompts=n_prompts, n_responses=n_responses)
+    problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=g_pk.mean() + margin, beta=beta)
+    return problem, population.lam_star
+
+
+@pytest.mark.parametrize(
+    ("n_responses", "margin", "beta", "why"),
+    [
+        (8, 0.7, 1.0, "out of reach in 4 of 4 quarters"),
+        (8, 1.0, 1.0, "out of reach in"),
+        (8, 0.45, 3.0, "where a bias in 1/K doubles them"),
+        (16, 1.2, 1.0, "out of reach in 4 of 4 quarters"),
+        (64, 1.9, 1.0, "out of reach in"),
+    ],
+)
+def test_few_responses_and_a_steep_margin_are_not_corrected(
+    n_responses: int, margin: float, beta: float, why: str
+) -> None:
+    plug_in, jackknife = [], []
+    for seed in range(10):
+        problem, lam_star = _gaussian(margin=margin, n_responses=n_responses, n_prompts=1_000, seed=seed, beta=beta)
+        ladder = _ladder(problem)
+        assert why in ladder.refusal
+        assert ladder.bias is None
+        assert ladder.corrected_multipliers_m is None
+        full, half = (float(rung.multipliers_m[0]) for rung in ladder.rungs[:2])
+        if not ladder.rungs[1].n_infeasible:
+            plug_in.append(full - lam_star)
+            jackknife.append(max(2 * full - half, 0.0) - lam_star)
+    # The refusal is deserved: the correction would overshoot by more than half of the bias.
+    assert np.mean(plug_in) > 0
+    assert np.mean(jackknife) < -0.5 * np.mean(plug_in)
+
+
+@pytest.mark.parametrize(("n_responses", "margin"), [(16, 0.5), (32, 0.9), (64, 1.3), (128, 1.6)])
+def test_margins_well_inside_what_a_quarter_reaches_are_corrected(n_responses: int, margin: float) -> None:
+    plug_in, corrected = [], []
+    for seed in range(6):
+        problem, lam_star = _gaussian(margin=margin, n_responses=n_responses, n_prompts=800, seed=seed)
+        solution = solve_dual(problem)
+        ladder = climb_ladder(problem, solution)
+        assert not ladder.refusal
+        assert ladder.corrected_multipliers_m is not None
+        plug_in.append(solution.multipliers[0] - lam_star)
+        corrected.append(ladder.corrected_multipliers_m[0] - lam_star)
+    assert np.sqrt(np.mean(np.square(corrected))) < 0.5 * np.sqrt(np.mean(np.square(plug_in)))
+
+
+def test_the_ratio_of_changes_is_no_ground_where_they_are_negligible() -> None:
+    beyond = 0
+    for seed in range(8):
+        problem, _ = _gaussian(margin=0.1, n_responses=128, n_prompts=100, seed=seed)
+        ladder = _ladder(problem)
+        full, half, quarter = (float(rung.multipliers_m[0]) for rung in ladder.rungs)
+        beyond += not 0 <= (quarter - half) / (half - full) <= 4
+        assert not ladder.refusal
+    assert beyond > 0
+
+
+def test_a_refused_constraint_is_named_and_refuses_for_all() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=300, n_responses=16, n_constraints=2, seed=4)
+    thresholds = np.mean(g_pkm, axis=(0, 1)) + np.array([0.1, 0.85])
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=thresholds, beta=1.0, constraint_names=["mild", "steep"])
+    refusal = _ladder(problem).refusal
+    assert refusal.startswith("lambda* of steep is ")
+    assert _ladder(problem).bias is None
+
+
 def test_drift_is_the_change_from_half_the_responses() -> None:
     r_pk, g_pkm = draw_scores(n_prompts=200, n_responses=16, n_constraints=1, seed=1)
     problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm) + 0.4, beta=0.5)
@@ -68,6 +140,9 @@ def test_when_a_correction_must_not_be_used() -> None:
     few = DualProblem.from_arrays(r_pk[:, :3], g_pkm[:, :3], thresholds=reference, beta=1.0)
     assert "3 responses" in _ladder(few).refusal
     assert len(_ladder(few).rungs) == 1
+    no_quarters = DualProblem.from_arrays(r_pk[:, :7], g_pkm[:, :7], thresholds=reference, beta=1.0)
+    assert "7 responses; quarters" in _ladder(no_quarters).refusal
+    assert len(_ladder(no_quarters).rungs) == 2
     strong = DualProblem.from_arrays(r_pk, g_pkm, thresholds=reference + 0.5, beta=0.1)
     assert "less than half of the bias" in _ladder(strong).refusal
     best = float(np.mean(np.max(g_pkm[..., 0], axis=1)))
@@ -76,7 +151,7 @@ def test_when_a_correction_must_not_be_used() -> None:
     assert ladder.rungs[1].n_infeasible == 2
     assert np.isnan(ladder.rungs[1].multipliers_m).all()
     assert "out of reach in 2 of 2 halves" in ladder.refusal
-    for problem in (few, strong, steep):
+    for problem in (few, no_quarters, strong, steep):
         assert _ladder(problem).corrected_multipliers_m is None
 
 
