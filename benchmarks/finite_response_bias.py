@@ -1,9 +1,10 @@
 """How far lam_hat is from the known lam* with few responses per prompt, and which correction brings it closer.
 
-    python benchmarks/finite_response_bias.py [--quick] [--datasets 200] [--output FILE]
+    python benchmarks/finite_response_bias.py [--quick] [--datasets 200] [--margins 0.5] [--output FILE]
 
 Scores are jointly Gaussian, so that lam* is known (gaussian_population.py). The tilt is made stronger by a smaller
-beta at a margin of half a standard deviation. Estimators, all from solutions of the same sample:
+beta at a margin of half a standard deviation, or by a larger margin. Estimators, all from solutions of the same
+sample:
 
 - plug-in: the solution on all K responses.
 - half-sample jackknife: 2 lam(K) - lam(K/2), lam(K/2) the mean over two disjoint halves of the responses.
@@ -13,8 +14,10 @@ beta at a margin of half a standard deviation. Estimators, all from solutions of
   H the Hessian. No further solve.
 - delete-one jackknife: the root of the mean over prompts of K m_p - (K - 1) mean_k m_p(-k), with m_p the tilted mean
   of prompt p and m_p(-k) the one without response k: the order of the half-sample jackknife, with less noise.
+- response ladder: what the library gives: the half-sample jackknife, clipped at 0, where its rule allows it.
 
-Thresholds stay at the value of the full sample. Bias, sd and root mean square error are over data sets.
+Thresholds stay at the value of the full sample. Bias, sd and root mean square error are over the data sets on which
+the estimator has an answer, and so are those of the plug-in that they are compared with.
 """
 
 from __future__ import annotations
@@ -24,12 +27,20 @@ import json
 import sys
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 from gaussian_population import FloatArray, GaussianPopulation, over_datasets
 
-from stage1_dual.dual import DualProblem, DualSolution, InfeasibleError, NotCertifiedError, solve_dual
+from stage1_dual.dual import (
+    DualProblem,
+    DualSolution,
+    InfeasibleError,
+    NotCertifiedError,
+    climb_ladder,
+    solve_dual,
+)
 
 ESTIMATORS = (
     "plug-in",
@@ -37,6 +48,7 @@ ESTIMATORS = (
     "quadratic ladder",
     "first-order",
     "delete-one jackknife",
+    "response ladder",
 )
 
 
@@ -107,6 +119,7 @@ def estimate(case: Case, seed: int) -> FloatArray:
     full_m = solution.multipliers
     half_m = _solve_share(problem, 2, reward_pk, scores_pkm)
     quarter_m = _solve_share(problem, 4, reward_pk, scores_pkm)
+    accepted_m = climb_ladder(problem, solution).corrected_multipliers_m
     return np.stack(
         [
             full_m,
@@ -114,6 +127,7 @@ def estimate(case: Case, seed: int) -> FloatArray:
             (8 * full_m - 6 * half_m + quarter_m) / 3,
             _first_order(problem, solution, scores_pkm),
             _delete_one(problem, solution, scores_pkm),
+            np.full(population.n_constraints, np.nan) if accepted_m is None else accepted_m,
         ]
     )
 
@@ -125,26 +139,16 @@ def measure(case: Case, *, n_datasets: int, seed: int, processes: int) -> list[d
         over_datasets(partial(estimate, case), entropy=entropy, n_datasets=n_datasets, processes=processes)
     )
     lam_star_m = case.population.lam_star
+    error_dem = lam_dem - lam_star_m
     rows: list[dict[str, object]] = []
-    plug_in: dict[str, float] = {}
     for index, name in enumerate(ESTIMATORS):
-        error_dm = lam_dem[:, index] - lam_star_m
-        error_dm = error_dm[np.all(np.isfinite(error_dm), axis=1)]
-        n_left = len(error_dm)
-        figures = {"bias": np.nan, "bias_error": np.nan, "sd": np.nan, "rmse": np.nan}
-        if n_left > 1:
-            # Over several constraints: the average, their population is exchangeable.
-            sd = float(np.std(np.mean(error_dm, axis=1), ddof=1))
-            figures = {
-                "bias": float(np.mean(error_dm)),
-                "bias_error": sd / np.sqrt(n_left),
-                "sd": float(np.mean(np.std(error_dm, axis=0, ddof=1))),
-                "rmse": float(np.sqrt(np.mean(error_dm**2))),
-            }
-        plug_in = plug_in or figures
+        answered_d = np.all(np.isfinite(error_dem[:, index]), axis=1)
+        figures = _figures(error_dem[answered_d, index])
+        plug_in = _figures(error_dem[answered_d, 0])
         rows.append(
             {
                 "beta": case.population.beta,
+                "margin": case.population.margin,
                 "constraints": case.population.n_constraints,
                 "thresholds": "margin" if case.relative else "absolute",
                 "kl": case.population.kl(lam_star_m),
@@ -155,20 +159,36 @@ def measure(case: Case, *, n_datasets: int, seed: int, processes: int) -> list[d
                 **figures,
                 "bias_ratio": abs(figures["bias"]) / abs(plug_in["bias"]),
                 "rmse_ratio": figures["rmse"] / plug_in["rmse"],
-                "failures": n_datasets - n_left,
+                "failures": n_datasets - int(np.sum(answered_d)),
             }
         )
     return rows
 
 
-HEADER = "| β | KL | λ* | prompts | K | estimator | bias | sd | RMSE | bias / plug-in | RMSE / plug-in | no answer |"
+def _figures(error_dm: FloatArray) -> dict[str, float]:
+    """Of the errors on the data sets with an answer; over several constraints the mean, as they are exchangeable."""
+    if len(error_dm) < 2:
+        return {"bias": np.nan, "bias_error": np.nan, "sd": np.nan, "rmse": np.nan}
+    return {
+        "bias": float(np.mean(error_dm)),
+        "bias_error": float(np.std(np.mean(error_dm, axis=1), ddof=1)) / np.sqrt(len(error_dm)),
+        "sd": float(np.mean(np.std(error_dm, axis=0, ddof=1))),
+        "rmse": float(np.sqrt(np.mean(error_dm**2))),
+    }
+
+
+HEADER = (
+    "| β | margin | KL | λ* | prompts | K | estimator | bias | sd | RMSE | bias / plug-in | RMSE / plug-in "
+    "| no answer |"
+)
 
 
 def format_row(row: dict[str, object]) -> str:
     """One line of the table."""
     return (
-        f"| {row['beta']:g} | {row['kl']:.2f} | {row['lam_star']:.3f} | {row['prompts']} | {row['responses']} "
-        f"| {row['estimator']} | {row['bias']:+.4f} ± {row['bias_error']:.4f} | {row['sd']:.4f} | {row['rmse']:.4f} "
+        f"| {row['beta']:g} | {row['margin']:g} | {row['kl']:.2f} | {row['lam_star']:.3f} | {row['prompts']} "
+        f"| {row['responses']} | {row['estimator']} "
+        f"| {row['bias']:+.4f} ± {row['bias_error']:.4f} | {row['sd']:.4f} | {row['rmse']:.4f} "
         f"| {row['bias_ratio']:.2f} | {row['rmse_ratio']:.2f} | {row['failures']} |"
     )
 
@@ -180,6 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, nargs="+", default=[200])
     parser.add_argument("--responses", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--betas", type=float, nargs="+", default=[2.0, 1.0, 0.6, 0.4], help="smaller tilts more")
+    parser.add_argument("--margins", type=float, nargs="+", default=[0.5], help="in standard deviations")
     parser.add_argument("--constraints", type=int, default=1)
     parser.add_argument("--absolute", action="store_true", help="absolute thresholds; default: margins")
     parser.add_argument("--processes", type=int, default=1)
@@ -192,15 +213,13 @@ def main(arguments: list[str] | None = None) -> None:
     print(HEADER)
     print("|" + "---|" * (HEADER.count("|") - 1))
     rows = []
-    for beta in args.betas:
-        population = GaussianPopulation(beta=beta, n_constraints=args.constraints)
-        for n_prompts in args.prompts:
-            for n_responses in args.responses:
-                case = Case(population, n_prompts, n_responses, not args.absolute)
-                part = measure(case, n_datasets=args.datasets, seed=args.seed, processes=args.processes)
-                rows += part
-                print("\n".join(format_row(row) for row in part))
-                sys.stdout.flush()
+    for beta, margin, n_prompts, n_responses in product(args.betas, args.margins, args.prompts, args.responses):
+        population = GaussianPopulation(beta=beta, margin=margin, n_constraints=args.constraints)
+        case = Case(population, n_prompts, n_responses, not args.absolute)
+        part = measure(case, n_datasets=args.datasets, seed=args.seed, processes=args.processes)
+        rows += part
+        print("\n".join(format_row(row) for row in part))
+        sys.stdout.flush()
     if args.output:
         args.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -106,3 +106,14 @@ def test_the_half_sample_jackknife_halves_the_bias(tmp_path: Path) -> None:
     assert plug_in["bias"] > 5 * plug_in["bias_error"]
     assert abs(figures["half-sample jackknife"]["bias"]) <= 0.5 * plug_in["bias"]
     assert figures["half-sample jackknife"]["rmse"] <= 0.5 * plug_in["rmse"]
+    assert figures["response ladder"]["failures"] == 0
+    assert figures["response ladder"]["rmse_ratio"] <= 0.5
+
+
+def test_the_ladder_gives_no_correction_near_what_half_the_responses_reach(tmp_path: Path) -> None:
+    arguments = ["--datasets", "6", "--responses", "8", "--betas", "1", "--margins", "0.7"]
+    rows, _ = run_benchmark("finite_response_bias", tmp_path / "rows.json", *arguments)
+    assert isinstance(rows, list)
+    failures = {row["estimator"]: row["failures"] for row in rows}
+    assert failures["half-sample jackknife"] == 0
+    assert failures["response ladder"] == 6
