@@ -14,9 +14,12 @@ noisier.
 Past the leading term it errs to either side. A tilt made strong by a small beta is under-corrected, which the KL
 shows. A margin near the most that K/2 responses can reach is over-corrected: lam(K/2) then rises without bound, and
 the correction, clipped at 0, is worse than none. That the third rung shows. With d = lam(K/2) - lam(K) and
-d' = lam(K/4) - lam(K/2), a bias in 1/K alone has d' = 2 d and one in 1/K**2 alone d' = 4 d; of a sum of the two the
-correction takes off (d' - 2 d) / 3 too much. No correction is made unless d' lies between 0 and 4 d, or that excess is
-negligible.
+d' = lam(K/4) - lam(K/2), a bias in 1/K alone has d' = 2 d, and of one in 1/K and 1/K**2
+
+    (5 d - d') / 3  is all that is in lam(K), of which the correction takes off  (d' - 2 d) / 3  too much.
+
+At d' = 5 d nothing is left to correct, at d' < 0 the bias changes sign: no correction is made unless d' lies between 0
+and 5 d, or the excess is negligible.
 """
 
 from __future__ import annotations
@@ -39,9 +42,9 @@ from stage1_dual.dual.solver import solve_dual
 _LARGEST_KL = 2.5
 # With few responses the KL itself is capped by the log of their number; this share of it says that it was.
 _LARGEST_KL_SHARE = 0.6
-# From one rung to the next the change of lam doubles where its bias falls as 1/K; it quadruples where that term is no
-# longer there beside the second, and 1/K is not what to extrapolate by.
-_LARGEST_GROWTH = 4.0
+# From one rung to the next the change of lam doubles where its bias falls as 1/K; at this growth an expansion to
+# 1/K**2 has no bias left to correct.
+_LARGEST_GROWTH = 5.0
 # The ratio of very small changes is noise: up to this excess of the correction, in units of the scale of lam, any will
 # do.
 _NEGLIGIBLE_EXCESS = 0.02
@@ -217,14 +220,14 @@ def _growth_refusal(problem: DualProblem, rungs: list[LadderRung], scale_m: Floa
     """Why the changes along three rungs do not speak for a bias in 1/K, or nothing."""
     full_m, half_m, quarter_m = (rung.multipliers_m for rung in rungs)
     first_m, second_m = half_m - full_m, quarter_m - half_m
-    beyond_m = np.abs(second_m - 2 * first_m)
-    # Within 0 and the largest growth, whose middle is 2, whatever the sign of the bias.
-    allowed_m = np.maximum((_LARGEST_GROWTH - 2) * np.abs(first_m), 3 * _NEGLIGIBLE_EXCESS * scale_m)
+    excess_m = np.abs(second_m - 2 * first_m) / 3
+    limit_m = _LARGEST_GROWTH * first_m
+    is_between_m = (np.minimum(limit_m, 0.0) <= second_m) & (second_m <= np.maximum(limit_m, 0.0))
     # An inactive constraint is not corrected.
-    failing_m = np.flatnonzero((full_m > 0) & (beyond_m > allowed_m))
+    failing_m = np.flatnonzero((full_m > 0) & ~is_between_m & (excess_m > _NEGLIGIBLE_EXCESS * scale_m))
     if not len(failing_m):
         return ""
-    j = int(failing_m[np.argmax(beyond_m[failing_m] / scale_m[failing_m])])
+    j = int(failing_m[np.argmax(excess_m[failing_m] / scale_m[failing_m])])
     return (
         f"lambda* of {problem.constraint_names[j]} is {full_m[j]:.3g} on all responses, {half_m[j]:.3g} on half and "
         f"{quarter_m[j]:.3g} on a quarter: changes of {first_m[j]:+.2g} and {second_m[j]:+.2g}, where a bias in 1/K "

@@ -110,14 +110,14 @@ def test_the_ratio_of_changes_is_no_ground_where_they_are_negligible() -> None:
         problem, _ = _gaussian(margin=0.1, n_responses=128, n_prompts=100, seed=seed)
         ladder = _ladder(problem)
         full, half, quarter = (float(rung.multipliers_m[0]) for rung in ladder.rungs)
-        beyond += not 0 <= (quarter - half) / (half - full) <= 4
+        beyond += not 0 <= (quarter - half) / (half - full) <= 5
         assert not ladder.refusal
     assert beyond > 0
 
 
 def test_a_refused_constraint_is_named_and_refuses_for_all() -> None:
     r_pk, g_pkm = draw_scores(n_prompts=300, n_responses=16, n_constraints=2, seed=4)
-    thresholds = np.mean(g_pkm, axis=(0, 1)) + np.array([0.1, 0.85])
+    thresholds = np.mean(g_pkm, axis=(0, 1)) + np.array([0.1, 0.9])
     problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=thresholds, beta=1.0, constraint_names=["mild", "steep"])
     refusal = _ladder(problem).refusal
     assert refusal.startswith("lambda* of steep is ")
