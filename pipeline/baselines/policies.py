@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.special import expit
 
-from pipeline.baselines.study import INACTIVE, Arm, Study, at_margin, change_config
+from pipeline.baselines.study import INACTIVE, Arm, Study, at_margin, change_config, output_to
 from pipeline.contracts.artifacts import begin_step, file_sha256, is_complete, read_json, read_manifest
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLE_KEY, SCORES
@@ -169,7 +169,8 @@ def soup(study: Study, base: Run, share: float) -> Run:
         return run
     log.info("== %s", run.name)
     share_stage1(base, run)
-    run_steps(run, ("solve", "export"))
+    with output_to(run.folder / "output.txt"):
+        run_steps(run, ("solve", "export"))
     inputs = {f"policy {place}": read_manifest(side.folder / "policy").identity for place, side in enumerate(sides)}
     inputs["samples"] = read_manifest(run.folder / "samples").identity
     settings = {"share": share}
@@ -182,7 +183,8 @@ def soup(study: Study, base: Run, share: float) -> Run:
         write_model_card(folder, dual=dual, evaluation=None, identities=inputs, training=described)
         files = {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
         finish_step(run, folder, "train", settings=settings, inputs=inputs, files=files, started=started)
-    run_steps(run, ("evaluate",))
+    with output_to(run.folder / "output.txt"):
+        run_steps(run, ("evaluate",))
     return run
 
 

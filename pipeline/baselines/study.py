@@ -101,7 +101,7 @@ class Study:
         if not _is_done(run, "evaluation"):
             log.info("== %s", run.name)
             share_stage1(base, run)
-            with _output_to(run.folder / "output.txt"):
+            with output_to(run.folder / "output.txt"):
                 run_steps(run, ("solve", "export", "train", "evaluate"))
         return run
 
@@ -112,7 +112,7 @@ class Study:
             kept = read_manifest(run.folder / MULTISHOT).details["kept_run"]
             return replace(run, name=kept)
         log.info("== %s: multi-shot", run.name)
-        with _output_to(run.folder / MULTISHOT / "output.txt"):
+        with output_to(run.folder / MULTISHOT / "output.txt"):
             return run_multishot(run)
 
     def arm_run(self, base: Run, arm: Arm) -> Run:
@@ -129,7 +129,7 @@ def _is_done(run: Run, folder: str) -> bool:
 
 
 @contextmanager
-def _output_to(path: Path) -> Iterator[None]:
+def output_to(path: Path) -> Iterator[None]:
     """Keep the tables that the steps print: those of eighty policies would bury the log."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file, redirect_stdout(file):
