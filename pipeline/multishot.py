@@ -110,7 +110,10 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
         if redo and folder.is_dir():
             reopen(folder)
             for path in folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif not path.name.startswith("."):  # the lock is held
+                    path.unlink()
         inputs = {name: read_manifest(run.folder / name).identity for name in ("dual", "policy", "samples")}
         begin_step(folder, settings=_step_settings(settings), inputs=inputs, remedy=remedy("multishot"))
         problem = build_problem(

@@ -154,7 +154,9 @@ def _write_pairs(base: Run, side: str) -> Path:
         chosen, rejected = (first, second) if rng.random() < expit(one - other) else (second, first)
         rows.append({"prompt": messages[prompt_id], "chosen": chosen, "rejected": rejected})
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+    partial = path.with_suffix(".partial")  # a kill must not leave half a table under the name
+    pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
+    partial.replace(path)
     return path
 
 
