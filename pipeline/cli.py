@@ -334,6 +334,7 @@ def _launch(options: argparse.Namespace, rest: Sequence[str]) -> int:
     arguments += ["--run", options.run] if options.run else []
     arguments += ["--no-progress"] if options.no_progress else []
     arguments += ["--redo"] if options.redo else []
+    arguments += ["--limit", options.limit] if options.limit is not None else []
     return launch_training(
         [*arguments, *rest], accelerate_config=options.accelerate_config, n_processes=options.processes
     )

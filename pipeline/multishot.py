@@ -31,6 +31,7 @@ from pipeline.contracts.artifacts import (
     run_lock,
     write_json,
 )
+from pipeline.contracts.errors import InputError
 from pipeline.contracts.tables import with_metadata
 from pipeline.dual_steps import Measured, gradient_step, secant_step
 from pipeline.report import write_trajectory_figure
@@ -99,9 +100,15 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
         The run that holds the kept policy and its evaluation; the run itself where no iterate is better.
 
     Raises:
+        InputError: the recipe trains an adapter.
         StaleArtifactError: iterates are there that were made with other settings.
         DualignError: whatever makes a step stop; finished work is kept.
     """
+    if run.config.training.adapter != "none":
+        raise InputError(
+            f"`training.adapter` is {run.config.training.adapter!r}: later iterates train on from the policy before, "
+            "which an adapter does not; multishot needs `none`"
+        )
     run_steps(run, ("prepare", "sample", "score", "solve", "export", "train", "evaluate"))
     started = time.monotonic()
     folder, settings = run.folder / FOLDER, run.config.multishot
@@ -116,6 +123,7 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
                     path.unlink()
         inputs = {name: read_manifest(run.folder / name).identity for name in ("dual", "policy", "samples")}
         begin_step(folder, settings=_step_settings(settings), inputs=inputs, remedy=remedy("multishot"))
+        reopen(folder)
         problem = build_problem(
             reference_scores(run, "train"), constraints=run.config.demanded_constraints(), beta=run.config.beta
         )
@@ -213,7 +221,7 @@ def share_stage1(run: Run, child: Run) -> None:
     up = Path(*[".."] * len(child.folder.relative_to(run.folder).parts))
     for shared in (*map(Path, _SHARED), *scores):
         target, link = run.folder / shared, child.folder / shared
-        if target.exists() and not link.is_symlink():
+        if target.exists() and not link.is_symlink() and not link.exists():
             link.symlink_to(Path(*[".."] * (len(shared.parts) - 1)) / up / shared, target_is_directory=True)
 
 
@@ -251,7 +259,9 @@ def _read_iterate(run: Run, folder: Path, dual: dict[str, Any]) -> Iterate:
     signs = constraint_signs(run.config.demanded_constraints())
     ends = signs[:, None] * (np.array([b["ci95"] for b in bounds]) - np.array([[b["threshold"]] for b in bounds]))
     steps = [run.folder / name for name in ("dual", "tilted", "policy")]
-    measured = [folder / "samples", *sorted((folder / "scores").iterdir()), folder]
+    # What the step of lambda needs: other scorers, and the comparison with the reference, are for the reader.
+    names = (run.config.reward, *run.config.constraints)
+    measured = [folder / "samples", *(folder / "scores" / name for name in names)]
     return Iterate(
         run=run,
         measured=Measured(

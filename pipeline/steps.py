@@ -272,6 +272,8 @@ def train(run: Run) -> None:
         return
     result = perform_training(run)
     log.info("train: %d steps, kept the one of step %d; %s", result.steps, result.best_step, result.stop_reason)
+    if run.config.training.match_prediction:
+        log.info("train: moved along the ray from the reference by %.3f to match the prediction", result.stretch)
     # The card is left out: `evaluate` completes it with what was realised.
     files = {
         str(path.relative_to(folder)): file_sha256(path)
@@ -509,6 +511,12 @@ def _require_own_artifacts(run: Run) -> None:
 
 def _discard_from(run: Run, first: str) -> None:
     order = list(STEPS)
+    for name in order[order.index(first) :]:
+        folder = run.folder / STEPS[name].folder
+        if folder.is_symlink():
+            raise InputError(
+                f"the step `{name}` of run `{run.name}` is that of {folder.resolve().parent}, by a link; redo it there"
+            )
     for name in reversed(order[order.index(first) :]):
         folder = run.folder / STEPS[name].folder
         if folder.is_dir():

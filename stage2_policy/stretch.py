@@ -58,7 +58,7 @@ def stretch_policy(model: PreTrainedModel | PeftModel, reference: PreTrainedMode
     """
     if isinstance(model, PeftModel):
         for name, weight in model.named_parameters():
-            if "lora_B" in name:
+            if "lora_B" in name or "lora_embedding_B" in name:
                 weight.mul_(alpha)
         return
     origin = dict(reference.named_parameters())

@@ -272,6 +272,8 @@ def train_policy(
     """
     started = time.monotonic()
     validate_settings(settings)
+    if initial is not None and settings.adapter != "none":
+        raise InputError(f"`initial` is {initial} and the adapter {settings.adapter}; one starts from the reference")
     if settings.match_prediction and _weights_are_sharded():
         raise InputError(
             "training setting `match_prediction` is true, which needs whole weights in each process; it must be false "
@@ -326,7 +328,7 @@ def train_policy(
         stretch = matching_factor(data.held_out, held_out_logp - ref_logp.held_out)
         stretch_policy(
             model,
-            load_reference(reference, adapter="none", dtype=settings.dtype, device=processes.device)
+            load_reference(reference, adapter="none", dtype=settings.dtype, device=torch.device("cpu"))
             if settings.adapter == "none"
             else base,
             stretch,
@@ -388,7 +390,7 @@ def _card_rows(settings: TrainSettings, result: TrainResult) -> dict[str, Any]:
             f"{result.skipped.mass_max:.2g} at most"
         ),
         "step kept": f"{result.best_step} of {result.steps} ({result.stop_reason})",
-        "closed fraction, estimated on held-out prompts": f"{result.held_out.closed_fraction:.3f}",
+        "closed fraction of that step, estimated on held-out prompts": f"{result.held_out.closed_fraction:.3f}",
         "moved along the ray from the reference by": f"{result.stretch:.3f}",
         "mean difference of log pi_ref, training against sampler": f"{result.sampler_gap:.2g} nats a response",
     }

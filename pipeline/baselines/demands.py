@@ -31,7 +31,7 @@ def constraint_satisfaction(study: Study) -> Result:
             f"{row['method']}: mean absolute error {row['mean absolute error (sd)']:.3f} standard deviations of the "
             f"constraint under the reference, bias {row['bias (sd)']:+.3f}; not violated by "
             f"{row['not violated']:.0%} of {row['policies']} policies. {row['noise (sd)']:.3f} would be the error of "
-            "a policy that meets its demand exactly, from evaluating finitely many responses"
+            "a policy that meets its demand exactly, from evaluating finitely many prompts and responses"
         )
         for row in summary
     ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.contracts.artifacts import read_json, read_manifest
+from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SCORES
 from pipeline.evaluation import mean_interval
@@ -68,11 +67,6 @@ class Outcome:
     def multipliers(self) -> dict[str, float]:
         """Lambda by constraint."""
         return {entry["name"]: entry["multiplier"] for entry in self.dual["constraints"]}
-
-    @cached_property
-    def train_seconds(self) -> float:
-        """Wall time of solving, exporting and training, whenever they ran."""
-        return sum(read_manifest(self.run.folder / name).wall_seconds for name in ("dual", "tilted", "policy"))
 
 
 def read_outcome(base: Run, run: Run) -> Outcome:

@@ -11,7 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy.special import expit
 
-from pipeline.baselines.study import INACTIVE, Arm, Study, at_margin, change_config, output_to
+from pipeline.baselines.study import (
+    INACTIVE,
+    Arm,
+    Study,
+    at_margin,
+    change_config,
+    is_recorded,
+    output_to,
+    record_done,
+)
 from pipeline.contracts.artifacts import begin_step, file_sha256, is_complete, read_json, read_manifest
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLE_KEY, SCORES
@@ -32,7 +41,11 @@ CONSTRAINT_ONLY = "constraint only"
 EQUAL_WEIGHTS = "equal weights"
 SOUP = "rewarded soup"
 
-_DRAWN_LABELS = {"training.objective": "dpo", "training.responses_per_group": 2}
+_DRAWN_LABELS = {
+    "training.objective": "dpo",
+    "training.responses_per_group": 2,
+    "training.match_prediction": False,
+}
 """As in the papers: pairs, one Bradley-Terry label each, DPO. On sampled pairs, as there is no other data set."""
 
 IMPLICIT = {"helpful": "implicit_helpful", "harmless": "implicit_harmless"}
@@ -118,10 +131,12 @@ def preference_base(study: Study, base: Run) -> Run:
         "constraints": {IMPLICIT["harmless"]: {"direction": ">=", "margin": 0.0}},
     }
     run = replace(run, config=change_config(base.config, changes))
-    if not all(is_complete(run.folder / "scores" / name) for name in run.config.scorers):
+    made_from = {side: read_manifest(one.folder / "policy").identity for side, one in tuned.items()}
+    if not is_recorded(run, "scores", made_from):
         log.info("== %s: implicit rewards", run.name)
         share_stage1(base, run)
         run_steps(run, ("score",))
+        record_done(run, "scores", made_from)
     return run
 
 
@@ -167,13 +182,14 @@ def soup(study: Study, base: Run, share: float) -> Run:
     sides = [study.train(base, arm) for arm in (reward_only(), constraint_only())]
     run = replace(study.arm_run(base, reward_only()), name=f"{base.name}/soup-{share:g}")
     folder = run.folder / "policy"
-    if is_complete(run.folder / "evaluation"):
+    inputs = {f"policy {place}": read_manifest(side.folder / "policy").identity for place, side in enumerate(sides)}
+    if is_recorded(run, "evaluation", inputs):
         return run
     log.info("== %s", run.name)
+    made_from = dict(inputs)
     share_stage1(base, run)
     with output_to(run.folder / "output.txt"):
         run_steps(run, ("solve", "export"))
-    inputs = {f"policy {place}": read_manifest(side.folder / "policy").identity for place, side in enumerate(sides)}
     inputs["samples"] = read_manifest(run.folder / "samples").identity
     settings = {"share": share}
     begin_step(folder, settings=settings, inputs=inputs, remedy=remedy("train"))
@@ -187,6 +203,7 @@ def soup(study: Study, base: Run, share: float) -> Run:
         finish_step(run, folder, "train", settings=settings, inputs=inputs, files=files, started=started)
     with output_to(run.folder / "output.txt"):
         run_steps(run, ("evaluate",))
+    record_done(run, "evaluation", made_from)
     return run
 
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.config import RunConfig, build_config
-from pipeline.contracts.artifacts import is_complete, read_manifest
+from pipeline.contracts.artifacts import read_json, read_manifest, write_json
 from pipeline.microworld import build_reference
 from pipeline.microworld.size import WorldSize
 from pipeline.multishot import FOLDER as MULTISHOT
@@ -90,42 +88,63 @@ class Study:
             data_dir=self.data_dir,
             show_progress=self.show_progress,
         )
-        if not all(_is_done(run, f"scores/{name}") for name in run.config.scorers):
+        if not is_recorded(run, "scores", {}):
             log.info("== %s: samples and scores", run.name)
             run_steps(run, ("prepare", "sample", "score"))
+            record_done(run, "scores", {})
         return run
 
     def train(self, base: Run, arm: Arm) -> Run:
         """The arm's run on the samples of ``base``, solved, trained and evaluated."""
         run = self.arm_run(base, arm)
-        if not _is_done(run, "evaluation"):
+        made_from = _scores_of(base)
+        if not is_recorded(run, "evaluation", made_from):
             log.info("== %s", run.name)
             share_stage1(base, run)
             with output_to(run.folder / "output.txt"):
                 run_steps(run, ("solve", "export", "train", "evaluate"))
+            record_done(run, "evaluation", made_from)
         return run
 
     def iterate(self, base: Run, arm: Arm) -> Run:
         """The run that the iterative method keeps, from the arm's one-shot policy on."""
         run = self.train(base, arm)
-        if _is_done(run, MULTISHOT):
+        made_from = {"policy": read_manifest(run.folder / "policy").identity}
+        if is_recorded(run, MULTISHOT, made_from):
             kept = read_manifest(run.folder / MULTISHOT).details["kept_run"]
             return replace(run, name=kept)
         log.info("== %s: multi-shot", run.name)
         with output_to(run.folder / MULTISHOT / "output.txt"):
-            return run_multishot(run)
+            kept_run = run_multishot(run)
+        record_done(run, MULTISHOT, made_from)
+        return kept_run
 
     def arm_run(self, base: Run, arm: Arm) -> Run:
         """The arm's run, done or not."""
         return replace(base, config=change_config(base.config, arm.changes), name=f"{base.name}/{arm.name}")
 
 
-def _is_done(run: Run, folder: str) -> bool:
-    """Whether a step is complete and the run still has the recipe it was made with: it is then not looked at again."""
-    path = run.folder / "config.yaml"
-    if not (path.is_file() and is_complete(run.folder / folder)):
-        return False
-    return bool(yaml.safe_load(path.read_text(encoding="utf-8")) == run.config.model_dump(mode="json"))
+def is_recorded(run: Run, what: str, made_from: Mapping[str, str]) -> bool:
+    """Whether :func:`record_done` said so of the same recipe and inputs: the run is then not looked at again."""
+    path = _record_path(run, what)
+    return path.is_file() and bool(read_json(path) == _record(run, made_from))
+
+
+def record_done(run: Run, what: str, made_from: Mapping[str, str]) -> None:
+    """Record, after every step has passed, with which recipe and from what something of a run was made."""
+    write_json(_record_path(run, what), _record(run, made_from))
+
+
+def _record_path(run: Run, what: str) -> Path:
+    return run.folder / f"done-{what}.json"
+
+
+def _record(run: Run, made_from: Mapping[str, str]) -> dict[str, Any]:
+    return {"config": run.config.model_dump(mode="json"), "made_from": dict(made_from)}
+
+
+def _scores_of(base: Run) -> dict[str, str]:
+    return {path.name: read_manifest(path).identity for path in sorted((base.folder / "scores").iterdir())}
 
 
 @contextmanager

@@ -61,7 +61,9 @@ def trade_off(study: Study) -> Result:
         ),
         *(
             f"{method}: {_distance(rows, method, frontier['']):+.3f} reward units from the predicted frontier, mean"
+            # Of the methods whose policies the tilted ones of some lambda could be, within the curve's range.
             for method in methods(rows)
+            if method not in (policies.REWARD_ONLY, policies.CONSTRAINT_ONLY)
         ),
     ]
     if infeasible:

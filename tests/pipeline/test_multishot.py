@@ -79,6 +79,13 @@ def test_a_gradient_without_a_step_size_is_refused(tmp_path: Path, capsys: pytes
     assert "`gradient` needs one" in capsys.readouterr().err
 
 
+def test_an_adapter_is_refused_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path)
+    assert dualign("multishot", recipe, "--training.adapter", "lora") == 2
+    assert "`training.adapter` is 'lora'" in capsys.readouterr().err
+    assert not (run_folder(recipe) / "samples").exists()
+
+
 @pytest.mark.parametrize(
     ("slacks", "rewards", "best"),
     [

@@ -19,7 +19,8 @@ from pipeline.baselines.results import markdown_table
 from pipeline.baselines.study import Study, at_margin, change_config
 from pipeline.config import load_config
 from pipeline.contracts.artifacts import read_json, read_manifest
-from pipeline.contracts.errors import ConfigError, InputError
+from pipeline.contracts.errors import ConfigError, InputError, StaleArtifactError
+from pipeline.steps import run_steps
 
 MARGINS = (0.005, 0.01)
 
@@ -127,6 +128,29 @@ def test_a_second_call_trains_nothing(study: Study, results: Path) -> None:
     assert before
     run_experiments(study, ["constraint_satisfaction"])
     assert {path: path.stat().st_mtime_ns for path in study.folder.rglob("model.safetensors")} == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("training.epochs", 2), ("multishot.epochs", 2), ("sampling.max_new_tokens", 13)]
+)
+def test_a_changed_recipe_is_refused_as_often_as_it_is_tried(
+    study: Study, results: Path, key: str, value: int
+) -> None:
+    changed = replace(study, config=change_config(study.config, {key: value}))
+    for _ in range(2):
+        with pytest.raises(StaleArtifactError, match=key.rpartition(".")[2]):
+            run_experiments(changed, ["constraint_satisfaction"])
+    assert (results / "constraint_satisfaction.md").is_file()
+
+
+def test_a_step_of_another_run_is_not_redone_through_a_link(study: Study, results: Path) -> None:
+    base = study.base(0)
+    arm = study.arm_run(base, policies.one_shot(MARGINS[0]))
+    with pytest.raises(InputError, match=r"the step `sample` of run `tiny.*` is that of"):
+        run_steps(arm, ("sample", "score", "solve"), redo_from="sample")
+    assert read_manifest(base.folder / "samples").step == "sample"
+    assert read_manifest(arm.folder / "policy").step == "train"
+    assert (results / "cost.md").is_file()
 
 
 def test_arms_share_the_samples_of_their_seed(study: Study, results: Path) -> None:
