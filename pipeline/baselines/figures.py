@@ -36,8 +36,10 @@ def satisfaction_figure(table: pa.Table) -> Figure:
         figure = new_figure(height_inches=3.4)
         axes = figure.subplots()
         ends = _padded(table["demanded"].to_numpy())
-        axes.plot(ends, ends, color=INK, linewidth=0.8, label="demanded")
         spread = 0.012 * np.ptp(ends)
+        # A level for each demand, as wide as the points that stand side by side at it.
+        demands = np.unique(table["demanded"].to_numpy())
+        axes.hlines(demands, demands - 4 * spread, demands + 4 * spread, color=INK, linewidth=0.8, label="demanded")
         for place, method in enumerate(_methods(table)):
             rows = table.filter(pc.equal(table["method"], method))
             # Side by side: two methods and several seeds share each demand.
