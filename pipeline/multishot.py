@@ -37,9 +37,9 @@ from pipeline.dual_steps import Measured, gradient_step, secant_step
 from pipeline.report import write_trajectory_figure
 from pipeline.responses import Policy, sample_policy
 from pipeline.run import Run, finish_step, log, remedy, reopen
-from pipeline.run_scores import reference_scores
+from pipeline.run_scores import reference_problem
 from pipeline.scoring import score_samples
-from pipeline.solving import build_problem, constraint_signs
+from pipeline.solving import constraint_signs
 from pipeline.steps import run_steps
 from stage1_dual.dual import DualProblem, evaluate_dual, threshold_at_multipliers
 
@@ -124,9 +124,7 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
         inputs = {name: read_manifest(run.folder / name).identity for name in ("dual", "policy", "samples")}
         begin_step(folder, settings=_step_settings(settings), inputs=inputs, remedy=remedy("multishot"))
         reopen(folder)
-        problem = build_problem(
-            reference_scores(run, "train"), constraints=run.config.demanded_constraints(), beta=run.config.beta
-        )
+        problem = reference_problem(run, "train")
         iterates = [_measure(run, folder / "0")]
         while len(iterates) < settings.iterations:
             number = len(iterates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def seconds_to_result(base: Run, arm: Arm, method: str) -> float:
     return float(sum(dict(zip(by_iterate["iterate"], by_iterate["seconds"], strict=True)).values()))
 
 
-def _token_counts(run: Run, folder: Any) -> tuple[int, int]:
+def _token_counts(run: Run, folder: Path) -> tuple[int, int]:
     """Completion tokens of a samples table, and prompt and completion tokens of its train split."""
     drawn = read = 0
     for split in ("train", "test"):

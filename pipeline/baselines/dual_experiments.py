@@ -22,9 +22,10 @@ from pipeline.baselines.outcomes import read_outcome
 from pipeline.baselines.results import Result, Rows
 from pipeline.baselines.sample_sizes import sample_size_figure, sample_size_table
 from pipeline.baselines.study import Study
+from pipeline.model_sizes import read_size
 from pipeline.run import Run
-from pipeline.run_scores import reference_scores
-from pipeline.solving import build_problem, constraint_signs
+from pipeline.run_scores import reference_problem, reference_scores
+from pipeline.solving import constraint_signs
 from stage1_dual.dual import DualProblem
 
 _DEFAULT = "default"
@@ -64,7 +65,7 @@ def sample_sizes(study: Study) -> Result:
 def convergence(study: Study) -> Result:
     """The dual at the largest margin, by our solver and by projected gradient with the papers' steps."""
     base = study.base(study.seeds[0])
-    problem = _problem(base, "train")
+    problem = reference_problem(base, "train")
     problem = problem.with_thresholds(problem.reference_means_m + study.margins[-1])
     table = convergence_table(problem)
     findings = []
@@ -91,7 +92,7 @@ def geometry(study: Study) -> Result:
     """Slack against value: frontier, supporting line and trained policies; the gap against the policy's size."""
     table, base = policies_in_the_plane(study)
     of_default = table.filter(pc.field("size") == _DEFAULT)
-    problem = _problem(base, "test")
+    problem = reference_problem(base, "test")
     problem = problem.with_thresholds(problem.reference_means_m + study.middle_margin)
     star = of_default["lambda_star"][0].as_py()
     figure = geometry_figure(
@@ -142,7 +143,7 @@ def policies_in_the_plane(study: Study) -> tuple[pa.Table, Run]:
             rows.append(
                 {
                     "size": name,
-                    "parameters": _n_parameters(base),
+                    "parameters": read_size(Path(base.model(base.config.reference, "reference"))).parameters,
                     "method": method,
                     "lambda_star": star,
                     "lambda": outcome.multipliers["harmless"],
@@ -159,20 +160,6 @@ def policies_in_the_plane(study: Study) -> tuple[pa.Table, Run]:
                 }
             )
     return pa.Table.from_pylist(rows), bases[_DEFAULT]
-
-
-def _n_parameters(base: Run) -> int:
-    from safetensors import safe_open
-
-    path = Path(base.model(base.config.reference, "reference")) / "model.safetensors"
-    with safe_open(path, framework="np") as weights:
-        return sum(int(np.prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118
-
-
-def _problem(base: Run, split: str) -> DualProblem:
-    return build_problem(
-        reference_scores(base, split), constraints=base.config.demanded_constraints(), beta=base.config.beta
-    )
 
 
 def _pooled_problem(bases: Sequence[Run]) -> DualProblem:

@@ -9,12 +9,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 
 from pipeline.baselines import policies
 from pipeline.baselines.palette import GREEN, ORANGE, PURPLE, SKY
-from pipeline.report.style import BLUE, GREY, INK, VERMILLION, new_figure, paper_style
+from pipeline.report.style import (
+    BLUE,
+    GREY,
+    INK,
+    VERMILLION,
+    few_ticks,
+    interval_bars,
+    legend_above,
+    new_figure,
+    paper_style,
+)
 
 LOOKS = {
     policies.ONE_SHOT: (BLUE, "o"),
@@ -83,9 +92,8 @@ def trade_off_figure(table: pa.Table, frontier: Mapping[str, pa.Table]) -> Figur
                 )
             axes.set_xlabel(f"improvement of harmlessness ({judged})")
             axes.set_ylabel(f"improvement of\nhelpfulness ({judged})")
-            _ticks(axes)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+            few_ticks(axes)
+        legend_above(figure, panels[0], columns=2)
     return figure
 
 
@@ -129,11 +137,11 @@ def calibration_figure(table: pa.Table) -> Figure:
                 binomtest(round(share * n), int(n)).proportion_ci(method="wilson")
                 for share, n in zip(observed, count, strict=True)
             ]
-            bars = [[share - end.low, end.high - share] for share, end in zip(observed, ends, strict=True)]
+            bars = interval_bars(observed, [end.low for end in ends], [end.high for end in ends])
             axes.errorbar(
                 rows["predicted"].to_numpy(),
                 observed,
-                yerr=np.maximum(np.transpose(bars), 0.0),
+                yerr=bars,
                 fmt=f"{marker}-",
                 color=color,
                 markersize=4,
@@ -164,22 +172,22 @@ def cost_figure(table: pa.Table) -> Figure:
         axes.set_yticks(range(len(methods)), [method.replace(", ", ",\n") for method in methods])
         axes.invert_yaxis()
         axes.set_xlabel("wall time (s)")
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+        legend_above(figure, axes, columns=2)
     return figure
 
 
 def _points(axes: Axes, x: np.ndarray, rows: pa.Table, name: str, method: str) -> None:
     color, marker = LOOKS[method]
     y, low, high = (rows[column].to_numpy() for column in (name, "ci95_low", "ci95_high"))
-    bars = np.maximum([y - low, high - y], 0.0)
-    axes.errorbar(x, y, yerr=bars, fmt=marker, color=color, markersize=3, elinewidth=0.7, label=method)
+    axes.errorbar(
+        x, y, yerr=interval_bars(y, low, high), fmt=marker, color=color, markersize=3, elinewidth=0.7, label=method
+    )
 
 
 def _bars(rows: pa.Table, name: str, *, of: str | None = None) -> np.ndarray:
     stem = name if of is None else of
     value, low, high = (rows[column].to_numpy() for column in (name, f"{stem}_ci95_low", f"{stem}_ci95_high"))
-    return np.asarray(np.maximum([value - low, high - value], 0.0))
+    return interval_bars(value, low, high)
 
 
 def _methods(table: pa.Table) -> list[str]:
@@ -191,12 +199,6 @@ def _padded(values: np.ndarray) -> np.ndarray:
     return np.array([values.min() - room, values.max() + room])
 
 
-def _ticks(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
-
-
 def _finish(figure: Figure, axes: Axes, *, columns: int) -> None:
-    _ticks(axes)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
+    few_ticks(axes)
+    legend_above(figure, axes, columns=columns)

@@ -22,12 +22,22 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from pipeline.baselines.palette import SERIES
 from pipeline.contracts.errors import InputError
-from pipeline.report.style import BLUE, FORBIDDEN, GREY, INK, new_figure, paper_style, printable
+from pipeline.report.style import (
+    BLUE,
+    FORBIDDEN,
+    GREY,
+    INK,
+    few_ticks,
+    interval_bars,
+    legend_above,
+    new_figure,
+    paper_style,
+    printable,
+)
 from stage1_dual.dual import DualProblem, evaluate_dual, tilt
 
 FRONTIER = pa.schema(
@@ -186,8 +196,7 @@ def geometry_figure(
             _draw_geometry(axes, slack, value, line)
             for method, look in shown.items():
                 _draw_policies(axes, policies.filter(pc.equal(policies["method"], method)), line, method, look)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-            axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+            few_ticks(axes)
             axes.set_ylabel("value E[r] − β KL (reward)")
         top.add_patch(
             Rectangle(
@@ -202,8 +211,7 @@ def geometry_figure(
         )
         bottom.set_xlabel("slack E[g] − b (score); frame enlarged")
         figure.align_ylabels()
-        handles, labels = top.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=2)
+        legend_above(figure, top, columns=2)
     return figure
 
 
@@ -271,4 +279,4 @@ def _bars(rows: pa.Table, name: str) -> np.ndarray:
     """Lengths of error bars, shape (2, rows); 0 where there is no interval, and where it lies beside its value."""
     columns = (name, f"{name}_ci95_low", f"{name}_ci95_high")
     value, low, high = (np.array(rows[column].to_pylist(), dtype=np.float64) for column in columns)
-    return np.asarray(np.nan_to_num(np.maximum([value - low, high - value], 0.0)))
+    return np.asarray(np.nan_to_num(interval_bars(value, low, high)))

@@ -26,8 +26,7 @@ from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLE_KEY, SCORES
 from pipeline.multishot import share_stage1
 from pipeline.run import Run, finish_step, log, remedy
-from pipeline.run_scores import reference_scores
-from pipeline.solving import build_problem
+from pipeline.run_scores import reference_problem
 from pipeline.steps import run_steps
 from stage1_dual.dual import threshold_at_multipliers
 
@@ -83,9 +82,7 @@ def constraint_only() -> Arm:
 
 def equal_weights(base: Run) -> Arm:
     """The sum of both scores, lambda = 1: the margin that has it for its solution."""
-    problem = build_problem(
-        reference_scores(base, "train"), constraints=base.config.demanded_constraints(), beta=base.config.beta
-    )
+    problem = reference_problem(base, "train")
     margin = threshold_at_multipliers(problem, [1.0]) - problem.reference_means_m
     return Arm("equal-weights", EQUAL_WEIGHTS, at_margin(float(margin[0])))
 

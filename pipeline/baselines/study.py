@@ -97,7 +97,7 @@ class Study:
     def train(self, base: Run, arm: Arm) -> Run:
         """The arm's run on the samples of ``base``, solved, trained and evaluated."""
         run = self.arm_run(base, arm)
-        made_from = _scores_of(base)
+        made_from = _score_identities(base)
         if not is_recorded(run, "evaluation", made_from):
             log.info("== %s", run.name)
             share_stage1(base, run)
@@ -143,7 +143,7 @@ def _record(run: Run, made_from: Mapping[str, str]) -> dict[str, Any]:
     return {"config": run.config.model_dump(mode="json"), "made_from": dict(made_from)}
 
 
-def _scores_of(base: Run) -> dict[str, str]:
+def _score_identities(base: Run) -> dict[str, str]:
     return {path.name: read_manifest(path).identity for path in sorted((base.folder / "scores").iterdir())}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,7 @@ from pipeline.baselines.study import Study
 from pipeline.contracts.artifacts import read_manifest
 from pipeline.contracts.errors import InfeasibleError
 from pipeline.run import Run
-from pipeline.run_scores import reference_scores
-from pipeline.solving import build_problem
-from stage1_dual.dual import tilt
+from pipeline.run_scores import reference_problem, reference_scores
 
 
 def trade_off(study: Study) -> Result:
@@ -46,7 +43,7 @@ def trade_off(study: Study) -> Result:
             if margin == study.middle_margin:
                 run = study.iterate(implicit, policies.preference_based(margin))
                 rows.append(_trade_off_row(implicit, run, policies.PREFERENCE_MULTI_SHOT, margin))
-    frontier = {name: _predicted_frontier(base, name) for name in ("", "gold_")}
+    frontier = _predicted_frontiers(base)
     table = pa.Table.from_pylist(rows)
     ours = [row for row in rows if row["method"] == policies.ONE_SHOT]
     above = []
@@ -96,44 +93,26 @@ def _trade_off_row(base: Run, run: Run, method: str, margin: float | None) -> di
     }
 
 
-def _predicted_frontier(base: Run, prefix: str) -> pa.Table:
-    """Improvements that the dual predicts over a range of lambda, on the test prompts.
+def _predicted_frontiers(base: Run) -> dict[str, pa.Table]:
+    """Improvements that the dual predicts over a range of lambda, on the test prompts, by the prefix of the scores.
 
-    By gold: the same tilted policies, tilted by the score models and judged by the ground truth.
+    By gold: the same policies, tilted by the score models and judged by the ground truth.
     """
-    config = base.config.model_copy(update={"reward": "helpful"})
-    rows = reference_scores(base, "test")
-    problem = build_problem(rows, constraints=config.demanded_constraints(), beta=config.beta)
-    judged = _scores_of(base, [f"{prefix}helpful", f"{prefix}harmless"], "test")
-    starts, counts = rows.starts, np.bincount(rows.prompt_n)
-    means_s = np.add.reduceat(judged / counts[rows.prompt_n, None], starts).mean(axis=0)
-    found: Rows = []
-    for lam in np.concatenate([[0.0], np.geomspace(0.05, 6.0, 40)]):
-        weights = problem.tilted_weights([float(lam)])
-        tilted_s = np.add.reduceat(judged * weights[:, None], starts).mean(axis=0)
-        kl = float(tilt(problem, np.array([float(lam)])).kl_p.mean())
-        found.append(
-            {
-                "lambda": float(lam),
-                "helpful": float(tilted_s[0] - means_s[0]),
-                "harmless": float(tilted_s[1] - means_s[1]),
-                "kl": kl,
-            }
-        )
-    return pa.Table.from_pylist(found)
+    prefixes, sides = ("", "gold_"), ("helpful", "harmless")
+    problem = reference_problem(base, "test")
+    rows = reference_scores(base, "test", names=[prefix + side for prefix in prefixes for side in sides])
+    judged_ns = np.column_stack([rows.reward_n, rows.constraints_nm])
 
+    def mean_s(weight_n: np.ndarray) -> np.ndarray:
+        return np.asarray((judged_ns * weight_n[:, None]).sum(axis=0) / len(rows.prompt_ids))
 
-def _scores_of(base: Run, names: Sequence[str], split: str) -> np.ndarray:
-    """Scores of the reference's samples, shape (n, number of names), in the order of the keys."""
-    one, *others = names
-    config = base.config.model_copy(
-        update={
-            "reward": one,
-            "constraints": {name: next(iter(base.config.constraints.values())) for name in others},
-        }
-    )
-    rows = reference_scores(Run(config, base.name, base.data_dir), split)
-    return np.column_stack([rows.reward_n, rows.constraints_nm])
+    reference_s = mean_s(1 / np.bincount(rows.prompt_n)[rows.prompt_n])
+    lams = [0.0, *np.geomspace(0.05, 6.0, 40)]
+    gained = np.array([mean_s(problem.tilted_weights([lam])) - reference_s for lam in lams])
+    return {
+        prefix: pa.table({side: gained[:, place * len(sides) + k] for k, side in enumerate(sides)})
+        for place, prefix in enumerate(prefixes)
+    }
 
 
 def _distance(rows: Rows, method: str, frontier: pa.Table) -> float:
@@ -146,6 +125,11 @@ def _distance(rows: Rows, method: str, frontier: pa.Table) -> float:
     )
 
 
+def _mean_score(run: Run, name: str) -> float:
+    """Mean of a score over the reference's train responses."""
+    return float(reference_scores(run, "train", names=[name]).reward_n.mean())
+
+
 def preference_calibration(study: Study) -> Result:
     """Whether the implicit rewards of the preference-based method are the log-odds that they are taken for."""
     base = study.base(study.seeds[0])
@@ -155,7 +139,7 @@ def preference_calibration(study: Study) -> Result:
     for side, name in policies.IMPLICIT.items():
         found = read_manifest(implicit.folder / "scores" / name).details["last_call"]["scorer"]["calibration"]
         rows += [{"preference": side, **tenth} for tenth in found["reliability"]]
-        divergence = -float(_scores_of(implicit, [name], "train").mean()) / implicit.config.beta
+        divergence = -_mean_score(implicit, name) / implicit.config.beta
         findings.append(
             f"{side}: {found['accuracy']:.3f} of {found['n_pairs']} held-out pairs right (standard error "
             f"{found['accuracy_standard_error']:.3f}), calibration error {found['calibration_error']:.3f}, best "

@@ -17,7 +17,19 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.contracts.problem import Direction
-from pipeline.report.style import BLUE, FORBIDDEN, GREY, INK, VERMILLION, new_figure, paper_style, printable
+from pipeline.report.style import (
+    BLUE,
+    FORBIDDEN,
+    GREY,
+    INK,
+    VERMILLION,
+    few_ticks,
+    interval_bars,
+    legend_above,
+    new_figure,
+    paper_style,
+    printable,
+)
 
 FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -178,9 +190,9 @@ def dual_figure(curve: DualCurve) -> Figure:
         bottom.set_ylabel("slack (score)")
         bottom.set_xlabel(f"multiplier λ of {name} (reward per score)")
         bottom.set_xlim(0.0, float(curve.lam_k[-1]))
-        _few_ticks(top, bottom)
+        few_ticks(top, bottom)
         figure.align_ylabels()
-        _legend_above(figure, top, columns=2)
+        legend_above(figure, top, columns=2)
     return figure
 
 
@@ -209,9 +221,9 @@ def frontier_figure(curve: FrontierCurve) -> Figure:
         bottom.set_ylabel("price λ*\n(reward per score)")
         quantity = "change against the reference, score" if curve.is_margin else "mean score"
         bottom.set_xlabel(f"{printable(curve.bound.name)} ({quantity})")
-        _few_ticks(top, bottom)
+        few_ticks(top, bottom)
         figure.align_ylabels()
-        _legend_above(figure, top, columns=3)
+        legend_above(figure, top, columns=3)
     return figure
 
 
@@ -267,7 +279,7 @@ def ladder_figure(curve: LadderCurve) -> Figure:
         axes.set_xlabel("responses per prompt K (scaled as 1 / K)")
         axes.set_ylabel(f"λ* of {printable(curve.name)}")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-        _legend_above(figure, axes, columns=2)
+        legend_above(figure, axes, columns=2)
     return figure
 
 
@@ -287,7 +299,7 @@ def sample_size_figure(share_p: FloatArray) -> Figure:
         axes.set_xlabel("effective sample size / samples of the prompt")
         axes.set_ylabel("prompts")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        _legend_above(figure, axes, columns=1)
+        legend_above(figure, axes, columns=1)
     return figure
 
 
@@ -316,7 +328,7 @@ def training_figure(curve: TrainingCurve) -> Figure:
         for axes in panels:
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         figure.align_ylabels()
-        _legend_above(figure, top, columns=3)
+        legend_above(figure, top, columns=3)
     return figure
 
 
@@ -349,7 +361,7 @@ def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         bounded = next((axes for axes, item in zip(panels, comparisons, strict=True) if item.bound is not None), None)
         if bounded is not None:
-            _legend_above(figure, bounded, columns=1)
+            legend_above(figure, bounded, columns=1)
     return figure
 
 
@@ -369,7 +381,7 @@ def gold_figure(comparisons: Sequence[GoldComparison]) -> Figure:
             axes.margins(x=0.12)
             axes.set_xlabel(f"{printable(comparison.name)} (mean, each in its own units)")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        _legend_above(figure, panels[0], columns=2)
+        legend_above(figure, panels[0], columns=2)
     return figure
 
 
@@ -381,8 +393,7 @@ def _panels(figure: Figure, height_ratios: Sequence[float], *, shared: bool) -> 
 def _bars(found: Measured) -> Any:
     if found.ci95 is None:
         return None
-    # A percentile interval may lie beside the mean it belongs to by a rounding; an error bar has no negative length.
-    return [[max(0.0, found.value - found.ci95[0])], [max(0.0, found.ci95[1] - found.value)]]
+    return interval_bars(found.value, *found.ci95)
 
 
 def _near_the_run(curve: FrontierCurve) -> NDArray[np.bool_]:
@@ -423,15 +434,3 @@ def _show_bound(axes: Axes, bound: Bound, limits: tuple[float, float]) -> None:
     axes.axvspan(*ruled_out, color=FORBIDDEN, linewidth=0, zorder=0, label="ruled out")
     axes.axvline(bound.threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label="_threshold")
     axes.set_xlim(low, high)
-
-
-def _few_ticks(*panels: Axes) -> None:
-    for axes in panels:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-
-
-def _legend_above(figure: Figure, axes: Axes, *, columns: int) -> None:
-    """A legend outside the axes: never over data."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns)

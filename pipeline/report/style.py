@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 
 COLUMN_INCHES = 3.4
 """Width of one column of a two-column paper."""
@@ -71,6 +75,28 @@ def new_figure(*, height_inches: float) -> Figure:
     figure = Figure(figsize=(COLUMN_INCHES, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def interval_bars(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> np.ndarray:
+    """Lengths of error bars below and above, shape (2, n).
+
+    A percentile interval may lie beside the mean it belongs to by a rounding; an error bar has no negative length.
+    """
+    value, low, high = (np.atleast_1d(np.asarray(numbers, dtype=np.float64)) for numbers in (value, low, high))
+    return np.maximum([value - low, high - value], 0.0)
+
+
+def few_ticks(*panels: Axes) -> None:
+    """Six numbers at most on each horizontal axis, five on each vertical one."""
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+
+
+def legend_above(figure: Figure, axes: Axes, *, columns: int) -> None:
+    """A legend outside the axes: never over data."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report.style import BLUE, GREY, INK, VERMILLION, new_figure, paper_style, printable, save_figure
+from pipeline.report.style import (
+    BLUE,
+    GREY,
+    INK,
+    VERMILLION,
+    interval_bars,
+    legend_above,
+    new_figure,
+    paper_style,
+    printable,
+    save_figure,
+)
 
 
 def write_trajectory_figure(trajectory: pa.Table, stem: Path) -> list[Path]:
@@ -41,8 +51,7 @@ def trajectory_figure(trajectory: pa.Table) -> Figure:
                 for column in ("iterate", "slack", "slack_ci95_low", "slack_ci95_high", "multiplier")
             )
             color, marker = (BLUE, GREY)[place % 2], "osD^v"[place % 5]
-            # An interval of a mean over prompts may lie beside it by a rounding.
-            bars = np.maximum([slack - low, high - slack], 0.0)
+            bars = interval_bars(slack, low, high)
             label = printable(name)
             top.errorbar(
                 iterate, slack, yerr=bars, fmt=f"{marker}-", color=color, capsize=2, elinewidth=1, label=label
@@ -57,6 +66,5 @@ def trajectory_figure(trajectory: pa.Table) -> Figure:
         bottom.set_xlabel("iterate (0: one-shot)")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.align_ylabels()
-        handles, labels = top.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        legend_above(figure, top, columns=len(names) + 1)
     return figure

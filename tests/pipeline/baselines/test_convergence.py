@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.dual_problems import GaussianPopulation, draw_scores, problem_at_depth, two_responses
+from helpers.figures import require_nothing_cut_off
 from scipy.optimize import brentq
 
 from pipeline.baselines.convergence import (
@@ -19,7 +20,6 @@ from pipeline.baselines.convergence import (
     convergence_table,
     covariance_bound,
 )
-from pipeline.report.style import paper_style
 from stage1_dual.dual import DualProblem, InfeasibleError, evaluate_dual, solve_dual
 
 # About the scale of the papers' reward models: scores of several units, beta 0.1.
@@ -164,13 +164,7 @@ def test_an_infeasible_margin_is_no_path_to_show() -> None:
 
 def test_the_figure_marks_every_ending_within_its_bounds(hard: pa.Table) -> None:
     figure = convergence_figure(hard)
-    with paper_style():
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert min(box.x0, box.y0) > -0.02
-    assert box.x1 < width + 0.02
-    assert box.y1 < height + 0.02
+    require_nothing_cut_off(figure)
     (legend,) = figure.legends
     assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
     labels = [text.get_text() for text in legend.get_texts()]

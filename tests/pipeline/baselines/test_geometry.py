@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.dual_problems import draw_scores, problem_at_depth, two_responses
+from helpers.figures import require_nothing_cut_off
 
 from pipeline.baselines.geometry import (
     FRONTIER,
@@ -17,7 +18,6 @@ from pipeline.baselines.geometry import (
     supporting_line,
 )
 from pipeline.contracts.errors import InputError
-from pipeline.report.style import paper_style
 from stage1_dual.dual import DualProblem, solve_dual
 
 _BETA = 0.7
@@ -153,13 +153,7 @@ _SEVERAL = _policies(("one-shot", 0.1, -0.9), ("one-shot", -0.1, -0.8), ("multi-
 @pytest.mark.parametrize("policies", [_ONE, _SEVERAL, _policies(("a_b$c$", 0.0, -0.4), interval=None)])
 def test_the_figure_stays_within_its_bounds(policies: pa.Table) -> None:
     figure = _draw(policies)
-    with paper_style():
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert min(box.x0, box.y0) > -0.02
-    assert box.x1 < width + 0.02
-    assert box.y1 < height + 0.02
+    require_nothing_cut_off(figure)
     (legend,) = figure.legends
     frame = legend.get_window_extent()
     assert not any(frame.overlaps(axes.get_window_extent()) for axes in figure.axes)

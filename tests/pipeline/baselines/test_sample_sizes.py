@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.dual_problems import GaussianPopulation, draw_scores
+from helpers.figures import require_nothing_cut_off
 from scipy.optimize import brentq
 
 from pipeline.baselines.sample_sizes import SAMPLE_SIZES, sample_size_figure, sample_size_table
 from pipeline.contracts.errors import InputError
-from pipeline.report.style import paper_style
 from stage1_dual.dual import DualProblem
 
 POPULATION = GaussianPopulation(margin=0.3)
@@ -135,13 +135,7 @@ def test_bad_input_is_named(n_constraints: int, margins: list[float], n_draws: i
 
 def test_the_figure_shows_every_margin_and_the_infeasible_ones_within_its_bounds(table: pa.Table) -> None:
     figure = sample_size_figure(table)
-    with paper_style():
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert min(box.x0, box.y0) > -0.02
-    assert box.x1 < width + 0.02
-    assert box.y1 < height + 0.02
+    require_nothing_cut_off(figure)
     (legend,) = figure.legends
     frame = legend.get_window_extent()
     assert not any(frame.overlaps(axes.get_window_extent()) for axes in figure.axes)

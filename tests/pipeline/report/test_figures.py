@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from helpers.figures import require_nothing_cut_off
 from matplotlib.figure import Figure
 
 from pipeline.report.figures import (
@@ -106,15 +107,7 @@ def test_a_figure_is_a_column_wide_and_not_empty(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", FIGURES)
 def test_nothing_is_cut_off(name: str) -> None:
     figure = FIGURES[name]()
-    with paper_style():
-        figure.draw_without_rendering()
-        box = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    # Two pixels of the screen: where the outermost glyph may touch the edge.
-    assert box.x0 > -0.02
-    assert box.y0 > -0.02
-    assert box.x1 < width + 0.02
-    assert box.y1 < height + 0.02
+    require_nothing_cut_off(figure)
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -184,10 +184,9 @@ def test_a_poisoned_row_harms_no_other_and_is_tried_again(tmp_path: Path) -> Non
     assert len(rows(tmp_path / "index")) == 45
 
 
-def test_one_table_of_several_is_completed_without_touching_the_others(tmp_path: Path) -> None:
-    samples = write_samples(tmp_path / "samples", per_prompt=5, shard_rows=4)
-    tables = {name: ShardedTable(tmp_path / name, SCORES, {}) for name in ("index", "logp")}
-    arguments: dict[str, Any] = {
+def two_heads(samples: ShardedTable, tables: dict[str, ShardedTable]) -> dict[str, Any]:
+    """The arguments of a pass for two tables, but for its scorer."""
+    return {
         "samples": samples,
         "splits": ("train", "test"),
         "messages": MESSAGES,
@@ -195,6 +194,12 @@ def test_one_table_of_several_is_completed_without_touching_the_others(tmp_path:
         "show_progress": False,
         "reads": ("sampler_logp",),
     }
+
+
+def test_one_table_of_several_is_completed_without_touching_the_others(tmp_path: Path) -> None:
+    samples = write_samples(tmp_path / "samples", per_prompt=5, shard_rows=4)
+    tables = {name: ShardedTable(tmp_path / name, SCORES, {}) for name in ("index", "logp")}
+    arguments = two_heads(samples, tables)
     score_tables(scorer_factory=lambda: Poisoned(mended=True), **arguments)
     kept = {path: path.read_bytes() for path in (tmp_path / "index").glob("parts/*")}
     next((tmp_path / "logp").glob("parts/train-*")).unlink()
@@ -209,14 +214,7 @@ def test_a_failed_row_is_mended_beside_a_table_that_lacks_everything(tmp_path: P
     """Another head of the same model asks for all rows again; those the first table has must stay."""
     samples = write_samples(tmp_path / "samples", per_prompt=5, shard_rows=4)
     tables = {name: ShardedTable(tmp_path / name, SCORES, {}) for name in ("index", "logp")}
-    arguments: dict[str, Any] = {
-        "samples": samples,
-        "splits": ("train", "test"),
-        "messages": MESSAGES,
-        "tables": tables,
-        "show_progress": False,
-        "reads": ("sampler_logp",),
-    }
+    arguments = two_heads(samples, tables)
     score_tables(scorer_factory=Poisoned, max_failed_share=0.05, **arguments)
     if finished:
         tables["index"].finish()
