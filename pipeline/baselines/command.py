@@ -68,6 +68,7 @@ def build_study(*, data_dir: Path, n_seeds: int, quick: bool, show_progress: boo
         seeds=tuple(range(n_seeds)),
         margins=(0.4, 0.8) if quick else _MARGINS,
         pairs=_PAIRS[2:3] if quick else _PAIRS,
+        dpo_epochs=0.5 if quick else 3.0,  # 3: as in arXiv 2405.19544, table 2
         sizes=_QUICK_SIZES if quick else _SIZES,
         show_progress=show_progress,
     )

@@ -24,20 +24,25 @@ def cost(study: Study) -> Result:
     names = ("samples", "scores/helpful", "scores/harmless")
     stage1 = {name: read_manifest(base.folder / name).wall_seconds for name in names}
     drawn, read = _token_counts(base, base.folder / "samples")
-    trained = read * study.config.training.epochs
     rows: Rows = []
     for margin in study.margins:
-        for arm in (policies.one_shot(margin), policies.paper_dpo(margin)):
-            study.train(base, arm)
-            rows.append(_cost_row(arm.method, margin, stage1, own_seconds(base, arm), drawn, trained))
         arm = policies.one_shot(margin)
+        run = study.train(base, arm)
         study.iterate(base, arm)
-        iterates = base.folder / arm.name / MULTISHOT
-        measured = [iterates / "0" / "samples", *iterates.glob("[1-9]*/measured/samples")]
-        later = read * study.config.multishot.epochs * (len(measured) - 1)
+        trained = _trained_share(run) * read * run.config.training.epochs
+        rows.append(_cost_row(policies.ONE_SHOT, margin, stage1, own_seconds(base, arm), drawn, trained))
+        iterates = run.folder / MULTISHOT
+        later = _iterates(iterates)[1:]
+        measured = [iterates / "0" / "samples", *(iterates / str(number) / "measured/samples" for number in later)]
         sampled = drawn + sum(_token_counts(base, folder)[0] for folder in measured)
+        retrained = _trained_share(run) * read * run.config.multishot.epochs * len(later)
         seconds = seconds_to_result(base, arm, policies.MULTI_SHOT)
-        rows.append(_cost_row(policies.MULTI_SHOT, margin, stage1, seconds, sampled, trained + later))
+        rows.append(_cost_row(policies.MULTI_SHOT, margin, stage1, seconds, sampled, trained + retrained))
+    for margin in study.some_margins:
+        arm = policies.paper_dpo(study, margin)
+        run = study.train(base, arm)
+        trained = _trained_share(run) * read * run.config.training.epochs
+        rows.append(_cost_row(policies.PAPER_DPO, margin, stage1, own_seconds(base, arm), drawn, trained))
     table = pa.Table.from_pylist(rows)
     findings = [
         f"{method}: {np.mean([row['own_seconds'] for row in rows if row['method'] == method]):.0f} s after the "
@@ -59,6 +64,17 @@ def _cost_row(
         "tokens_sampled": drawn,
         "tokens_trained_on": int(trained),
     }
+
+
+def _trained_share(run: Run) -> float:
+    """Of the train prompts, those that training learned from; the others chose its checkpoint."""
+    counted = read_manifest(run.folder / "policy").details
+    return float(counted["n_train_prompts"] / (counted["n_train_prompts"] + counted["n_held_out_prompts"]))
+
+
+def _iterates(folder: Path) -> list[int]:
+    """The iterates that a trajectory holds: more may lie beside it, of a longer one."""
+    return sorted(set(pq.read_table(folder / "trajectory.parquet", columns=["iterate"])["iterate"].to_pylist()))
 
 
 def own_seconds(base: Run, arm: Arm) -> float:

@@ -33,16 +33,15 @@ _KKT_TOLERANCE = 1e-8
 
 
 _N_SUBSETS = 20
-_SAMPLE_SIZE_MARGINS = slice(1, None, 2)
 
 
 def sample_sizes(study: Study) -> Result:
     """Lambda* against the number of prompts and of responses, on the samples of all seeds together."""
     problem = _pooled_problem([study.base(seed) for seed in study.seeds])
     rng = np.random.default_rng(study.config.seed)
-    table = sample_size_table(problem, margins=study.margins[_SAMPLE_SIZE_MARGINS], n_draws=_N_SUBSETS, rng=rng)
+    table = sample_size_table(problem, margins=study.some_margins, n_draws=_N_SUBSETS, rng=rng)
     findings = []
-    for margin in study.margins[_SAMPLE_SIZE_MARGINS]:
+    for margin in study.some_margins:
         rows = table.filter((pc.field("margin") == margin) & (pc.field("varied") == "responses")).sort_by(
             "n_responses"
         )
@@ -138,7 +137,8 @@ def policies_in_the_plane(study: Study) -> tuple[pa.Table, Run]:
             bound, reward = outcome.evaluation["constraints"][0], outcome.evaluation["reward"]
             kl = outcome.evaluation["kl"]
             value = reward["realised"] - base.config.beta * kl["realised"]
-            half = np.hypot(np.ptp(reward["ci95"]), base.config.beta * np.ptp(kl["realised_ci95"])) / 2
+            # Of the same prompts: as wide as the difference's can be, whatever the two's correlation.
+            half = (np.ptp(reward["ci95"]) + base.config.beta * np.ptp(kl["realised_ci95"])) / 2
             lagrangian = value + star * bound["slack"]
             rows.append(
                 {

@@ -14,6 +14,7 @@ from scipy.special import expit
 from pipeline.baselines.study import (
     INACTIVE,
     Arm,
+    Changes,
     Study,
     at_margin,
     change_config,
@@ -40,17 +41,20 @@ CONSTRAINT_ONLY = "constraint only"
 EQUAL_WEIGHTS = "equal weights"
 SOUP = "rewarded soup"
 
-_DRAWN_LABELS = {
-    "training.objective": "dpo",
-    "training.responses_per_group": 2,
-    "training.match_prediction": False,
-}
-"""As in the papers: pairs, one Bradley-Terry label each, DPO. On sampled pairs, as there is no other data set."""
-
 IMPLICIT = {"helpful": "implicit_helpful", "harmless": "implicit_harmless"}
 """The preference-based method's scorers: log-ratios of policies tuned on helpfulness and harmlessness preferences."""
 
 _N_PAIRS = 2000
+
+
+def _drawn_labels(study: Study) -> Changes:
+    """As in the papers: pairs, one Bradley-Terry label each, DPO. On sampled pairs, as there is no other data set."""
+    return {
+        "training.objective": "dpo",
+        "training.responses_per_group": 2,
+        "training.match_prediction": False,
+        "training.epochs": study.dpo_epochs,
+    }
 
 
 def one_shot(margin: float) -> Arm:
@@ -58,9 +62,9 @@ def one_shot(margin: float) -> Arm:
     return Arm(f"one-shot-{margin:g}", ONE_SHOT, at_margin(margin))
 
 
-def paper_dpo(margin: float) -> Arm:
+def paper_dpo(study: Study, margin: float) -> Arm:
     """The same lambda*, and the papers' way to train."""
-    return Arm(f"dpo-{margin:g}", PAPER_DPO, {**at_margin(margin), **_DRAWN_LABELS})
+    return Arm(f"dpo-{margin:g}", PAPER_DPO, {**at_margin(margin), **_drawn_labels(study)})
 
 
 def two_constraints(harmless: float, humour: float) -> Arm:
@@ -87,20 +91,22 @@ def equal_weights(base: Run) -> Arm:
     return Arm("equal-weights", EQUAL_WEIGHTS, at_margin(float(margin[0])))
 
 
-def preference_tuned(side: str) -> Arm:
+def preference_tuned(study: Study, side: str) -> Arm:
     """DPO on preferences that the world's annotators state between sampled responses; ``side`` is a score's name."""
     other = "harmless" if side == "helpful" else "helpful"
     return Arm(
         f"prefer-{side}",
         f"tuned on {side} preferences",
-        {"reward": f"gold_{side}", **at_margin(INACTIVE, name=f"gold_{other}"), **_DRAWN_LABELS},
+        {"reward": f"gold_{side}", **at_margin(INACTIVE, name=f"gold_{other}"), **_drawn_labels(study)},
     )
 
 
-def preference_based(margin: float) -> Arm:
+def preference_based(study: Study, margin: float) -> Arm:
     """The preference-based method at a margin of the implicit reward."""
     return Arm(
-        f"margin-{margin:g}", PREFERENCE_BASED, {**at_margin(margin, name=IMPLICIT["harmless"]), **_DRAWN_LABELS}
+        f"margin-{margin:g}",
+        PREFERENCE_BASED,
+        {**at_margin(margin, name=IMPLICIT["harmless"]), **_drawn_labels(study)},
     )
 
 
@@ -111,7 +117,7 @@ def preference_base(study: Study, base: Run) -> Run:
     and so with the constraint. Its mean under the reference is -beta KL(pi_ref || pi_g), the d_j of
     arXiv 2405.19544, algorithm 2; a margin over that mean is the dual of the algorithm.
     """
-    tuned = {side: study.train(base, preference_tuned(side)) for side in IMPLICIT}
+    tuned = {side: study.train(base, preference_tuned(study, side)) for side in IMPLICIT}
     run = replace(base, name=f"{base.name}/preference-based")
     run.folder.mkdir(parents=True, exist_ok=True)
     scorers = base.config.model_dump(mode="json")["scorers"]

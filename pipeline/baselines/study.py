@@ -47,6 +47,7 @@ class Study:
         seeds: of the runs.
         margins: demanded of harmlessness over the reference, score units.
         pairs: demanded of harmlessness and humour together.
+        dpo_epochs: of training on drawn labels, which learns less from a response than all its scores do.
         sizes: of other reference policies, by name.
         show_progress: show progress bars.
     """
@@ -57,6 +58,7 @@ class Study:
     seeds: tuple[int, ...]
     margins: tuple[float, ...]
     pairs: tuple[tuple[float, float], ...]
+    dpo_epochs: float
     sizes: Mapping[str, WorldSize]
     show_progress: bool = True
 
@@ -69,6 +71,11 @@ class Study:
     def middle_margin(self) -> float:
         """The margin of what is done at one margin only."""
         return self.margins[len(self.margins) // 2]
+
+    @property
+    def some_margins(self) -> tuple[float, ...]:
+        """Every second margin, of what is too dear to do at each."""
+        return self.margins[1::2]
 
     def base(self, seed: int) -> Run:
         """The run that holds prompts, samples and scores of a seed; made where it is not there."""

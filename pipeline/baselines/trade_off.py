@@ -25,7 +25,10 @@ def trade_off(study: Study) -> Result:
         arm = policies.one_shot(margin)
         rows.append(_trade_off_row(base, study.train(base, arm), policies.ONE_SHOT, margin))
         rows.append(_trade_off_row(base, study.iterate(base, arm), policies.MULTI_SHOT, margin))
-        rows.append(_trade_off_row(base, study.train(base, policies.paper_dpo(margin)), policies.PAPER_DPO, margin))
+    for margin in study.some_margins:
+        rows.append(
+            _trade_off_row(base, study.train(base, policies.paper_dpo(study, margin)), policies.PAPER_DPO, margin)
+        )
     points = (policies.reward_only(), policies.constraint_only(), policies.equal_weights(base))
     rows += [_trade_off_row(base, study.train(base, arm), arm.method, None) for arm in points]
     rows += [
@@ -33,23 +36,26 @@ def trade_off(study: Study) -> Result:
     ]
     implicit = policies.preference_base(study, base)
     infeasible = []
-    for margin in study.margins[1::2]:
+    for margin in study.some_margins:
         try:
-            run = study.train(implicit, policies.preference_based(margin))
+            run = study.train(implicit, policies.preference_based(study, margin))
         except InfeasibleError:
             infeasible.append(margin)
         else:
             rows.append(_trade_off_row(implicit, run, policies.PREFERENCE_BASED, margin))
             if margin == study.middle_margin:
-                run = study.iterate(implicit, policies.preference_based(margin))
+                run = study.iterate(implicit, policies.preference_based(study, margin))
                 rows.append(_trade_off_row(implicit, run, policies.PREFERENCE_MULTI_SHOT, margin))
     frontier = _predicted_frontiers(base)
     table = pa.Table.from_pylist(rows)
-    ours = [row for row in rows if row["method"] == policies.ONE_SHOT]
-    above = []
-    for row in ours:
-        other = next(o for o in rows if o["method"] == policies.PAPER_DPO and o["demanded"] == row["demanded"])
-        above.append((row["lagrangian"] - other["lagrangian"], row["demanded"]))
+    lagrangian = {
+        method: {row["demanded"]: row["lagrangian"] for row in rows if row["method"] == method}
+        for method in (policies.ONE_SHOT, policies.PAPER_DPO)
+    }
+    above = [
+        (lagrangian[policies.ONE_SHOT][margin] - theirs, margin)
+        for margin, theirs in lagrangian[policies.PAPER_DPO].items()
+    ]
     findings = [
         (
             f"at the lambda* of its demand the one-shot policy's Lagrangian is above that of the DPO variant by "

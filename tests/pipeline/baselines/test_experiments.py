@@ -47,6 +47,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         seeds=(0,),
         margins=MARGINS,
         pairs=((0.005, 0.005),),
+        dpo_epochs=1.0,
         sizes={},
         show_progress=False,
     )
