@@ -102,6 +102,5 @@ def run_experiments(study: Study, names: Sequence[str]) -> list[Result]:
             for finding in result.findings:
                 log.info("  - %s", finding)
             results.append(result)
-        if not names:
-            write_index(results, folder)
+        write_index(folder, EXPERIMENTS)
     return results

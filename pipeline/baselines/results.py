@@ -57,11 +57,14 @@ def write_result(result: Result, folder: Path, *, metadata: Mapping[str, str]) -
     return [table, page, *pictures]
 
 
-def write_index(results: Sequence[Result], folder: Path) -> Path:
-    """Write ``README.md``: every experiment with its findings."""
+def write_index(folder: Path, names: Iterable[str]) -> Path:
+    """Write ``README.md``: the findings of every experiment that has a page in the folder, of this call or before."""
     lines = ["# Experiments", ""]
-    for result in results:
-        lines += [f"## [{result.title}]({result.name}.md)", "", *(f"- {finding}" for finding in result.findings), ""]
+    for name in names:
+        page = folder / f"{name}.md"
+        if page.is_file():
+            title, _, *rest = page.read_text(encoding="utf-8").splitlines()
+            lines += [f"## [{title.removeprefix('# ')}]({name}.md)", "", *rest[: rest.index("")], ""]
     path = folder / "README.md"
     atomic_write_bytes(path, "\n".join(lines).encode())
     return path
