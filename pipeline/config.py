@@ -24,8 +24,9 @@ from pydantic import (
     model_validator,
 )
 
-from pipeline.contracts.errors import ConfigError
+from pipeline.contracts.errors import ConfigError, InputError
 from pipeline.contracts.problem import Constraint, Direction, Safeguard
+from pipeline.published import PublishedPoint, read_points
 from stage1_dual.sampling.protocol import Distribution
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -394,6 +395,34 @@ class MultishotSettings(_Section):
         return self
 
 
+class PublishedSettings(_Section):
+    """Others' results to draw in the report beside the run's own, from ``pipeline/published/numbers.csv``."""
+
+    paper: str
+    """arXiv number."""
+    sources: list[str]
+    """Tables and figures of the paper."""
+    reward: str
+    """Metric that is the run's reward, such as ``helpful_gain``."""
+    constraints: dict[str, str]
+    """Metric by the name of the constraint whose score it is, such as ``safety_gain``."""
+
+    def points(self) -> dict[str, tuple[PublishedPoint, ...]]:
+        """The published policies by constraint."""
+        return {
+            name: read_points(self.paper, self.sources, score=metric, reward=self.reward)
+            for name, metric in self.constraints.items()
+        }
+
+    @model_validator(mode="after")
+    def _are_there(self) -> Self:
+        try:
+            self.points()
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
 class RunConfig(_Section):
     """Everything that determines a run."""
 
@@ -415,6 +444,7 @@ class RunConfig(_Section):
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     multishot: MultishotSettings = MultishotSettings()
+    published: PublishedSettings | None = None
 
     @field_validator("execution", mode="before")
     @classmethod
@@ -596,6 +626,14 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
                 faults.append(f"`constraints.{reward}` bounds the reward itself; a constraint bounds another score")
     if isinstance(constraints, Mapping) and not constraints:
         faults.append("`constraints` is empty; it needs at least one")
+    published = tree.get("published")
+    if isinstance(published, Mapping) and isinstance(published.get("constraints"), Mapping):
+        known = list(map(str, constraints)) if isinstance(constraints, Mapping) else []
+        faults.extend(
+            f"`published.constraints.{name}`: there is no such constraint{nearest(str(name), known)}"
+            for name in published["constraints"]
+            if str(name) not in known
+        )
     return faults
 
 

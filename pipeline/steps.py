@@ -378,11 +378,13 @@ def report(run: Run) -> None:
     folder = run.folder / "report"
     available = [name for name in ("dual", "tilted", "policy", "evaluation") if is_complete(run.folder / name)]
     inputs = {name: read_manifest(run.folder / name).identity for name in available}
-    if derived_step_is_current(folder, step="report", settings={}, inputs=inputs):
+    published = run.config.published
+    settings = {"published": published.model_dump()} if published is not None else {}
+    if derived_step_is_current(folder, step="report", settings=settings, inputs=inputs):
         return
-    paths = write_report(run.folder, output=folder)
+    paths = write_report(run.folder, output=folder, published=published.points() if published is not None else {})
     files = {str(path.relative_to(folder)): file_sha256(path) for path in paths}
-    finish_step(run, folder, "report", settings={}, inputs=inputs, files=files, started=started)
+    finish_step(run, folder, "report", settings=settings, inputs=inputs, files=files, started=started)
     log.info("report: %s", folder / "report.html")
 
 

@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from pipeline.contracts.problem import Direction
+from pipeline.published import PublishedPoint, PublishedValue
 from pipeline.report.style import (
     BLUE,
     FORBIDDEN,
@@ -33,6 +34,8 @@ from pipeline.report.style import (
 
 FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]
+
+_PUBLISHED_MARKERS = "^vx+<>"
 
 _FRONTIER_REACHES = 2.2
 """How far the frontier is shown, in distances between the reference and the farthest outcome or threshold."""
@@ -100,6 +103,7 @@ class FrontierCurve:
         predicted: this run's optimum on the prompts it was solved on.
         predicted_test: this run's optimum on the test prompts.
         realised: the trained policy on the test prompts.
+        published: what others report, as gains over their reference; only beside a margin.
     """
 
     bound: Bound
@@ -112,6 +116,7 @@ class FrontierCurve:
     predicted: Outcome
     predicted_test: Outcome | None = None
     realised: Outcome | None = None
+    published: Sequence[PublishedPoint] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +208,7 @@ def frontier_figure(curve: FrontierCurve) -> Figure:
         figure = new_figure(height_inches=3.8)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1.0])
         top.plot(curve.score_k[shown_k], curve.reward_k[shown_k], color=BLUE, label="best trade-off")
+        _show_published(top, curve.published)
         _mark(top, curve.reference, "reference", fmt="s", color=GREY, size=5)
         _mark(top, curve.predicted, "predicted", fmt="o", color=BLUE, size=5)
         # A ring around and a diamond within: outcomes that agree stay apart to the eye.
@@ -223,7 +229,9 @@ def frontier_figure(curve: FrontierCurve) -> Figure:
         bottom.set_xlabel(f"{printable(curve.bound.name)} ({quantity})")
         few_ticks(top, bottom)
         figure.align_ylabels()
-        legend_above(figure, top, columns=3)
+        legend_above(figure, top, columns=2 if curve.published else 3)
+        if curve.published:
+            figure.legends[0].set_title("hollow and grey: published by others")
     return figure
 
 
@@ -424,6 +432,35 @@ def _mark(
         label=label,
         zorder=5,
     )
+
+
+def _show_published(axes: Axes, published: Sequence[PublishedPoint]) -> None:
+    """Others' policies, one hollow grey marker a method: behind the run's own outcomes."""
+    methods = list(dict.fromkeys((point.paper, point.method) for point in published))
+    for place, (paper, method) in enumerate(methods):
+        points = [point for point in published if (point.paper, point.method) == (paper, method)]
+        score, reward = [point.score for point in points], [point.reward for point in points]
+        axes.errorbar(
+            [one.value for one in score],
+            [one.value for one in reward],
+            xerr=_published_bars(score),
+            yerr=_published_bars(reward),
+            fmt=_PUBLISHED_MARKERS[place % len(_PUBLISHED_MARKERS)],
+            color=GREY,
+            markerfacecolor="none",
+            markersize=4,
+            markeredgewidth=0.7,
+            elinewidth=0.6,
+            label=printable(method),
+            zorder=3,
+        )
+
+
+def _published_bars(values: Sequence[PublishedValue]) -> Any:
+    if all(one.ci95 is None for one in values):
+        return None
+    ends = [one.ci95 or (one.value, one.value) for one in values]
+    return interval_bars([one.value for one in values], [low for low, _ in ends], [high for _, high in ends])
 
 
 def _show_bound(axes: Axes, bound: Bound, limits: tuple[float, float]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.contracts.artifacts import atomic_write_bytes, is_complete, read_json, read_manifest
+from pipeline.published import PublishedPoint
 from pipeline.report.plates import stage1_plates, stage2_plates
 from pipeline.report.readers import (
     PolicyExamples,
@@ -42,7 +44,9 @@ class _StepRecord:
     inputs: Mapping[str, str]
 
 
-def write_report(run_dir: Path, *, output: Path) -> list[Path]:
+def write_report(
+    run_dir: Path, *, output: Path, published: Mapping[str, Sequence[PublishedPoint]] = MappingProxyType({})
+) -> list[Path]:
     """Write the figures of a run (PNG and SVG) and its page.
 
     Everything is recomputed from the artifacts. Before stage 2, without ``policy/`` and ``evaluation/``, the report
@@ -51,6 +55,7 @@ def write_report(run_dir: Path, *, output: Path) -> list[Path]:
     Args:
         run_dir: folder of the run, with ``dual/`` and ``tilted/``, and after stage 2 ``policy/`` and ``evaluation/``.
         output: folder to write ``report.html`` and ``figures/`` into.
+        published: others' results by constraint, for its frontier.
 
     Returns:
         What was written: the page first.
@@ -70,6 +75,7 @@ def write_report(run_dir: Path, *, output: Path) -> list[Path]:
         share_p=sample_size_shares(scores),
         frontier=read_frontier(run_dir / "dual" / "frontier.parquet", dual),
         evaluation=evaluation,
+        published=published,
     )
     stage2 = stage2_plates(run_dir, dual, evaluation)
     written = {plate.stem: save_figure(plate.figure, output / "figures" / plate.stem) for plate in stage1 + stage2}

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 from matplotlib.figure import Figure
 
+from pipeline.published import PublishedPoint
 from pipeline.report.figures import (
     FloatArray,
     comparison_figure,
@@ -72,6 +74,7 @@ def stage1_plates(
     share_p: FloatArray,
     frontier: pa.Table,
     evaluation: Mapping[str, Any] | None,
+    published: Mapping[str, Sequence[PublishedPoint]] = MappingProxyType({}),
 ) -> list[Plate]:
     """The figures of the dual.
 
@@ -81,6 +84,7 @@ def stage1_plates(
         share_p: effective sample size over number of samples of each prompt, shape (p,).
         frontier: the content of ``frontier.parquet``.
         evaluation: the content of ``evaluation.json``, or None before stage 2.
+        published: others' results by constraint.
     """
     stems = _file_stems([bound["name"] for bound in dual["constraints"]])
     n_points = _CURVE_POINTS if problem.n_samples < _MANY_SAMPLES else _FEW_CURVE_POINTS
@@ -103,10 +107,11 @@ def stage1_plates(
             "for that level of the constraint (the whole line is in frontier.parquet). "
             "The shaded side does not meet this run's threshold. Below, the price: "
             "how much reward one more unit of the constraint costs there. The hollow point is the same prediction for "
-            "the test prompts; the realised one, with 95% intervals, falls short of it by what training left undone.",
+            "the test prompts; the realised one, with 95% intervals, falls short of it by what training left undone."
+            + _published_caption(curve.published),
             frontier_figure(curve),
         )
-        for curve in build_frontier_curves(frontier, dual, evaluation)
+        for curve in build_frontier_curves(frontier, dual, evaluation, published)
     ]
     plates.append(
         Plate(
@@ -130,6 +135,16 @@ def stage1_plates(
         for curve in build_ladder_curves(dual)
     ]
     return plates
+
+
+def _published_caption(published: Sequence[PublishedPoint]) -> str:
+    if not published:
+        return ""
+    papers = ", ".join(sorted({f"arXiv {point.paper}" for point in published}))
+    return (
+        f" The grey points are policies that {papers} reports, as gains over its own reference: from other samples, "
+        "test prompts and training seeds, some read off its plots."
+    )
 
 
 def stage2_plates(run_dir: Path, dual: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[Plate]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.shards import read_parquet
 from pipeline.contracts.tables import CONSTRAINT_PREFIX
+from pipeline.published import PublishedPoint
 from pipeline.report.figures import (
     Bound,
     Comparison,
@@ -183,7 +185,10 @@ def read_frontier(path: Path, dual: Mapping[str, Any]) -> pa.Table:
 
 
 def build_frontier_curves(
-    frontier: pa.Table, dual: Mapping[str, Any], evaluation: Mapping[str, Any] | None
+    frontier: pa.Table,
+    dual: Mapping[str, Any],
+    evaluation: Mapping[str, Any] | None,
+    published: Mapping[str, Sequence[PublishedPoint]] = MappingProxyType({}),
 ) -> list[FrontierCurve]:
     """The feasible part of each constraint's frontier, with the run's own outcomes.
 
@@ -191,6 +196,7 @@ def build_frontier_curves(
         frontier: the content of ``frontier.parquet``.
         dual: the content of ``dual.json``.
         evaluation: the content of ``evaluation.json``, or None before stage 2.
+        published: others' results by constraint; shown where the constraint is a margin, as they are gains.
     """
     table = frontier.filter(frontier["feasible"])
     evaluated = {bound["name"]: bound for bound in evaluation["constraints"]} if evaluation is not None else {}
@@ -222,6 +228,7 @@ def build_frontier_curves(
                 ),
                 predicted_test=predicted_test,
                 realised=realised,
+                published=tuple(published.get(name, ())) if is_margin else (),
             )
         )
     return curves

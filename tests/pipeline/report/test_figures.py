@@ -9,6 +9,7 @@ import pytest
 from helpers.figures import require_nothing_cut_off
 from matplotlib.figure import Figure
 
+from pipeline.config import load_config
 from pipeline.report.figures import (
     Bound,
     Comparison,
@@ -57,6 +58,25 @@ def _frontier(name: str = NAME, direction: str = ">=", threshold: float = 0.8) -
     )
 
 
+def _frontier_beside_a_paper(recipe: str, constraint: str) -> Figure:
+    config = load_config(Path(recipe))
+    assert config.published is not None
+    published = config.published.points()[constraint]
+    score = np.linspace(0.0, max(point.score.value for point in published), 15)
+    curve = FrontierCurve(
+        bound=Bound(constraint, ">=", float(score[5])),
+        is_margin=True,
+        reward_name="helpful",
+        score_k=score,
+        reward_k=1.0 - score**2,
+        multiplier_k=score,
+        reference=Outcome(Measured(0.0), Measured(0.0)),
+        predicted=Outcome(Measured(float(score[5])), Measured(0.5)),
+        published=published,
+    )
+    return frontier_figure(curve)
+
+
 def _training(name: str = NAME, fraction: bool = True) -> Figure:
     loss = 40.0 + np.exp(-STEPS / 30)
     return training_figure(TrainingCurve(STEPS, loss, STEPS, loss, 100, 1 - np.exp(-STEPS / 30) if fraction else None))
@@ -83,6 +103,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "frontier": _frontier,
     "frontier, upper bound": lambda: _frontier(direction="<="),
     "frontier, threshold far away": lambda: _frontier(threshold=-3.0),
+    "frontier, beside MoCAN": lambda: _frontier_beside_a_paper("mocan-alpaca-7b", "harmless"),
+    "frontier, beside two methods": lambda: _frontier_beside_a_paper("llama-2-7b-hh", "humour"),
     "sample size": lambda: sample_size_figure(np.array([0.02, 0.3, 0.31, 0.5, 1.0])),
     "ladder": _ladder,
     "ladder, no correction": lambda: _ladder(corrected=None, quarter=np.nan),
@@ -141,6 +163,13 @@ def test_the_shade_is_on_the_side_that_is_ruled_out(direction: str, side: str) -
     threshold = 0.8 if direction == ">=" else -0.8
     assert (high if side == "left" else low) == pytest.approx(threshold)
     assert (low if side == "left" else high) == pytest.approx(axes.get_xlim()[0 if side == "left" else 1])
+
+
+def test_each_published_method_has_a_marker_and_all_its_policies_are_drawn() -> None:
+    axes = _frontier_beside_a_paper("mocan-alpaca-7b", "harmless").axes[0]
+    drawn = {bars.get_label(): bars.lines[0].get_xdata() for bars in axes.containers}
+    assert [len(drawn[name]) for name in ("MoCAN", "DPO helpfulness", "DPO safety")] == [8, 1, 1]
+    assert drawn["MoCAN"][0] == -1.36  # figure 3 of arXiv 2405.19544, lambda 0.1
 
 
 def test_the_far_end_of_a_frontier_does_not_crowd_out_the_run() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.problem import Constraint
+from pipeline.published import read_points
 from pipeline.report import write_report
 
 ATTACK = "<script>alert('x')</script><img src=\"https://example.org/p.png\"/> {{ 7 * 7 }}"
@@ -82,6 +83,13 @@ def test_the_text_of_a_model_cannot_become_markup(build_run: Any, tmp_path: Path
     assert ATTACK in _words(tree)
     assert not tree.findall(".//script")
     assert all(image.attrib["src"].startswith("data:") for image in tree.findall(".//img"))
+
+
+def test_published_policies_are_named_on_the_page(two_bounds: Any, tmp_path: Path) -> None:
+    points = read_points("2405.19544", ["Figure 3 left"], score="safety_gain", reward="helpful_gain")
+    paths = write_report(two_bounds.folder, output=tmp_path, published={"harmless": points, "toxicity": points})
+    # Gains over a reference have a place beside a margin, and none beside the absolute threshold of `toxicity`.
+    assert _words(_tree(paths[0])).count("policies that arXiv 2405.19544 reports") == 1
 
 
 def test_before_stage_2_the_page_shows_stage_1(build_run: Any, tmp_path: Path) -> None:
