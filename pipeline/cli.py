@@ -283,6 +283,7 @@ def _read_run(options: argparse.Namespace, rest: Sequence[str]) -> Run:
 
 def _baselines(options: argparse.Namespace, rest: Sequence[str]) -> int:
     _require_no_more(rest, command="baselines")
+    require_one_process(("baselines",))
     os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
     study = build_study(
         data_dir=options.data_dir,
@@ -300,6 +301,7 @@ def _only_plans(options: argparse.Namespace) -> bool:
 
 
 def _multishot(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    require_one_process(("multishot",))
     kept = run_multishot(_read_run(options, rest), redo=options.redo)
     print_stage2(read_json(kept.folder / "evaluation" / "evaluation.json"), read_json(kept.folder / "dual/dual.json"))
     return 0

@@ -29,7 +29,7 @@ def compare_policy(run: Run, *, dual: Mapping[str, Any], samples: Path, scores: 
         split: of the prompts.
 
     Returns:
-        The content of ``evaluation.json`` (docs/artifacts.md), without provenance.
+        The content of ``evaluation.json`` (docs/artifacts.md), without gold scores and provenance.
 
     Raises:
         InputError: no prompt has responses of both that take part.
@@ -60,8 +60,6 @@ def compare_policy(run: Run, *, dual: Mapping[str, Any], samples: Path, scores: 
     names = (config.reward, *config.constraints)
     evaluation["prompts_left_out"] = left_out
     evaluation["by_category"] = means_by_category(policies, prompt_categories(run), names=names)
-    if run.uses_embedded:
-        evaluation["gold"] = _gold_means(run, samples=samples, split=split)
     return evaluation
 
 
@@ -70,7 +68,7 @@ def _by_prompt(rows: ScoredRows) -> ScoredSamples:
     return ScoredSamples(reward, constraints)
 
 
-def _gold_means(run: Run, *, samples: Path, split: str) -> dict[str, dict[str, float]]:
+def gold_means(run: Run, *, samples: Path, split: str) -> dict[str, dict[str, float]]:
     """Means of the world's ground truth over the samples of a split, so that proxy and gold can be compared."""
     texts = {row["prompt_id"]: row["prompt"][-1]["content"] for row in run.prompts_table().to_pylist()}
     means: dict[str, dict[str, float]] = {}

@@ -20,7 +20,7 @@ def process_number() -> int:
 
 
 def require_one_process(steps: Sequence[str]) -> None:
-    """Refuse to run other steps than training on several processes: each would do all of the work.
+    """Refuse to run other steps or commands than training on several processes: each would do all of the work.
 
     Raises:
         InputError: a launcher started several processes.

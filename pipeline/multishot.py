@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from pipeline.contracts.artifacts import (
     run_lock,
     write_json,
 )
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import InfeasibleError, InputError
 from pipeline.contracts.tables import with_metadata
 from pipeline.dual_steps import Measured, gradient_step, secant_step
 from pipeline.report import write_trajectory_figure
@@ -130,17 +130,17 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
             number = len(iterates)
             lam = _next_multipliers(settings, [one.measured for one in iterates], problem)
             log.info("multishot: iterate %d at lambda %s", number, ", ".join(f"{value:.4g}" for value in lam))
-            iterates.append(_perform_iterate(run, number, lam, start=iterates[-1].run, problem=problem))
+            try:
+                iterates.append(_perform_iterate(run, number, lam, start=iterates[-1].run, problem=problem))
+            except InfeasibleError as error:
+                log.warning("multishot: the step leads to where no tilted policy is; ended there. %s", error)
+                break
         best = choose_iterate(iterates)
         kept = iterates[best].run
         if best > 0:
             run_steps(kept, ("evaluate",))
         trajectory = _trajectory(run, iterates, best)
-        pq.write_table(
-            trajectory.replace_schema_metadata(with_metadata(TRAJECTORY, run.table_metadata()).metadata),
-            folder / "trajectory.parquet",
-            compression="zstd",
-        )
+        _write_trajectory(trajectory, folder / "trajectory.parquet", metadata=run.table_metadata())
         pictures = write_trajectory_figure(trajectory, folder / "trajectory")
         finish_step(
             run,
@@ -198,7 +198,8 @@ def _perform_iterate(run: Run, number: int, lam: np.ndarray, *, start: Run, prob
 def _iterate_config(config: RunConfig, *, reserve_m: np.ndarray, initial: Path) -> RunConfig:
     """The run's own recipe, but for lambda, by way of what is asked beyond the demand, and the start of training."""
     constraints = {
-        name: bound.model_copy(update={"reserve": float(reserve), "assurance": None, "score_error": 0.0})
+        # To ten digits: a killed call goes on on another machine, whose sums differ in the last one.
+        name: bound.model_copy(update={"reserve": float(f"{reserve:.10g}"), "assurance": None, "score_error": 0.0})
         for (name, bound), reserve in zip(config.constraints.items(), reserve_m, strict=True)
     }
     training = config.training.model_copy(
@@ -235,7 +236,14 @@ def _measure(run: Run, folder: Path) -> Iterate:
         samples_per_prompt=run.config.multishot.samples_per_prompt,
         seed=run.config.seed + _MEASURING_SEED,
     )
-    score_samples(run, samples=folder / "samples", folder=folder / "scores", splits=("train",), step="multishot")
+    score_samples(
+        run,
+        samples=folder / "samples",
+        folder=folder / "scores",
+        splits=("train",),
+        step="multishot",
+        names=(run.config.reward, *run.config.constraints),  # what the step of lambda needs
+    )
     path = folder / "measured.json"
     inputs = {
         name: read_manifest(at).identity
@@ -257,7 +265,7 @@ def _read_iterate(run: Run, folder: Path, dual: dict[str, Any]) -> Iterate:
     signs = constraint_signs(run.config.demanded_constraints())
     ends = signs[:, None] * (np.array([b["ci95"] for b in bounds]) - np.array([[b["threshold"]] for b in bounds]))
     steps = [run.folder / name for name in ("dual", "tilted", "policy")]
-    # What the step of lambda needs: other scorers, and the comparison with the reference, are for the reader.
+    # The comparison with the reference is for the reader.
     names = (run.config.reward, *run.config.constraints)
     measured = [folder / "samples", *(folder / "scores" / name for name in names)]
     return Iterate(
@@ -291,3 +299,10 @@ def _trajectory(run: Run, iterates: Sequence[Iterate], best: int) -> pa.Table:
         for place, name in enumerate(run.config.constraints)
     ]
     return pa.Table.from_pylist(rows, schema=TRAJECTORY)
+
+
+def _write_trajectory(trajectory: pa.Table, path: Path, *, metadata: Mapping[str, str]) -> None:
+    partial = path.with_suffix(".partial")  # a kill must not leave half a table under the name
+    schema = with_metadata(TRAJECTORY, metadata)
+    pq.write_table(trajectory.replace_schema_metadata(schema.metadata), partial, compression="zstd")
+    partial.replace(path)

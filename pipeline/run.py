@@ -129,9 +129,10 @@ class Run:
 
 def remedy(step: str) -> str:
     """How to redo a step, for messages."""
+    with_make = "" if step == "multishot" else f", or REDO_FROM={step} with make"  # it is no step of the stages
     return (
-        f"Go back to the settings it was made with, choose another --run name, or redo it and all after it: "
-        f"`dualign {step} --redo`, or REDO_FROM={step} with make."
+        "Go back to the settings it was made with, choose another --run name, or redo it and all after it: "
+        f"`dualign {step} --redo`{with_make}."
     )
 
 

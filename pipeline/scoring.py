@@ -15,8 +15,10 @@ from pipeline.run import Run, finish_step, has_all_files, log, record_failures, 
 from pipeline.scorers import ScorerGroup, group_scorers
 
 
-def score_samples(run: Run, *, samples: Path, folder: Path, splits: Sequence[str], step: str) -> None:
-    """Score a samples table with every scorer of the recipe; continues a killed run and scores only what is new.
+def score_samples(
+    run: Run, *, samples: Path, folder: Path, splits: Sequence[str], step: str, names: Sequence[str] | None = None
+) -> None:
+    """Score a samples table; continues a killed run and scores only what is new.
 
     Args:
         run: the run.
@@ -24,12 +26,13 @@ def score_samples(run: Run, *, samples: Path, folder: Path, splits: Sequence[str
         folder: holds a folder with a score table for each scorer.
         splits: splits to score.
         step: the step this belongs to, for manifests and messages.
+        names: of the scorers; all of the recipe where not given.
 
     Raises:
         StaleArtifactError: scores were begun with another scorer, other settings or other samples.
         InputError: a scorer cannot be loaded, or too many of its scores fail.
     """
-    for group in group_scorers(run, list(run.config.used_scorers())):
+    for group in group_scorers(run, list(run.config.used_scorers() if names is None else names)):
         _score_group(run, group, samples=samples, folder=folder, splits=splits, step=step)
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import yaml
 
 from pipeline.categories import means_by_category, prompt_categories
-from pipeline.comparison import compare_policy
+from pipeline.comparison import compare_policy, gold_means
 from pipeline.config import ModelSettings, RunConfig
 from pipeline.contracts.artifacts import (
     atomic_write_bytes,
@@ -356,6 +356,8 @@ def evaluate(run: Run) -> None:
         )
         score_samples(run, samples=folder / "samples", folder=folder / "scores", splits=("test",), step="evaluate")
         evaluation = compare_policy(run, dual=dual, samples=folder / "samples", scores=folder / "scores", split="test")
+        if run.uses_embedded:
+            evaluation["gold"] = gold_means(run, samples=folder / "samples", split="test")
         evaluation |= {"seed": config.seed, "inputs": inputs, "environment": environment()}
         write_json(folder / "evaluation.json", evaluation)
         write_model_card(run.folder / "policy", dual=dual, evaluation=evaluation)

@@ -139,7 +139,7 @@ def _artifacts(folder: Path) -> list[str]:
     ]
     names += ["dual", "tilted", "policy", "evaluation/samples"]
     names += [f"evaluation/scores/{path.name}" for path in sorted(folder.glob("evaluation/scores/*")) if path.is_dir()]
-    names += ["evaluation", "report"]
+    names += ["evaluation", "report", "multishot"]
     return [name for name in names if (folder / name).is_dir()]
 
 

@@ -23,10 +23,10 @@ _PAIRS = ((0.2, 0.2), (0.2, 0.6), (0.4, 0.4), (0.6, 0.2), (0.6, 0.6), (0.8, 0.4)
 
 _SIZES = {
     "smaller": replace(
-        WorldSize(), policy_layers=1, policy_width=64, policy_heads=2, policy_ffn_width=176, policy_steps=1600
+        WorldSize(), policy_layers=1, policy_width=64, policy_heads=2, policy_ffn_width=176, policy_steps=1200
     ),
     "larger": replace(
-        WorldSize(), policy_layers=3, policy_width=160, policy_heads=5, policy_ffn_width=440, policy_steps=2000
+        WorldSize(), policy_layers=3, policy_width=160, policy_heads=5, policy_ffn_width=440, policy_steps=1500
     ),
 }
 _QUICK_SIZES = {"smaller": replace(_SIZES["smaller"], policy_steps=200)}
