@@ -354,8 +354,8 @@ class TrainingSettings(_Section):
     lora_target_modules: str | tuple[str, ...] = "all-linear"
     """Names of the layers that get an update, or `all-linear`: all but the head."""
     initial: str | None = None
-    """Folder of a checkpoint whose weights training starts from, of the reference's own architecture. The reference
-    stays the sampled one; without it training starts there."""
+    """Folder of a policy that training starts from, of the reference's own architecture; with an adapter, one that has
+    such an adapter. The reference stays the sampled one; without it training starts there."""
     report_to: tuple[str, ...] = ()
     """Trackers by the names of transformers, such as `[tensorboard]`; none by default."""
 

@@ -31,7 +31,7 @@ from pipeline.contracts.artifacts import (
     run_lock,
     write_json,
 )
-from pipeline.contracts.errors import InfeasibleError, InputError
+from pipeline.contracts.errors import InfeasibleError
 from pipeline.contracts.tables import with_metadata
 from pipeline.dual_steps import Measured, gradient_step, secant_step
 from pipeline.report import write_trajectory_figure
@@ -100,15 +100,9 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
         The run that holds the kept policy and its evaluation; the run itself where no iterate is better.
 
     Raises:
-        InputError: the recipe trains an adapter.
         StaleArtifactError: iterates are there that were made with other settings.
         DualignError: whatever makes a step stop; finished work is kept.
     """
-    if run.config.training.adapter != "none":
-        raise InputError(
-            f"`training.adapter` is {run.config.training.adapter!r}: later iterates train on from the policy before, "
-            "which an adapter does not; multishot needs `none`"
-        )
     run_steps(run, ("prepare", "sample", "score", "solve", "export", "train", "evaluate"))
     started = time.monotonic()
     folder, settings = run.folder / FOLDER, run.config.multishot

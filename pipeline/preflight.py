@@ -76,10 +76,10 @@ def check_models(run: Run, *, locate: Locate = resolve_model) -> None:
 def _check_initial(training: TrainingSettings) -> None:
     if training.initial is None:
         return
-    if training.adapter != "none":
-        raise InputError(
-            f"`training.initial` is {training.initial!r} and `training.adapter` {training.adapter!r}; an adapter "
-            "starts from the reference"
-        )
     if not (Path(training.initial) / "config.json").is_file():
         raise InputError(f"`training.initial` is {training.initial!r}; it must be the folder of a checkpoint")
+    if training.adapter != "none" and not (Path(training.initial) / "adapter" / "adapter_config.json").is_file():
+        raise InputError(
+            f"`training.initial` is {training.initial!r} and `training.adapter` {training.adapter!r}; it must be the "
+            "folder of a policy that was trained with an adapter, which is in its adapter/"
+        )

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from pipeline.contracts.errors import InputError, MissingExtraError
@@ -127,6 +135,33 @@ def attach_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftMod
             raise InputError(f"training setting `lora_target_modules` is {modules!r}: {error}") from error
     assert isinstance(policy, PeftModel)  # a task type was given
     return policy
+
+
+def continue_adapter(policy: PeftModel, folder: Path) -> None:
+    """Give an adapter the weights of another one of its shape, in place: training goes on from there.
+
+    Args:
+        policy: from :func:`attach_adapter`.
+        folder: of the other adapter, as training leaves it.
+
+    Raises:
+        InputError: the other adapter is of another rank, scale or of other layers.
+    """
+    ours, theirs = policy.peft_config["default"], PeftConfig.from_pretrained(str(folder))
+    for name, setting in (("r", "lora_r"), ("lora_alpha", "lora_alpha")):
+        if getattr(theirs, name) != getattr(ours, name):
+            raise InputError(
+                f"training setting `{setting}` is {getattr(ours, name)}, and the adapter in {folder}, from which "
+                f"training starts, has {getattr(theirs, name)}; they must be the same"
+            )
+    weights = load_peft_weights(str(folder), device="cpu")
+    missing = get_peft_model_state_dict(policy).keys() ^ weights.keys()
+    if missing:
+        raise InputError(
+            f"the adapter in {folder}, from which training starts, is on other layers than "
+            f"`lora_target_modules` says: {len(missing)} weights are in one of the two only (first: {min(missing)})"
+        )
+    set_peft_model_state_dict(policy, weights)
 
 
 def merge_adapter(reference: Path, adapter: Path) -> PreTrainedModel:

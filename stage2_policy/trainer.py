@@ -37,6 +37,7 @@ from stage2_policy.adapters import (
     ADAPTER_FOLDER,
     AdapterSettings,
     attach_adapter,
+    continue_adapter,
     load_reference,
     merge_adapter,
     start_from,
@@ -258,8 +259,8 @@ def train_policy(
             ``adapter/`` beside the merged weights.
         settings: of the run.
         show_progress: show progress bars.
-        initial: checkpoint whose weights training starts from, of the reference's architecture; the reference's own
-            where not given.
+        initial: policy that training starts from: a checkpoint of the reference's architecture, or with an adapter one
+            whose ``adapter/`` is of the same shape; the reference itself where not given.
         reference_logp: folder that keeps log pi_ref for the next training run on the same samples.
         chat_template: by which the samples' prompts were rendered, where it is not the tokenizer's own; saved with the
             policy.
@@ -272,8 +273,6 @@ def train_policy(
     """
     started = time.monotonic()
     validate_settings(settings)
-    if initial is not None and settings.adapter != "none":
-        raise InputError(f"`initial` is {initial} and the adapter {settings.adapter}; one starts from the reference")
     if settings.match_prediction and _weights_are_sharded():
         raise InputError(
             "training setting `match_prediction` is true, which needs whole weights in each process; it must be false "
@@ -298,7 +297,7 @@ def train_policy(
     if skipped.n_responses:  # of an objective that reads no reference: there are only zeros to leave out
         ref_logp = replace(ref_logp, train=np.zeros(len(train)))
     model: Policy = base
-    if initial is not None:
+    if initial is not None and settings.adapter == "none":
         start_from(base, initial)
     if settings.adapter != "none":
         model = attach_adapter(
@@ -311,6 +310,8 @@ def train_policy(
                 dropout=settings.lora_dropout,
             ),
         )
+        if initial is not None:
+            continue_adapter(model, initial / ADAPTER_FOLDER)
     fit = fit_policy(
         model,
         replace(data, train=train),

@@ -6,10 +6,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers.tiny_runs import dualign, run_folder, write_recipe
+from safetensors.numpy import load_file
 
 from pipeline.contracts.artifacts import checkpoint_sha256, file_sha256, read_json, read_manifest
 from pipeline.dual_steps import Measured
 from pipeline.multishot import Iterate, choose_iterate
+from pipeline.validation import validate_run
 
 _QUICK = {
     "training": {"epochs": 1, "tokens_per_step": 1024, "evaluations": 1, "learning_rate": 1e-3},
@@ -79,11 +81,31 @@ def test_a_gradient_without_a_step_size_is_refused(tmp_path: Path, capsys: pytes
     assert "`gradient` needs one" in capsys.readouterr().err
 
 
-def test_an_adapter_is_refused_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = write_recipe(tmp_path)
-    assert dualign("multishot", recipe, "--training.adapter", "lora") == 2
-    assert "`training.adapter` is 'lora'" in capsys.readouterr().err
-    assert not (run_folder(recipe) / "samples").exists()
+def test_an_adapter_is_trained_on_by_every_iterate(tmp_path: Path) -> None:
+    training = {**_QUICK["training"], "adapter": "lora", "lora_r": 2, "lora_alpha": 4}
+    recipe = write_recipe(tmp_path, **{**_QUICK, "training": training})
+    # So slow that the second iterate is where the first was, and far from the reference.
+    assert dualign("multishot", recipe, "--multishot.iterations", "2", "--multishot.learning_rate", "1e-9") == 0
+    run = run_folder(recipe)
+    first, second = (load_file(folder / "policy/adapter/adapter_model.safetensors") for folder in _iterates(run, 2))
+    moved = max(np.abs(weight).max() for name, weight in first.items() if "lora_B" in name)
+    assert moved > 1e-4
+    for name, weight in first.items():
+        np.testing.assert_allclose(second[name], weight, atol=1e-6)
+
+
+def test_a_damaged_trajectory_is_found(finished: Path) -> None:
+    run = run_folder(finished)
+    path = run / "multishot" / "trajectory.parquet"
+    assert not validate_run(run).faults
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    assert any("trajectory.parquet is not the file" in fault for fault in validate_run(run).faults)
+    path.write_bytes(content)
+
+
+def _iterates(run: Path, count: int) -> list[Path]:
+    return [run, *(run / "multishot" / str(number) for number in range(1, count))]
 
 
 @pytest.mark.parametrize(

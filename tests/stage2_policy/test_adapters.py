@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.contracts.artifacts import checkpoint_sha256
 from pipeline.contracts.errors import InputError
-from stage2_policy.adapters import AdapterSettings, attach_adapter, validate_reference
+from stage2_policy.adapters import AdapterSettings, attach_adapter, continue_adapter, validate_reference
 from stage2_policy.data import read_training_data
 from stage2_policy.held_out import estimate_held_out
 from stage2_policy.logprobs import score_sequences
@@ -154,3 +154,30 @@ def test_dropout_disturbs_training_and_no_evaluation(reference: Path, stage_one:
     ids = torch.arange(5, 15)[None]
     policy.train()
     assert not torch.equal(policy(input_ids=ids).logits, policy(input_ids=ids).logits)
+
+
+def test_training_goes_on_from_an_adapter(stage_one: Any, trained: tuple[TrainResult, Path], tmp_path: Path) -> None:
+    settings = replace(LORA, learning_rate=1e-9, epochs=1, evaluations=1)
+    result = train_policy(
+        **vars(stage_one), output=tmp_path, settings=settings, show_progress=False, initial=trained[1]
+    )
+    # Log-ratios are still against the reference, not against where training began.
+    assert result.held_out.kl == pytest.approx(trained[0].held_out.kl, rel=1e-3)
+    assert result.held_out.kl > 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": 2}, r"`lora_r` is 2, and the adapter in .* has 4"),
+        ({"alpha": 16}, r"`lora_alpha` is 16, and the adapter in .* has 8"),
+        ({"target_modules": ["q_proj"]}, r"is on other layers than `lora_target_modules` says"),
+    ],
+)
+def test_an_adapter_of_another_shape_is_refused(
+    changes: dict[str, Any], message: str, reference: Path, trained: tuple[TrainResult, Path]
+) -> None:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+    settings = AdapterSettings(**{"r": 4, "alpha": 8, "target_modules": "all-linear", "seed": 0, **changes})
+    with pytest.raises(InputError, match=message):
+        continue_adapter(attach_adapter(model, settings), trained[1] / "adapter")
