@@ -91,10 +91,17 @@ def run_experiments(study: Study, names: Sequence[str]) -> list[Result]:
     folder = study.folder / "results"
     require_writable(folder)
     results = []
+    begun = time.monotonic()
     with run_lock(folder):
         for number, name in enumerate(chosen := list(names) or list(EXPERIMENTS), start=1):
             started = time.monotonic()
-            log.info("==== experiment %d of %d: %s", number, len(chosen), EXPERIMENTS[name].title)
+            log.info(
+                "==== experiment %d of %d, after %.0f min: %s",
+                number,
+                len(chosen),
+                (started - begun) / 60,
+                EXPERIMENTS[name].title,
+            )
             result = EXPERIMENTS[name].perform(study)
             metadata = study.base(study.seeds[0]).table_metadata() | {"run": study.name}
             page = write_result(result, folder, metadata=metadata)[1]

@@ -1,10 +1,15 @@
 """The iterative baseline on whole tiny runs."""
 
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from helpers.tiny_models import save_tiny_classifier
 from helpers.tiny_runs import dualign, run_folder, write_recipe
 from safetensors.numpy import load_file
 
@@ -92,6 +97,69 @@ def test_an_adapter_is_trained_on_by_every_iterate(tmp_path: Path) -> None:
     assert moved > 1e-4
     for name, weight in first.items():
         np.testing.assert_allclose(second[name], weight, atol=1e-6)
+
+
+def test_a_killed_call_goes_on_to_the_same_trajectory(tmp_path: Path) -> None:
+    whole, killed = (write_recipe(_made(tmp_path / name), **_QUICK) for name in ("whole", "killed"))
+    arguments = ("--multishot.iterations", "2", "--multishot.epochs", "4")
+    assert dualign("multishot", whole, *arguments) == 0
+
+    begun = run_folder(killed) / "multishot" / "1" / "policy" / "checkpoints"
+    command = [sys.executable, "-m", "pipeline", "multishot", "--config", str(killed), "--run", "tiny"]
+    command += ["--data-dir", str(killed.parent / "data"), "--no-progress", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not begun.exists():
+            assert process.poll() is None, "the call ended before it could be killed"
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (run_folder(killed) / "multishot" / "trajectory.parquet").exists()
+
+    first = file_sha256(run_folder(killed) / "policy" / "model.safetensors")
+    assert dualign("multishot", killed, *arguments) == 0
+    assert file_sha256(run_folder(killed) / "policy" / "model.safetensors") == first
+    ours, theirs = (
+        pq.read_table(run_folder(recipe) / "multishot" / "trajectory.parquet").drop_columns("seconds").to_pylist()
+        for recipe in (killed, whole)
+    )
+    assert ours == theirs
+
+
+def test_two_constraints_from_both_sides(tmp_path: Path) -> None:
+    save_tiny_classifier(tmp_path / "length", seed=11)
+    recipe = write_recipe(
+        tmp_path,
+        **_QUICK,
+        scorers={name: {"model": str(tmp_path / name)} for name in ("helpful", "harmless", "length")},
+        constraints={
+            "harmless": {"direction": ">=", "margin": 0.05},
+            "length": {"direction": "<=", "margin": -0.05},
+        },
+    )
+    assert dualign("multishot", recipe, "--multishot.iterations", "2") == 0
+    run = run_folder(recipe)
+    rows = pq.read_table(run / "multishot" / "trajectory.parquet").to_pylist()
+    assert [(row["iterate"], row["constraint"]) for row in rows] == [
+        (0, "harmless"),
+        (0, "length"),
+        (1, "harmless"),
+        (1, "length"),
+    ]
+    for row in rows:
+        folder = run / "multishot" / ("0" if row["iterate"] == 0 else "1/measured")
+        bound = next(b for b in read_json(folder / "measured.json")["constraints"] if b["name"] == row["constraint"])
+        sign = 1.0 if bound["direction"] == ">=" else -1.0
+        assert row["slack"] == pytest.approx(sign * (bound["realised"] - bound["threshold"]), abs=1e-12)
+        assert row["slack_ci95_low"] <= row["slack"] <= row["slack_ci95_high"]
+    # Where the second dual was asked for other thresholds, its solution is the lambda that was wanted.
+    asked = read_json(run / "multishot" / "1" / "dual" / "dual.json")["constraints"]
+    assert [entry["multiplier"] for entry in asked] == [row["multiplier"] for row in rows[2:]]
+    assert any(abs(after["multiplier"] - before["multiplier"]) > 1e-6 for before, after in zip(rows[:2], rows[2:], strict=True))
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_a_damaged_trajectory_is_found(finished: Path) -> None:
