@@ -400,11 +400,11 @@ class PublishedSettings(_Section):
 
     paper: str
     """arXiv number."""
-    sources: list[str]
+    sources: Annotated[list[str], Field(min_length=1)]
     """Tables and figures of the paper."""
     reward: str
     """Metric that is the run's reward, such as ``helpful_gain``."""
-    constraints: dict[str, str]
+    constraints: Annotated[dict[str, str], Field(min_length=1)]
     """Metric by the name of the constraint whose score it is, such as ``safety_gain``."""
 
     def points(self) -> dict[str, tuple[PublishedPoint, ...]]:
@@ -628,11 +628,17 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
         faults.append("`constraints` is empty; it needs at least one")
     published = tree.get("published")
     if isinstance(published, Mapping) and isinstance(published.get("constraints"), Mapping):
-        known = list(map(str, constraints)) if isinstance(constraints, Mapping) else []
+        bounds = {str(name): bound for name, bound in constraints.items()} if isinstance(constraints, Mapping) else {}
         faults.extend(
-            f"`published.constraints.{name}`: there is no such constraint{nearest(str(name), known)}"
+            f"`published.constraints.{name}`: there is no such constraint{nearest(str(name), bounds)}"
             for name in published["constraints"]
-            if str(name) not in known
+            if str(name) not in bounds
+        )
+        faults.extend(
+            f"`published.constraints.{name}`: a gain is better where it is higher, and this constraint is from above; "
+            "turn its score with `sign: -1`"
+            for name in published["constraints"]
+            if isinstance(bound := bounds.get(str(name)), Mapping) and bound.get("direction") == "<="
         )
     return faults
 

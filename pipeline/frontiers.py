@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.contracts.problem import Constraint
-from pipeline.contracts.tables import with_metadata
+from pipeline.contracts.shards import write_parquet
 from pipeline.solving import constraint_signs
 from stage1_dual.dual import AttainableMeans, DualProblem, Frontier, solve_frontier
 
@@ -54,9 +53,7 @@ def solve_points(problem: DualProblem, points: Sequence[Sequence[Constraint]], *
 
 def write_frontier(path: Path, frontier: pa.Table, *, metadata: Mapping[str, str]) -> None:
     """Write ``frontier.parquet``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    schema = with_metadata(frontier.schema, metadata)
-    pq.write_table(frontier.replace_schema_metadata(schema.metadata), path, compression="zstd")
+    write_parquet(path, frontier, metadata=metadata)
 
 
 def _rows(

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.comparison import compare_policy
 from pipeline.config import MultishotSettings, RunConfig
@@ -31,8 +30,8 @@ from pipeline.contracts.artifacts import (
     run_lock,
     write_json,
 )
-from pipeline.contracts.errors import InfeasibleError
-from pipeline.contracts.tables import with_metadata
+from pipeline.contracts.errors import InfeasibleError, NotCertifiedError
+from pipeline.contracts.shards import write_parquet
 from pipeline.dual_steps import Measured, gradient_step, secant_step
 from pipeline.report import write_trajectory_figure
 from pipeline.responses import Policy, sample_policy
@@ -126,7 +125,7 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
             log.info("multishot: iterate %d at lambda %s", number, ", ".join(f"{value:.4g}" for value in lam))
             try:
                 iterates.append(_perform_iterate(run, number, lam, start=iterates[-1].run, problem=problem))
-            except InfeasibleError as error:
+            except (InfeasibleError, NotCertifiedError) as error:
                 log.warning("multishot: the step leads to where no tilted policy is; ended there. %s", error)
                 break
         best = choose_iterate(iterates)
@@ -134,7 +133,7 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
         if best > 0:
             run_steps(kept, ("evaluate",))
         trajectory = _trajectory(run, iterates, best)
-        _write_trajectory(trajectory, folder / "trajectory.parquet", metadata=run.table_metadata())
+        write_parquet(folder / "trajectory.parquet", trajectory, metadata=run.table_metadata())
         pictures = write_trajectory_figure(trajectory, folder / "trajectory")
         finish_step(
             run,
@@ -293,10 +292,3 @@ def _trajectory(run: Run, iterates: Sequence[Iterate], best: int) -> pa.Table:
         for place, name in enumerate(run.config.constraints)
     ]
     return pa.Table.from_pylist(rows, schema=TRAJECTORY)
-
-
-def _write_trajectory(trajectory: pa.Table, path: Path, *, metadata: Mapping[str, str]) -> None:
-    partial = path.with_suffix(".partial")  # a kill must not leave half a table under the name
-    schema = with_metadata(TRAJECTORY, metadata)
-    pq.write_table(trajectory.replace_schema_metadata(schema.metadata), partial, compression="zstd")
-    partial.replace(path)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import EMBEDDED, TrainingSettings
+from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.errors import InputError
 from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
 from pipeline.models import Locate, resolve_model
@@ -83,3 +84,11 @@ def _check_initial(training: TrainingSettings) -> None:
             f"`training.initial` is {training.initial!r} and `training.adapter` {training.adapter!r}; it must be the "
             "folder of a policy that was trained with an adapter, which is in its adapter/"
         )
+    if training.adapter != "none":
+        shape = read_json(Path(training.initial) / "adapter" / "adapter_config.json")
+        for setting, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
+            if shape.get(name) != getattr(training, setting):
+                raise InputError(
+                    f"`training.{setting}` is {getattr(training, setting)}, and the adapter of `training.initial`, "
+                    f"{training.initial!r}, has {shape.get(name)}; they must be the same"
+                )

@@ -274,6 +274,8 @@ def train(run: Run) -> None:
     log.info("train: %d steps, kept the one of step %d; %s", result.steps, result.best_step, result.stop_reason)
     if run.config.training.match_prediction:
         log.info("train: moved along the ray from the reference by %.3f to match the prediction", result.stretch)
+        if result.falls_short_of_prediction:
+            log.warning("train: the prediction is further off than that; train longer, or at a higher rate")
     # The card is left out: `evaluate` completes it with what was realised.
     files = {
         str(path.relative_to(folder)): file_sha256(path)
@@ -380,13 +382,16 @@ def report(run: Run) -> None:
     folder = run.folder / "report"
     available = [name for name in ("dual", "tilted", "policy", "evaluation") if is_complete(run.folder / name)]
     inputs = {name: read_manifest(run.folder / name).identity for name in available}
-    published = run.config.published
-    settings = {"published": published.model_dump()} if published is not None else {}
-    if derived_step_is_current(folder, step="report", settings=settings, inputs=inputs):
+    published = {} if run.config.published is None else run.config.published.points()
+    if published:  # an input, not a setting: the numbers may be corrected, and older reports have none
+        inputs["published"] = content_sha256(
+            {name: [asdict(point) for point in points] for name, points in published.items()}
+        )
+    if derived_step_is_current(folder, step="report", settings={}, inputs=inputs):
         return
-    paths = write_report(run.folder, output=folder, published=published.points() if published is not None else {})
+    paths = write_report(run.folder, output=folder, published=published)
     files = {str(path.relative_to(folder)): file_sha256(path) for path in paths}
-    finish_step(run, folder, "report", settings=settings, inputs=inputs, files=files, started=started)
+    finish_step(run, folder, "report", settings={}, inputs=inputs, files=files, started=started)
     log.info("report: %s", folder / "report.html")
 
 

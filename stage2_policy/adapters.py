@@ -145,7 +145,7 @@ def continue_adapter(policy: PeftModel, folder: Path) -> None:
         folder: of the other adapter, as training leaves it.
 
     Raises:
-        InputError: the other adapter is of another rank, scale or of other layers.
+        InputError: the other adapter is of another rank or scale, or of other layers.
     """
     ours, theirs = policy.peft_config["default"], PeftConfig.from_pretrained(str(folder))
     for name, setting in (("r", "lora_r"), ("lora_alpha", "lora_alpha")):
@@ -161,7 +161,10 @@ def continue_adapter(policy: PeftModel, folder: Path) -> None:
             f"the adapter in {folder}, from which training starts, is on other layers than "
             f"`lora_target_modules` says: {len(missing)} weights are in one of the two only (first: {min(missing)})"
         )
-    set_peft_model_state_dict(policy, weights)
+    try:
+        set_peft_model_state_dict(policy, weights)
+    except RuntimeError as error:
+        raise InputError(f"the adapter in {folder}, from which training starts, has other shapes: {error}") from error
 
 
 def merge_adapter(reference: Path, adapter: Path) -> PreTrainedModel:

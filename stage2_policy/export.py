@@ -48,6 +48,16 @@ def save_policy(
     tokenizer.save_pretrained(policy_dir)
 
 
+def read_provenance(policy_dir: Path) -> dict[str, Any]:
+    """The ``identities`` of what a policy was made from and the settings of its ``training``, as its card has them.
+
+    Raises:
+        CorruptArtifactError: the folder records none.
+    """
+    found: dict[str, Any] = read_json(policy_dir / _PROVENANCE)
+    return found
+
+
 def write_model_card(
     policy_dir: Path,
     *,
@@ -70,7 +80,7 @@ def write_model_card(
     """
     if identities is not None and training is not None:
         write_json(policy_dir / _PROVENANCE, {"identities": dict(identities), "training": dict(training)})
-    provenance = read_json(policy_dir / _PROVENANCE)
+    provenance = read_provenance(policy_dir)
     realised = {} if evaluation is None else {row["name"]: row for row in evaluation["constraints"]}
     card = ModelCard.from_template(
         ModelCardData(

@@ -53,13 +53,13 @@ from stage2_policy.data import (
     read_training_data,
     skip_negligible,
 )
-from stage2_policy.export import save_policy, write_model_card
+from stage2_policy.export import read_provenance, save_policy, write_model_card
 from stage2_policy.held_out import HeldOutEstimate, estimate_held_out
 from stage2_policy.logprobs import SequenceBatch, build_batch, can_share_prompts, score_sequences, sequence_logp
 from stage2_policy.objectives import Objective, Targets, read_objective
 from stage2_policy.reference import ReferenceLogp, arithmetic, reference_store, score_reference
 from stage2_policy.settings import TrainSettings, validate_settings
-from stage2_policy.stretch import matching_factor, stretch_policy
+from stage2_policy.stretch import WIDEST, matching_factor, stretch_policy
 
 Policy = PreTrainedModel | PeftModel
 TRAINING_LOG = "training_log.json"
@@ -99,6 +99,11 @@ class TrainResult:
     sampler_gap: float
     wall_seconds: float
     identities: Mapping[str, str]
+
+    @property
+    def falls_short_of_prediction(self) -> bool:
+        """Whether the policy was moved as far as it may be, and the prediction is further."""
+        return self.stretch in (WIDEST, 1 / WIDEST)
 
 
 class TiltedTrainer(Trainer):
@@ -311,6 +316,7 @@ def train_policy(
             ),
         )
         if initial is not None:
+            _require_same_reference(initial, data.identities["reference"])
             continue_adapter(model, initial / ADAPTER_FOLDER)
     fit = fit_policy(
         model,
@@ -359,6 +365,16 @@ def train_policy(
         shutil.rmtree(output / _CHECKPOINTS)  # last: a run killed before this line still continues
     processes.wait_for_everyone()
     return result
+
+
+def _require_same_reference(initial: Path, reference: str) -> None:
+    """An adapter says nothing without the weights it was trained beside."""
+    recorded = read_provenance(initial)["identities"].get("reference")
+    if recorded != reference:
+        raise InputError(
+            f"training setting `initial` is {initial}, whose adapter was trained on another reference "
+            f"({str(recorded)[:12]}) than the one sampled ({reference[:12]})"
+        )
 
 
 def _weights_are_sharded() -> bool:
@@ -430,7 +446,7 @@ def fit_policy(
     show_progress: bool,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Fit:
-    """Train a model that starts as the reference policy; it ends as the best policy on held-out prompts.
+    """Train a model, the reference policy or one to go on from; it ends as the best policy on held-out prompts.
 
     Args:
         model: the reference policy; trained in place.

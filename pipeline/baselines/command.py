@@ -12,7 +12,7 @@ from pipeline.baselines.results import Result, write_index, write_result
 from pipeline.baselines.study import Study, change_config
 from pipeline.config import load_config
 from pipeline.contracts.artifacts import require_writable, run_lock
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import InputError, StaleArtifactError
 from pipeline.microworld.size import WorldSize
 from pipeline.run import log
 
@@ -92,6 +92,7 @@ def run_experiments(study: Study, names: Sequence[str]) -> list[Result]:
     require_writable(folder)
     results = []
     begun = time.monotonic()
+    origin = study.origin
     with run_lock(folder):
         for number, name in enumerate(chosen := list(names) or list(EXPERIMENTS), start=1):
             started = time.monotonic()
@@ -102,12 +103,18 @@ def run_experiments(study: Study, names: Sequence[str]) -> list[Result]:
                 (started - begun) / 60,
                 EXPERIMENTS[name].title,
             )
-            result = EXPERIMENTS[name].perform(study)
+            try:
+                result = EXPERIMENTS[name].perform(study)
+            except StaleArtifactError as error:
+                made_from = str(error).rpartition("\n")[0]  # the last line is the remedy of another command
+                raise StaleArtifactError(
+                    f"{made_from}\nThe experiments' recipe has changed since: remove {study.folder} to make them anew"
+                ) from error
             metadata = study.base(study.seeds[0]).table_metadata() | {"run": study.name}
-            page = write_result(result, folder, metadata=metadata)[1]
+            page = write_result(result, folder, origin=origin, metadata=metadata)[1]
+            write_index(folder, EXPERIMENTS, origin=origin)
             log.info("%s: %.0f s, %s", name, time.monotonic() - started, page)
             for finding in result.findings:
                 log.info("  - %s", finding)
             results.append(result)
-        write_index(folder, EXPERIMENTS)
     return results

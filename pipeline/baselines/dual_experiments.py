@@ -48,7 +48,8 @@ def sample_sizes(study: Study) -> Result:
         few, all_of_them = rows.to_pylist()[0], rows.to_pylist()[-1]
         findings.append(
             f"margin {margin:g}: with {few['n_responses']} responses a prompt lambda* is "
-            f"{_shown(few['plug_in_mean'])} plug-in and {_shown(few['corrected_mean'])} corrected, with all "
+            f"{_shown(few['plug_in_mean'])} plug-in and {_shown(few['corrected_mean'])} corrected (of the draws, "
+            f"{1 - few['infeasible_share']:.0%} are feasible and {few['corrected_share']:.0%} corrected), with all "
             f"{all_of_them['n_responses']} "
             f"{_shown(all_of_them['plug_in_mean'])} and {_shown(all_of_them['corrected_mean'])}"
         )
@@ -91,8 +92,7 @@ def geometry(study: Study) -> Result:
     """Slack against value: frontier, supporting line and trained policies; the gap against the policy's size."""
     table, base = policies_in_the_plane(study)
     of_default = table.filter(pc.field("size") == _DEFAULT)
-    problem = reference_problem(base, "test")
-    problem = problem.with_thresholds(problem.reference_means_m + study.middle_margin)
+    problem = _test_problem(base, study.middle_margin)
     star = of_default["lambda_star"][0].as_py()
     figure = geometry_figure(
         frontier_points(problem, multiplier_grid(problem, star)),
@@ -103,7 +103,8 @@ def geometry(study: Study) -> Result:
     findings = [
         f"{row['size']} policy ({row['parameters']:,} weights), {row['method']}: lambda {row['lambda']:.3f} "
         f"(lambda* {row['lambda_star']:.3f}), slack {row['slack']:+.3f}, {row['gap']:.3f} reward units below the "
-        f"line, closed fraction {row['closed_fraction']:.2f}"
+        f"line, {row['corrected_gap']:.3f} with D corrected for finitely many responses as in the closed fraction, "
+        f"which is {row['closed_fraction']:.2f}"
         for row in table.to_pylist()
     ]
     return Result(
@@ -119,8 +120,9 @@ def geometry(study: Study) -> Result:
 def policies_in_the_plane(study: Study) -> tuple[pa.Table, Run]:
     """One-shot and multi-shot policies of every size at one margin, and the base run of the default size.
 
-    Of each policy its slack and its value E[r] - beta KL on the test prompts, and beta E_x KL(pi || pi_lambda*), what
-    its Lagrangian at the one-shot's lambda* is below D(lambda*), as in the definition of the closed fraction.
+    Of each policy its slack and its value E[r] - beta KL on the test prompts, and its ``gap``: how far it is below the
+    supporting line at the one-shot's lambda*, which is D(lambda*) less its Lagrangian, beta E_x KL(pi || pi_lambda*)
+    but for the error of D on finitely many responses. ``corrected_gap`` has D as in the closed fraction.
     """
     first = study.seeds[0]
     bases = {_DEFAULT: study.base(first)} | {
@@ -132,6 +134,7 @@ def policies_in_the_plane(study: Study) -> tuple[pa.Table, Run]:
         one = read_outcome(base, study.train(base, arm))
         multi = read_outcome(base, study.iterate(base, arm))
         star = one.multipliers["harmless"]
+        line = supporting_line(_test_problem(base, study.middle_margin), star)
         optimum, reference = (one.evaluation["lagrangian"][key] for key in ("optimum", "reference"))
         for method, outcome in ((policies.ONE_SHOT, one), (policies.MULTI_SHOT, multi)):
             bound, reward = outcome.evaluation["constraints"][0], outcome.evaluation["reward"]
@@ -153,13 +156,19 @@ def policies_in_the_plane(study: Study) -> tuple[pa.Table, Run]:
                     "value": value,
                     "value_ci95_low": value - half,
                     "value_ci95_high": value + half,
-                    "gap": optimum - lagrangian,
+                    "gap": line.dual_value - lagrangian,
+                    "corrected_gap": optimum - lagrangian,
                     "closed_fraction": (lagrangian - reference) / (optimum - reference),
                     "kl": kl["realised"],
                     "run": outcome.run.name,
                 }
             )
     return pa.Table.from_pylist(rows), bases[_DEFAULT]
+
+
+def _test_problem(base: Run, margin: float) -> DualProblem:
+    problem = reference_problem(base, "test")
+    return problem.with_thresholds(problem.reference_means_m + margin)
 
 
 def _pooled_problem(bases: Sequence[Run]) -> DualProblem:

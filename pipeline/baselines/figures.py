@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 
 from pipeline.baselines import policies
 from pipeline.baselines.palette import GREEN, ORANGE, PURPLE, SKY
+from pipeline.baselines.results import methods
 from pipeline.report.style import (
     BLUE,
     GREY,
@@ -49,7 +50,7 @@ def satisfaction_figure(table: pa.Table) -> Figure:
         # A level for each demand, as wide as the points that stand side by side at it.
         demands = np.unique(table["demanded"].to_numpy())
         axes.hlines(demands, demands - 4 * spread, demands + 4 * spread, color=INK, linewidth=0.8, label="demanded")
-        for place, method in enumerate(_methods(table)):
+        for place, method in enumerate(methods(table.to_pylist())):
             rows = table.filter(pc.equal(table["method"], method))
             # Side by side: two methods and several seeds share each demand.
             seeds = rows["seed"].to_numpy() - rows["seed"].to_numpy().mean()
@@ -75,7 +76,7 @@ def trade_off_figure(table: pa.Table, frontier: Mapping[str, pa.Table]) -> Figur
             curve = frontier[prefix]
             axes.plot(curve["harmless"], curve["helpful"], color=GREY, linewidth=1.0, label="predicted by the dual")
             axes.plot([0], [0], "x", color=INK, label="reference")
-            for method in _methods(table):
+            for method in methods(table.to_pylist()):
                 rows = table.filter(pc.equal(table["method"], method))
                 color, marker = LOOKS[method]
                 bars = [_bars(rows, f"{prefix}{name}") for name in ("harmless", "helpful")]
@@ -159,17 +160,17 @@ def cost_figure(table: pa.Table) -> Figure:
     with paper_style():
         figure = new_figure(height_inches=2.2)
         axes = figure.subplots()
-        methods = _methods(table)
-        left = np.zeros(len(methods))
+        named = methods(table.to_pylist())
+        left = np.zeros(len(named))
         for name, label, color in (
             ("sampling_seconds", "sampling the reference", SKY),
             ("scoring_seconds", "scoring", GREY),
             ("own_seconds", "dual, training, later iterates", BLUE),
         ):
-            means = np.array([pc.mean(table.filter(pc.equal(table["method"], m))[name]).as_py() for m in methods])
-            axes.barh(range(len(methods)), means, left=left, color=color, height=0.6, label=label)
+            means = np.array([pc.mean(table.filter(pc.equal(table["method"], m))[name]).as_py() for m in named])
+            axes.barh(range(len(named)), means, left=left, color=color, height=0.6, label=label)
             left += means
-        axes.set_yticks(range(len(methods)), [method.replace(", ", ",\n") for method in methods])
+        axes.set_yticks(range(len(named)), [method.replace(", ", ",\n") for method in named])
         axes.invert_yaxis()
         axes.set_xlabel("wall time (s)")
         legend_above(figure, axes, columns=2)
@@ -188,10 +189,6 @@ def _bars(rows: pa.Table, name: str, *, of: str | None = None) -> np.ndarray:
     stem = name if of is None else of
     value, low, high = (rows[column].to_numpy() for column in (name, f"{stem}_ci95_low", f"{stem}_ci95_high"))
     return interval_bars(value, low, high)
-
-
-def _methods(table: pa.Table) -> list[str]:
-    return list(dict.fromkeys(table["method"].to_pylist()))
 
 
 def _padded(values: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.special import expit
 
 from pipeline.baselines.study import (
@@ -23,7 +22,7 @@ from pipeline.baselines.study import (
     record_done,
 )
 from pipeline.contracts.artifacts import begin_step, file_sha256, is_complete, read_json, read_manifest
-from pipeline.contracts.shards import ShardedTable
+from pipeline.contracts.shards import ShardedTable, write_parquet
 from pipeline.contracts.tables import SAMPLE_KEY, SCORES
 from pipeline.multishot import share_stage1
 from pipeline.run import Run, finish_step, log, remedy
@@ -171,10 +170,7 @@ def _write_pairs(base: Run, side: str) -> Path:
         (first, one), (second, other) = (answers[index] for index in rng.choice(len(answers), size=2, replace=False))
         chosen, rejected = (first, second) if rng.random() < expit(one - other) else (second, first)
         rows.append({"prompt": messages[prompt_id], "chosen": chosen, "rejected": rejected})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")  # a kill must not leave half a table under the name
-    pq.write_table(pa.Table.from_pylist(rows), partial, compression="zstd")
-    partial.replace(path)
+    write_parquet(path, pa.Table.from_pylist(rows), metadata={"seed": str(base.config.seed)})
     return path
 
 

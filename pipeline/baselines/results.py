@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 
 from pipeline.contracts.artifacts import atomic_write_bytes
-from pipeline.contracts.tables import with_metadata
+from pipeline.contracts.shards import write_parquet
 from pipeline.report.style import save_figure
 
 Rows = list[dict[str, Any]]
@@ -41,30 +40,40 @@ class Result:
     summary: pa.Table | None = None
 
 
-def write_result(result: Result, folder: Path, *, metadata: Mapping[str, str]) -> list[Path]:
+def write_result(result: Result, folder: Path, *, origin: str, metadata: Mapping[str, str]) -> list[Path]:
     """Write ``<name>.parquet``, ``.md``, ``.png`` and ``.svg`` into a folder.
+
+    Args:
+        result: of the experiment.
+        folder: where to.
+        origin: one line that says of which recipe and seeds; the last one of the page.
+        metadata: of the table.
 
     Returns:
         The paths, the table first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / f"{result.name}.parquet"
-    schema = with_metadata(result.table.schema, metadata)
-    pq.write_table(result.table.replace_schema_metadata(schema.metadata), table, compression="zstd")
+    write_parquet(table, result.table, metadata=metadata)
     pictures = save_figure(result.figure, folder / result.name)
     page = folder / f"{result.name}.md"
-    atomic_write_bytes(page, _markdown(result).encode())
+    atomic_write_bytes(page, _markdown(result, origin).encode())
     return [table, page, *pictures]
 
 
-def write_index(folder: Path, names: Iterable[str]) -> Path:
-    """Write ``README.md``: the findings of every experiment that has a page in the folder, of this call or before."""
-    lines = ["# Experiments", ""]
+def write_index(folder: Path, names: Iterable[str], *, origin: str) -> Path:
+    """Write ``README.md``: the findings of every experiment that has a page in the folder, of this call or before.
+
+    Of a page of another origin the findings are not repeated: numbers of two recipes must not stand together.
+    """
+    lines = ["# Experiments", "", origin, ""]
     for name in names:
         page = folder / f"{name}.md"
         if page.is_file():
             title, _, *rest = page.read_text(encoding="utf-8").splitlines()
-            lines += [f"## [{title.removeprefix('# ')}]({name}.md)", "", *rest[: rest.index("")], ""]
+            lines += [f"## [{title.removeprefix('# ')}]({name}.md)", ""]
+            lines += rest[: rest.index("")] if rest[-1] == origin else [f"Made otherwise: {rest[-1]}"]
+            lines.append("")
     path = folder / "README.md"
     atomic_write_bytes(path, "\n".join(lines).encode())
     return path
@@ -82,7 +91,7 @@ def markdown_table(table: pa.Table) -> list[str]:
     return lines
 
 
-def _markdown(result: Result) -> str:
+def _markdown(result: Result, origin: str) -> str:
     shown = result.table if result.summary is None else result.summary
     lines = [
         f"# {result.title}",
@@ -94,6 +103,8 @@ def _markdown(result: Result) -> str:
         *markdown_table(shown),
         "",
         f"All rows: `{result.name}.parquet`.",
+        "",
+        origin,
         "",
     ]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig, build_config
-from pipeline.contracts.artifacts import read_json, read_manifest, write_json
+from pipeline.contracts.artifacts import content_sha256, read_json, read_manifest, write_json
 from pipeline.microworld import build_reference
 from pipeline.microworld.size import WorldSize
 from pipeline.multishot import FOLDER as MULTISHOT
@@ -66,6 +66,13 @@ class Study:
     def folder(self) -> Path:
         """Folder of the study."""
         return self.data_dir / "runs" / self.name
+
+    @property
+    def origin(self) -> str:
+        """One line that says which recipe and seeds results are of."""
+        recipe = content_sha256(self.config.model_dump(mode="json"))[:12]
+        margins, seeds = (", ".join(f"{value:g}" for value in values) for values in (self.margins, self.seeds))
+        return f"Recipe {recipe}; seeds {seeds}; margins {margins}."
 
     @property
     def middle_margin(self) -> float:

@@ -15,6 +15,7 @@ from pipeline.contracts.artifacts import read_manifest
 from pipeline.contracts.errors import InfeasibleError
 from pipeline.run import Run
 from pipeline.run_scores import reference_problem, reference_scores
+from stage1_dual.dual import tilt
 
 
 def trade_off(study: Study) -> Result:
@@ -58,16 +59,11 @@ def trade_off(study: Study) -> Result:
     ]
     findings = [
         (
-            f"at the lambda* of its demand the one-shot policy's Lagrangian is above that of the DPO variant by "
-            f"{np.mean([gain for gain, _ in above]):.3f} reward units in the mean and {min(above)[0]:.3f} at worst "
+            f"at the lambda* of its demand the one-shot policy's Lagrangian less that of the DPO variant is "
+            f"{np.mean([gain for gain, _ in above]):+.3f} reward units in the mean and {min(above)[0]:+.3f} at worst "
             f"(margin {min(above)[1]:g})"
         ),
-        *(
-            f"{method}: {_distance(rows, method, frontier['']):+.3f} reward units from the predicted frontier, mean"
-            # Of the methods whose policies the tilted ones of some lambda could be, within the curve's range.
-            for method in methods(rows)
-            if method not in (policies.REWARD_ONLY, policies.CONSTRAINT_ONLY)
-        ),
+        *_distances(rows, frontier[""], beta=base.config.beta),
     ]
     if infeasible:
         findings.append(
@@ -102,7 +98,7 @@ def _trade_off_row(base: Run, run: Run, method: str, margin: float | None) -> di
 def _predicted_frontiers(base: Run) -> dict[str, pa.Table]:
     """Improvements that the dual predicts over a range of lambda, on the test prompts, by the prefix of the scores.
 
-    By gold: the same policies, tilted by the score models and judged by the ground truth.
+    By gold: the same policies, tilted by the score models and judged by the ground truth. Column ``kl``: theirs, nats.
     """
     prefixes, sides = ("", "gold_"), ("helpful", "harmless")
     problem = reference_problem(base, "test")
@@ -115,20 +111,34 @@ def _predicted_frontiers(base: Run) -> dict[str, pa.Table]:
     reference_s = mean_s(1 / np.bincount(rows.prompt_n)[rows.prompt_n])
     lams = [0.0, *np.geomspace(0.05, 6.0, 40)]
     gained = np.array([mean_s(problem.tilted_weights([lam])) - reference_s for lam in lams])
+    kl = [float(tilt(problem, np.array([lam])).kl_p.mean()) for lam in lams]
     return {
-        prefix: pa.table({side: gained[:, place * len(sides) + k] for k, side in enumerate(sides)})
+        prefix: pa.table({side: gained[:, place * len(sides) + k] for k, side in enumerate(sides)} | {"kl": kl})
         for place, prefix in enumerate(prefixes)
     }
 
 
-def _distance(rows: Rows, method: str, frontier: pa.Table) -> float:
-    """Mean vertical distance of a method's policies to the predicted frontier at their harmlessness, reward units."""
-    harmless, helpful = (frontier[name].to_numpy() for name in ("harmless", "helpful"))
+def _distances(rows: Rows, frontier: pa.Table, *, beta: float) -> list[str]:
+    """A sentence a method: how far its policies are from the predicted ones in what those maximise, r - beta KL.
+
+    In the reward alone a policy further from the reference could lie above them. Policies outside of the curve's range
+    of harmlessness are left out: no lambda >= 0 asks for them.
+    """
+    harmless, helpful, kl = (frontier[name].to_numpy() for name in ("harmless", "helpful", "kl"))
     order = np.argsort(harmless)
-    mine = [row for row in rows if row["method"] == method]
-    return float(
-        np.mean([row["helpful"] - np.interp(row["harmless"], harmless[order], helpful[order]) for row in mine])
-    )
+    sentences = []
+    for method in methods(rows):
+        mine = [row for row in rows if row["method"] == method]
+        within = [row for row in mine if harmless.min() <= row["harmless"] <= harmless.max()]
+        best = np.interp([row["harmless"] for row in within], harmless[order], (helpful - beta * kl)[order])
+        gap = best - [row["helpful"] - beta * row["kl"] for row in within]
+        sentences.append(
+            f"{method}: {np.mean(gap):.3f} reward units below the best r - beta KL at its harmlessness, mean of "
+            f"{len(within)} of {len(mine)} policies; KL {np.mean([row['kl'] for row in mine]):.2f} nats"
+            if within
+            else f"{method}: outside of the range of harmlessness of the predicted policies"
+        )
+    return sentences
 
 
 def _mean_score(run: Run, name: str) -> float:

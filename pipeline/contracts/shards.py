@@ -169,6 +169,14 @@ def write_table(
     return sharded.finish()
 
 
+def write_parquet(path: Path, table: pa.Table, *, metadata: Mapping[str, str]) -> None:
+    """Write a small table as one file, atomically."""
+    schema = with_metadata(table.schema, metadata)
+    sink = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(schema.metadata), sink, compression="zstd")
+    atomic_write_bytes(path, sink.getvalue())
+
+
 def read_parquet(
     path: Path,
     *,

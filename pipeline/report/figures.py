@@ -231,7 +231,7 @@ def frontier_figure(curve: FrontierCurve) -> Figure:
         figure.align_ylabels()
         legend_above(figure, top, columns=2 if curve.published else 3)
         if curve.published:
-            figure.legends[0].set_title("hollow and grey: published by others")
+            figure.legends[0].set_title("thin and grey: published by others")
     return figure
 
 

@@ -108,7 +108,7 @@ def stage1_plates(
             "The shaded side does not meet this run's threshold. Below, the price: "
             "how much reward one more unit of the constraint costs there. The hollow point is the same prediction for "
             "the test prompts; the realised one, with 95% intervals, falls short of it by what training left undone."
-            + _published_caption(curve.published),
+            + _published_caption(curve.published, alone=len(dual["constraints"]) == 1),
             frontier_figure(curve),
         )
         for curve in build_frontier_curves(frontier, dual, evaluation, published)
@@ -137,13 +137,14 @@ def stage1_plates(
     return plates
 
 
-def _published_caption(published: Sequence[PublishedPoint]) -> str:
+def _published_caption(published: Sequence[PublishedPoint], *, alone: bool) -> str:
     if not published:
         return ""
     papers = ", ".join(sorted({f"arXiv {point.paper}" for point in published}))
     return (
-        f" The grey points are policies that {papers} reports, as gains over its own reference: from other samples, "
-        "test prompts and training seeds, some read off its plots."
+        f" The thin grey markers are policies that {papers} reports, as gains over its own reference: from other "
+        "samples, test prompts and training seeds, some read off its plots."
+        + ("" if alone else " Each met demands of its own on the other constraints, where the line meets this run's.")
     )
 
 

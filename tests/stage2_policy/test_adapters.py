@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,15 @@ def test_an_adapter_of_another_shape_is_refused(
     settings = AdapterSettings(**{"r": 4, "alpha": 8, "target_modules": "all-linear", "seed": 0, **changes})
     with pytest.raises(InputError, match=message):
         continue_adapter(attach_adapter(model, settings), trained[1] / "adapter")
+
+
+def test_an_adapter_of_another_reference_is_refused(
+    stage_one: Any, trained: tuple[TrainResult, Path], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained[1], other)
+    record = json.loads((other / "provenance.json").read_text())
+    record["identities"]["reference"] = "0" * 64
+    (other / "provenance.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"adapter was trained on another reference \(000000000000\)"):
+        train_policy(**vars(stage_one), output=tmp_path / "new", settings=LORA, show_progress=False, initial=other)

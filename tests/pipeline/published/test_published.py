@@ -168,6 +168,8 @@ def test_a_source_without_such_policies_is_refused_with_what_there_is():
     [
         ("published.sources", "[Figure 99]", "Figure 99: no policy with both"),
         ("published.constraints", "{harmles: safety_gain}", r"published.constraints.harmles.*`harmless`"),
+        ("constraints.harmless.direction", "<=", r"published.constraints.harmless.*turn its score with `sign: -1`"),
+        ("published.sources", "[]", r"published.sources"),
     ],
 )
 def test_a_recipe_that_names_no_published_policy_is_refused(key, value, message):
