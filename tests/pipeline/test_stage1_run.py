@@ -307,3 +307,17 @@ def test_a_limited_run_says_so_and_a_larger_limit_computes_only_what_is_new(whol
     assert drawn == expected
     assert "limit" not in " ".join(read_json(folder / "dual" / "dual.json")["warnings"])
     assert not validate_run(folder).faults
+
+
+def test_published_policies_join_a_report_that_was_there_before(recipe):
+    folder = run_folder(recipe) / "report"
+    assert dualign("report", recipe) == 0
+    alone = (folder / "report.html").read_text()
+    published = (
+        "{paper: '2405.19544', sources: [Figure 3 left], reward: helpful_gain, constraints: {harmless: safety_gain}}"
+    )
+    assert dualign("report", recipe, "--published", published) == 0
+    beside = (folder / "report.html").read_text()
+    assert "arXiv 2405.19544 reports" in beside
+    assert dualign("report", recipe) == 0
+    assert (folder / "report.html").read_text() == alone

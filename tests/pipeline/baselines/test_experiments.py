@@ -139,8 +139,11 @@ def test_a_changed_recipe_is_refused_as_often_as_it_is_tried(
 ) -> None:
     changed = replace(study, config=change_config(study.config, {key: value}))
     for _ in range(2):
-        with pytest.raises(StaleArtifactError, match=key.rpartition(".")[2]):
+        with pytest.raises(StaleArtifactError, match=key.rpartition(".")[2]) as caught:
             run_experiments(changed, ["constraint_satisfaction"])
+        # `dualign sample --redo` would redo another run: the experiments have none of their own to name.
+        assert "--redo" not in str(caught.value)
+        assert f"remove {study.folder}" in str(caught.value)
     assert (results / "constraint_satisfaction.md").is_file()
 
 
