@@ -1,5 +1,5 @@
-# dualign: `make help` lists the targets. CONFIG= picks a recipe, RUN= names the run, REDO_FROM= redoes a step and what
-# follows it. Every target sets up .venv first, once.
+# dualign: `make help` lists the targets. CONFIG= picks a recipe, RUN= names the run, REDO_FROM= redoes a step of stage1 or
+# stage2 and what follows it; give it to that target alone. Every target sets up .venv first, once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -70,10 +70,10 @@ baselines: setup  ## the experiments of the papers on the embedded world (ARGS="
 	@$(BIN)/dualign baselines $(ARGS)
 
 .PHONY: bench
-bench: bench-stage1 bench-dual bench-stage2  ## all the comparisons the README quotes
+bench: bench-stage1 bench-dual bench-stage2  ## the comparisons, but for the table of 100 million rows (dual_scale.py); needs `make stage1`
 
 .PHONY: bench-stage1
-bench-stage1: setup  ## sampling and scoring against bare vLLM and transformers; tables of ten million rows
+bench-stage1: setup  ## sampling and scoring against bare vLLM and transformers; tables of ten million rows; needs `make stage1`
 	@$(BIN)/python benchmarks/sampling_rate.py
 	@$(BIN)/python benchmarks/scoring_rate.py
 	@$(BIN)/python benchmarks/stage1_tables.py

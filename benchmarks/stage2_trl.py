@@ -10,7 +10,7 @@ beforehand, which is its faster way.
 The closed fraction is the estimate on held-out prompts that neither trains on. The clock runs while data are made
 ready, the reference is scored and steps are taken, and stands still while a policy is estimated or saved. Written:
 every curve (results.json), a table (table.md) and a figure (curves.png). The ratio is the time in which ours first
-reaches the best that DPOTrainer ever reaches, over the time in which DPOTrainer does; 1/3 is the aim.
+reaches the best that DPOTrainer ever reaches, over the time in which DPOTrainer does.
 """
 
 from __future__ import annotations

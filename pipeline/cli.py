@@ -96,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name == "solve":
             command.epilog = (
-                "On any table of scores, without a run: dualign solve --table FILE ... (see --table --help)"
+                "On any table of scores, without a run: dualign solve --table FILE ... "
+                "(options: dualign solve --table FILE --help)"
             )
         if name == "export":
             _add_export_options(command)
@@ -127,7 +128,12 @@ def _parser() -> argparse.ArgumentParser:
         "baselines", help="the experiments of the papers on the embedded world", allow_abbrev=False
     )
     command.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of {', '.join(EXPERIMENTS)}")
-    command.add_argument("--seeds", type=int, metavar="N", help="seeds of the first experiment (default: 3; quick: 1)")
+    command.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="seeds of constraint_satisfaction and sample_sizes (default: 3; quick: 1)",
+    )
     command.add_argument("--quick", action="store_true", help="rough numbers in a few minutes")
     command.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="holds runs/ and models/")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")

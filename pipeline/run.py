@@ -129,10 +129,11 @@ class Run:
 
 def remedy(step: str) -> str:
     """How to redo a step, for messages."""
-    with_make = "" if step == "multishot" else f", or REDO_FROM={step} with make"  # it is no step of the stages
+    stage = {"train": "stage2", "evaluate": "stage2", "report": "stage2", "multishot": None}.get(step, "stage1")
+    with_make = "" if stage is None else f", or `make {stage} REDO_FROM={step}`"
     return (
         "Go back to the settings it was made with, choose another --run name, or redo it and all after it: "
-        f"`dualign {step} --redo`{with_make}."
+        f"`dualign {step} --redo` with the same --config and --run{with_make}."
     )
 
 

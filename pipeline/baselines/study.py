@@ -163,7 +163,7 @@ def _score_identities(base: Run) -> dict[str, str]:
 
 @contextmanager
 def output_to(path: Path) -> Iterator[None]:
-    """Keep the tables that the steps print: those of ninety policies would bury the log."""
+    """Keep the tables that the steps print: those of a hundred policies would bury the log."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file, redirect_stdout(file):
         yield

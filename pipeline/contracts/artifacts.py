@@ -55,7 +55,7 @@ class Manifest:
         counts: what was done, in numbers (rows, dropped rows, ...).
         details: anything else worth recording, JSON-serialisable.
         environment: versions and machine, as given by :func:`environment`.
-        wall_seconds: time spent on the step, over all its continuations that reported it.
+        wall_seconds: time of the call that finished the step.
         schema_version: version of this record.
     """
 

@@ -211,7 +211,13 @@ def test_the_policy_is_an_ordinary_checkpoint_and_the_chain_of_hashes_holds(kill
     assert tokenizer.chat_template
     assert model.generation_config.top_k == 0
     card = (killed / "policy" / "README.md").read_text()
-    assert "realised" in card.lower()
+    demanded, asked = (
+        f"{bound[name] if name == 'threshold' else bound[name]['threshold']:.4g}"
+        for bound in read_json(killed / "dual" / "dual.json")["constraints"]
+        for name in ("demanded", "threshold")
+    )
+    assert f"| `harmless` >= | {demanded} | {asked} |" in card
+    assert "| realised | verdict |" in card
     chain = {name: read_manifest(killed / name) for name in ("samples", "dual", "tilted", "policy", "evaluation")}
     assert chain["dual"].inputs["samples"] == chain["samples"].identity
     assert chain["tilted"].inputs["dual"] == chain["dual"].identity

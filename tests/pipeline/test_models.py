@@ -107,7 +107,7 @@ def test_an_adapter_that_is_not_the_merged_one_is_refused_and_redone(tmp_path, c
     assert dualign("sample", recipe, *second) == 2
     assert "but another one is merged" in capsys.readouterr().err
     assert dualign("prepare", recipe, *second) == 2
-    assert "`dualign prepare --redo`" in capsys.readouterr().err
+    assert "`dualign prepare --redo` with the same --config" in capsys.readouterr().err
     assert dualign("prepare", recipe, *second, "--redo") == 0
     assert dualign("sample", recipe, *second, "--dry-run") == 0
 

@@ -128,6 +128,7 @@ def _write_dual(folder: Path, *, samples: Path, beta: float, n_samples: int) -> 
         "name": "harm",
         "direction": "<=",
         "threshold": THRESHOLD,
+        "demanded": {"threshold": THRESHOLD, "margin": None},
         "multiplier": MULTIPLIER,
         "reference": 0.5,
         "predicted": 0.2,
