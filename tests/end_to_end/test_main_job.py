@@ -19,7 +19,7 @@ import pytest
 from datasets import load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from pipeline.contracts.artifacts import read_manifest
+from pipeline.contracts.artifacts import read_json, read_manifest
 from stage1_dual.dual import DualProblem, solve_dual
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(1800)]
