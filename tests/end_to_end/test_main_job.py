@@ -216,8 +216,11 @@ def test_the_policy_is_an_ordinary_checkpoint_and_the_chain_of_hashes_holds(kill
         for bound in read_json(killed / "dual" / "dual.json")["constraints"]
         for name in ("demanded", "threshold")
     )
-    assert f"| `harmless` >= | {demanded} | {asked} |" in card
-    assert "| realised | verdict |" in card
+    lines = card.splitlines()
+    # One line after the other, or it is no table to a Markdown reader.
+    head = next(place for place, line in enumerate(lines) if line.endswith("| realised | verdict |"))
+    assert set(lines[head + 1]) == {"|", "-"}
+    assert lines[head + 2].startswith(f"| `harmless` >= | {demanded} | {asked} |")
     chain = {name: read_manifest(killed / name) for name in ("samples", "dual", "tilted", "policy", "evaluation")}
     assert chain["dual"].inputs["samples"] == chain["samples"].identity
     assert chain["tilted"].inputs["dual"] == chain["dual"].identity
