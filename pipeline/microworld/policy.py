@@ -82,7 +82,9 @@ def plan_policy(
             length_of=lambda example: len(example.prompt_ids) + len(example.reply_ids),
             rng=rng,
         ),
-        loss_of=lambda batch: _reply_loss(model, batch, pad_id=tokenizer.pad_token_id),
+        loss_of=lambda batch: _reply_loss(
+            model, batch, pad_id=tokenizer.pad_token_id, temperature=size.policy_temperature
+        ),
         learning_rate=size.policy_learning_rate,
         step_cost=size.policy_batch * model.num_parameters(),
     )
@@ -106,12 +108,12 @@ def _policy_config(tokenizer: PreTrainedTokenizerFast, *, size: WorldSize) -> Ll
     )
 
 
-def _reply_loss(model: LlamaForCausalLM, batch: list[_Example], *, pad_id: int) -> torch.Tensor:
-    """Mean negative log-likelihood of the tokens of the replies and their EOS, in nats per token."""
+def _reply_loss(model: LlamaForCausalLM, batch: list[_Example], *, pad_id: int, temperature: float) -> torch.Tensor:
+    """Mean negative log-likelihood of the tokens of the replies and their EOS at a temperature, in nats per token."""
     # Padding on the right never reaches a real token through causal attention, so no mask is needed.
     input_ids = pad_right([example.prompt_ids + example.reply_ids for example in batch], value=pad_id)
     labels = pad_right([[_IGNORED] * len(example.prompt_ids) + example.reply_ids for example in batch], value=_IGNORED)
     states = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
     targets = labels[:, 1:]
     is_reply = targets != _IGNORED
-    return functional.cross_entropy(model.lm_head(states[is_reply]), targets[is_reply])
+    return functional.cross_entropy(model.lm_head(states[is_reply]) / temperature, targets[is_reply])
