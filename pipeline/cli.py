@@ -213,6 +213,9 @@ def _table_parser(command: str) -> argparse.ArgumentParser:
             parser.add_argument(option, action="append", default=[], metavar="NAME=NUMBER", help=meaning)
         parser.add_argument("--evaluation-prompts", type=int, default=0, metavar="N", help="for --assurance")
         parser.add_argument("--evaluation-responses", type=int, default=0, metavar="K", help="for --assurance")
+        parser.add_argument(
+            "--correct-response-bias", action="store_true", help="lambda* corrected for finitely many responses"
+        )
     return parser
 
 
@@ -256,6 +259,7 @@ def _table_command(command: str, arguments: Sequence[str]) -> int:
             seed=options.seed,
             safeguards=_safeguards(options),
             evaluation=EvaluationSize(options.evaluation_prompts, options.evaluation_responses),
+            corrects_response_bias=options.correct_response_bias,
         )
         print_stage1(solve_table(request))
     else:

@@ -313,6 +313,9 @@ class SolveSettings(_Section):
     on_length: Literal["keep", "drop", "flag"] = "keep"
     """Responses that the token limit cut off: kept, left out of all that follows, or kept with a warning. Their effect
     on each mean is reported in any case."""
+    correct_response_bias: bool = False
+    """Take the multipliers that the response ladder corrects for finitely many responses, where it allows that, instead
+    of those that are best on the samples: with few responses the latter overfulfil the demand."""
     bootstrap_replicates: Annotated[int, Field(ge=100)] = 1000
     frontier_points: Annotated[int, Field(ge=2)] = 61
 

@@ -71,6 +71,7 @@ def describe_solution(
                     "assurance": float(tightened.assurance_m[j]),
                     "assurance_level": safeguard.assurance,
                     "score_error": float(tightened.score_error_m[j]),
+                    "response_bias": float(tightened.response_bias_m[j]),
                 },
                 "reference": sign * float(problem.reference_means_m[j]),
                 "multiplier": float(solution.multipliers[j]),

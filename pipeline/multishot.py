@@ -202,7 +202,9 @@ def _iterate_config(config: RunConfig, *, reserve_m: np.ndarray, initial: Path) 
             "epochs": config.multishot.epochs,
         }
     )
-    return config.model_copy(update={"constraints": constraints, "training": training})
+    # Lambda is what the step says.
+    solve = config.solve.model_copy(update={"correct_response_bias": False})
+    return config.model_copy(update={"constraints": constraints, "training": training, "solve": solve})
 
 
 def share_stage1(run: Run, child: Run) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from stage1_dual.dual import (
     PromptSample,
     SampleScores,
     climb_ladder,
+    correct_response_bias,
     diagnose,
     judge_trust,
     predict_heldout,
@@ -96,6 +97,7 @@ def solve_problem(
     constraints: Sequence[Constraint],
     safeguards: Sequence[Safeguard],
     evaluation: EvaluationSize,
+    corrects_response_bias: bool,
     n_replicates: int,
     rng: np.random.Generator,
 ) -> SolvedDual:
@@ -108,6 +110,7 @@ def solve_problem(
         constraints: the m constraints as demanded.
         safeguards: what is asked beyond them, one each.
         evaluation: size of the final evaluation.
+        corrects_response_bias: take the multipliers that are corrected for finitely many responses, where they can be.
         n_replicates: bootstrap replicates over prompts.
         rng: source of the bootstrap.
 
@@ -130,13 +133,23 @@ def solve_problem(
     except InfeasibleError as error:
         message = _infeasible_message(problem, constraints, error.certificate)
         raise InfeasibleError(message, certificate=error.certificate) from error
+    ladder = climb_ladder(tightened.problem, tightened.solution)
+    prompts = PromptSample.gather(tightened.problem, tightened.solution, thresholds_are_relative_m=relative_m)
+    intervals = prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=ladder.bias)
+    if corrects_response_bias and ladder.bias is not None:
+        tightened = correct_response_bias(tightened, ladder)
+        prompts = PromptSample.gather(tightened.problem, tightened.solution, thresholds_are_relative_m=relative_m)
+        bias = climb_ladder(tightened.problem, tightened.solution).bias or ladder.bias
+        # Those of lambda* stay: they are about what was asked, which the corrected lambda* is an estimate for.
+        intervals = replace(
+            prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=bias),
+            multipliers=intervals.multipliers,
+        )
     solved, solution = tightened.problem, tightened.solution
     prediction = None
     if heldout is not None:
         prediction = predict_heldout(heldout, solution.multipliers, thresholds_are_relative_m=relative_m)
     diagnostics = diagnose(solved, solution)
-    ladder = climb_ladder(solved, solution)
-    prompts = PromptSample.gather(solved, solution, thresholds_are_relative_m=relative_m)
     content = describe_solution(
         tightened,
         demanded=problem,
@@ -144,13 +157,15 @@ def solve_problem(
         reward_name=reward_name,
         constraints=constraints,
         safeguards=safeguards,
-        intervals=prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=ladder.bias),
+        intervals=intervals,
         errors=prompts.standard_errors(),
         diagnostics=diagnostics,
         ladder=ladder,
         prediction=prediction,
         trust=judge_trust(solved, solution, diagnostics=diagnostics, ladder=ladder, heldout=prediction),
     )
+    if corrects_response_bias and ladder.bias is None:
+        content["warnings"].append(f"lambda* is not corrected for finitely many responses: {ladder.refusal}")
     return SolvedDual(content, solved, solution)
 
 

@@ -202,6 +202,7 @@ def solve(run: Run) -> None:
         constraints=constraints,
         safeguards=config.safeguards(),
         evaluation=EvaluationSize(heldout.n_prompts, config.evaluation.samples_per_prompt),
+        corrects_response_bias=config.solve.correct_response_bias,
         n_replicates=config.solve.bootstrap_replicates,
         rng=np.random.default_rng(config.seed),
     )

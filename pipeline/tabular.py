@@ -65,6 +65,7 @@ class TableRequest:
         n_replicates: bootstrap replicates over prompts.
         safeguards: what is asked beyond a constraint, by its name.
         evaluation: size of the final evaluation, for ``assurance``.
+        corrects_response_bias: take the multipliers that are corrected for finitely many responses, where they can be.
         executor: runs the passes over the scores; None for the threads of this process.
         show_progress: show progress bars.
     """
@@ -79,6 +80,7 @@ class TableRequest:
     n_replicates: int = 1000
     safeguards: dict[str, Safeguard] = field(default_factory=dict)
     evaluation: EvaluationSize = _NO_EVALUATION
+    corrects_response_bias: bool = False
     executor: Executor | None = None
     show_progress: bool = True
 
@@ -116,6 +118,7 @@ def solve_table(request: TableRequest) -> dict[str, Any]:
             constraints=constraints,
             safeguards=[request.safeguards.get(name, Safeguard()) for name in names],
             evaluation=request.evaluation,
+            corrects_response_bias=request.corrects_response_bias,
             n_replicates=request.n_replicates,
             rng=np.random.default_rng(request.seed),
         )

@@ -43,8 +43,9 @@ def constraint_satisfaction(study: Study) -> Result:
     findings += [
         (
             f"of the one-shot bias {one['dual (sd)']:+.3f} comes from the dual (predicted on test prompts less "
-            f"demanded) and {one['training (sd)']:+.3f} from training (realised less predicted), mean over policies; "
-            f"by the gold score the improvement is {one['gold / proxy']:.2f} times that by the score model"
+            f"demanded) and {one['training (sd)']:+.3f} from training (realised less predicted), mean over policies. "
+            f"Lambda* is corrected for finitely many responses, which took off {one['responses (sd)']:.3f}. By the "
+            f"gold score the improvement is {one['gold / proxy']:.2f} times that by the score model"
         ),
         (
             f"a policy takes {one['seconds']:.0f} s by one-shot, {multi['seconds']:.0f} s by multi-shot, a ratio of "
@@ -68,12 +69,16 @@ def _satisfaction_row(base: Run, run: Run, arm: Arm, seed: int, margin: float, m
     bound = outcome.evaluation["constraints"][0]
     proxy, gold = outcome.score("harmless"), outcome.score("gold_harmless")
     reward = outcome.evaluation["reward"]
+    solved = outcome.dual["constraints"][0]
+    # How far the samples understate the policy of lambda*: its interval is moved by that.
+    understated = float(np.mean(solved["predicted_ci95"])) - solved["predicted"]
     return {
         "method": method,
         "seed": seed,
         "demanded": margin,
         "lambda": outcome.multipliers["harmless"],
-        "predicted": bound["predicted"] - bound["reference"],
+        "predicted": bound["predicted"] - bound["reference"] + understated,
+        "response_bias": solved["safeguard"]["response_bias"],
         "realised": proxy.improvement,
         "ci95_low": proxy.ci95[0],
         "ci95_high": proxy.ci95[1],
@@ -108,6 +113,7 @@ def _satisfaction_summary(method: str, rows: Rows) -> dict[str, Any]:
         "not violated": float(np.mean([row["status"] != "violated" for row in rows])),
         # The dual of a later iterate is asked for other thresholds than are demanded.
         "dual (sd)": float(np.mean((column["predicted"] - column["demanded"]) / sd)) if one_shot else None,
+        "responses (sd)": float(np.mean(-column["response_bias"] / sd)) if one_shot else None,
         "training (sd)": float(np.mean((column["realised"] - column["predicted"]) / sd)),
         "gold / proxy": float(column["gold_realised"].sum() / column["realised"].sum()),
         "closed fraction": float(np.mean(column["closed_fraction"])),

@@ -51,7 +51,6 @@ def _drawn_labels(study: Study) -> Changes:
     return {
         "training.objective": "dpo",
         "training.responses_per_group": 2,
-        "training.match_prediction": False,
         "training.epochs": study.dpo_epochs,
     }
 
@@ -87,7 +86,8 @@ def equal_weights(base: Run) -> Arm:
     """The sum of both scores, lambda = 1: the margin that has it for its solution."""
     problem = reference_problem(base, "train")
     margin = threshold_at_multipliers(problem, [1.0]) - problem.reference_means_m
-    return Arm("equal-weights", EQUAL_WEIGHTS, at_margin(float(margin[0])))
+    changes = {**at_margin(float(margin[0])), "solve.correct_response_bias": False}
+    return Arm("equal-weights", EQUAL_WEIGHTS, changes)
 
 
 def preference_tuned(study: Study, side: str) -> Arm:

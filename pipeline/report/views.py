@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-_GUARDS = ("reserve", "assurance", "score_error")
+_GUARDS = ("reserve", "assurance", "score_error", "response_bias")
 
 Tone = Literal["good", "doubtful", "bad", "neutral"]
 

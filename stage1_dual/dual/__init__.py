@@ -34,7 +34,7 @@ from stage1_dual.dual.samples import Executor, Partition, SampleBlock, SampleSco
 from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.solver import solve_dual
 from stage1_dual.dual.tail_index import pareto_k
-from stage1_dual.dual.tightening import Demand, TightenedSolution, solve_tightened
+from stage1_dual.dual.tightening import Demand, TightenedSolution, correct_response_bias, solve_tightened
 from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
 
 __all__ = [
@@ -76,6 +76,7 @@ __all__ = [
     "build_normaliser",
     "certify",
     "climb_ladder",
+    "correct_response_bias",
     "diagnose",
     "evaluate_dual",
     "group_in_memory",

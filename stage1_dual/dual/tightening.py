@@ -1,6 +1,6 @@
-"""Thresholds made harder on purpose, so that what is promised survives prediction, evaluation and reward-model error.
+"""Thresholds moved on purpose, so that what is promised survives prediction, evaluation and reward-model error.
 
-Three reasons to ask the dual for more than is demanded:
+Three reasons to ask the dual for more than is demanded, and one to ask for less:
 
 *Reserve.* A number of score units, for what a fine-tuned policy is known to fall short by.
 
@@ -21,18 +21,24 @@ have a root mean square error eps against the truth. Then the true mean improves
 
 (Huang et al., arXiv:2405.19544, theorem 5; the expectation is the mean over prompts of K / ESS). Tightening by that
 loss keeps the true margin. The bound grows with the tilt, so the two are solved together.
+
+*Response bias.* With finitely many responses a prompt lam* is high and what its policy attains is underestimated
+(:mod:`stage1_dual.dual.response_ladder`). The corrected multipliers are the solution for the means that their policy
+has on the samples; asking for those means instead makes them the certified answer.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.contracts.errors import InputError
+from stage1_dual.dual.frontier import threshold_at_multipliers
 from stage1_dual.dual.inference import sandwich_standard_errors
 from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.response_ladder import ResponseLadder
 from stage1_dual.dual.segments import FloatArray
 from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.solver import solve_dual
@@ -91,6 +97,7 @@ class TightenedSolution:
         solution: its solution.
         assurance_m: tightening for assurance, score units, shape (m,).
         score_error_m: tightening for score error, score units, shape (m,).
+        response_bias_m: what is asked for less (negative) by :func:`correct_response_bias`, score units, shape (m,).
         price: reward predicted without tightening minus with it, reward units.
     """
 
@@ -98,6 +105,7 @@ class TightenedSolution:
     solution: DualSolution
     assurance_m: FloatArray
     score_error_m: FloatArray
+    response_bias_m: FloatArray
     price: float
 
 
@@ -135,7 +143,41 @@ def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
         solution=solution,
         assurance_m=assurance_m,
         score_error_m=score_error_m,
+        response_bias_m=np.zeros(problem.n_constraints),
         price=plain.predicted_reward - solution.predicted_reward,
+    )
+
+
+def correct_response_bias(tightened: TightenedSolution, ladder: ResponseLadder) -> TightenedSolution:
+    """The problem that has the corrected multipliers of a ladder for its solution, certified like any other.
+
+    Its thresholds lie below what was asked by as much as the samples understate the policy. Constraints that do not
+    bind keep theirs.
+
+    Args:
+        tightened: what to correct.
+        ladder: of its problem and solution.
+
+    Returns:
+        ``tightened`` itself where the ladder refuses a correction.
+
+    Raises:
+        NotCertifiedError: float64 does not suffice for the corrected problem.
+    """
+    lam_m = ladder.corrected_multipliers_m
+    if lam_m is None:
+        return tightened
+    asked_m = tightened.problem.thresholds_m
+    binding_m = tightened.solution.multipliers > 0
+    thresholds_m = np.where(binding_m, threshold_at_multipliers(tightened.problem, lam_m), asked_m)
+    problem = tightened.problem.with_thresholds(thresholds_m)
+    solution = solve_dual(problem, initial_multipliers=lam_m)
+    return replace(
+        tightened,
+        problem=problem,
+        solution=solution,
+        response_bias_m=thresholds_m - asked_m,
+        price=tightened.price + tightened.solution.predicted_reward - solution.predicted_reward,
     )
 
 

@@ -30,7 +30,7 @@ def scored_rows(rng, n_prompts=80, n_responses=40, n_constraints=1):
 SIZE = EvaluationSize(100, 40)
 
 
-def solved(scored, constraints, heldout=None, safeguards=None, evaluation=SIZE):
+def solved(scored, constraints, heldout=None, safeguards=None, evaluation=SIZE, corrects=False):
     found = solve_problem(
         build_problem(scored, constraints=constraints, beta=1.0),
         heldout=None if heldout is None else build_problem(heldout, constraints=constraints, beta=1.0),
@@ -38,6 +38,7 @@ def solved(scored, constraints, heldout=None, safeguards=None, evaluation=SIZE):
         constraints=constraints,
         safeguards=safeguards or [Safeguard()] * len(constraints),
         evaluation=evaluation,
+        corrects_response_bias=corrects,
         n_replicates=200,
         rng=np.random.default_rng(0),
     )
@@ -137,3 +138,36 @@ def test_the_frontier_holds_the_runs_own_point():
     certified = frontier[frontier["feasible"]]
     assert len(certified) > 10
     assert (certified["kkt_residual"] <= 1e-8).all()
+
+
+def test_the_corrected_multipliers_become_the_certified_answer():
+    scored = scored_rows(np.random.default_rng(5), 200, n_responses=32)
+    constraints = [Constraint("harmless", ">=", margin=0.3)]
+    plain, _ = solved(scored, constraints)
+    found, problem = solved(scored, constraints, corrects=True)
+    (before,), (after,) = plain["constraints"], found["constraints"]
+    assert after["multiplier"] < before["multiplier"]
+    assert after["multiplier"] == pytest.approx(before["multiplier_corrected"], abs=1e-9)
+    assert after["multiplier"] == pytest.approx(after["multiplier_corrected"], abs=1e-9)
+    assert found["kkt_residual"] <= 1e-8
+    # Asked for less on the samples, for the same demand.
+    assert after["demanded"] == before["demanded"]
+    assert after["safeguard"]["response_bias"] == pytest.approx(after["threshold"] - before["threshold"], abs=1e-12)
+    assert after["safeguard"]["response_bias"] < 0
+    assert after["predicted"] == pytest.approx(after["threshold"], abs=1e-8)
+    # The interval of lambda* is that of the demand, and of the mean around what the policy is expected to have.
+    assert after["multiplier_ci95"] == before["multiplier_ci95"]
+    assert np.mean(after["predicted_ci95"]) == pytest.approx(before["threshold"], abs=0.03)
+    np.testing.assert_allclose(
+        tilted_weights(scored, found), problem.tilted_weights([after["multiplier"]]), rtol=1e-12
+    )
+
+
+def test_a_refused_correction_leaves_lambda_and_says_so():
+    scored = scored_rows(np.random.default_rng(5), 60, n_responses=6)
+    constraints = [Constraint("harmless", ">=", margin=0.3)]
+    plain, _ = solved(scored, constraints)
+    found, _ = solved(scored, constraints, corrects=True)
+    assert found["constraints"] == plain["constraints"]
+    (added,) = [text for text in found["warnings"] if text not in plain["warnings"]]
+    assert added.startswith("lambda* is not corrected for finitely many responses: the median prompt has 6 responses")

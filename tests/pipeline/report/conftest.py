@@ -110,6 +110,7 @@ def _build_run(
         constraints=constraints,
         safeguards=[Safeguard()] * n_constraints,
         evaluation=EvaluationSize(n_test, n_samples),
+        corrects_response_bias=False,
         n_replicates=200,
         rng=rng,
     )

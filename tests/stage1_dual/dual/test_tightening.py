@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 from helpers.dual_problems import GaussianPopulation
 
-from stage1_dual.dual import Demand, DualProblem, InfeasibleError, InputError, solve_dual, solve_tightened, tilt
+from stage1_dual.dual import (
+    Demand,
+    DualProblem,
+    InfeasibleError,
+    InputError,
+    climb_ladder,
+    correct_response_bias,
+    solve_dual,
+    solve_tightened,
+    tilt,
+)
 
 
 def _demand(
@@ -101,3 +111,54 @@ def test_what_cannot_be_asked() -> None:
     for wrong in ({"assurance": 1.0}, {"reserve": np.inf}, {"score_error": np.nan}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             _demand(**wrong)  # type: ignore[arg-type]
+
+
+def test_corrected_multipliers_solve_the_relaxed_problem_and_are_nearer_to_the_truth() -> None:
+    population = GaussianPopulation()
+    truth = population.lam_star
+    plug_in, corrected = [], []
+    for seed in range(20):
+        r_pk, g_pk = population.draw(np.random.default_rng(seed), n_prompts=500, n_responses=32)
+        problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=g_pk.mean() + population.margin, beta=population.beta)
+        tightened = solve_tightened(problem, _demand())
+        ladder = climb_ladder(problem, tightened.solution)
+        found = correct_response_bias(tightened, ladder)
+        assert ladder.corrected_multipliers_m is not None
+        np.testing.assert_allclose(found.solution.multipliers, ladder.corrected_multipliers_m, atol=1e-9)
+        assert found.solution.kkt_residual <= 1e-8
+        np.testing.assert_allclose(
+            found.problem.thresholds_m, problem.thresholds_m + found.response_bias_m, atol=1e-12
+        )
+        assert found.response_bias_m[0] < 0
+        # Less is asked for, and more of the reward kept.
+        assert found.price < 0
+        plug_in.append(tightened.solution.multipliers[0])
+        corrected.append(found.solution.multipliers[0])
+    assert abs(np.mean(corrected) - truth) < 0.5 * abs(np.mean(plug_in) - truth)
+
+
+def test_a_constraint_that_does_not_bind_keeps_its_threshold() -> None:
+    rng = np.random.default_rng(3)
+    g_pkm = rng.normal(size=(200, 32, 2))
+    r_pk = -0.4 * g_pkm[:, :, 0] + rng.normal(size=(200, 32))
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.array([0.2, -1.0]), beta=1.0)
+    demand = Demand(
+        reserve_m=np.zeros(2),
+        assurance_m=np.full(2, np.nan),
+        score_error_m=np.zeros(2),
+        n_evaluation_prompts=100,
+        n_evaluation_responses=10,
+        thresholds_are_relative_m=np.array([False, False]),
+    )
+    tightened = solve_tightened(problem, demand)
+    assert tightened.solution.multipliers[1] == 0
+    found = correct_response_bias(tightened, climb_ladder(problem, tightened.solution))
+    assert found.response_bias_m[0] < 0 == found.response_bias_m[1]
+    assert found.solution.multipliers[1] == 0
+
+
+def test_a_refused_correction_changes_nothing() -> None:
+    r_pk, g_pk = GaussianPopulation().draw(np.random.default_rng(0), n_prompts=100, n_responses=6)
+    problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=g_pk.mean() + 0.3, beta=1.0)
+    tightened = solve_tightened(problem, _demand())
+    assert correct_response_bias(tightened, climb_ladder(problem, tightened.solution)) is tightened
