@@ -175,6 +175,19 @@ def test_safeguards(tmp_path):
     )
 
 
+def test_corrected_for_finitely_many_responses(tmp_path):
+    path = write(tmp_path / "scores.parquet", columns())
+    plain = solve(path, tmp_path / "plain")
+    found = solve(path, tmp_path / "out", "--correct-response-bias")
+    for before, after in zip(plain["constraints"], found["constraints"], strict=True):
+        assert after["multiplier"] == pytest.approx(before["multiplier_corrected"], abs=1e-9)
+        assert after["demanded"] == before["demanded"]
+    problem, _ = expected()
+    weights = pq.read_table(tmp_path / "out" / "weights.parquet")["weight"].to_numpy()
+    lam = [bound["multiplier"] for bound in found["constraints"]]
+    np.testing.assert_allclose(weights, problem.tilted_weights(lam).reshape(-1), rtol=1e-9)
+
+
 def test_a_frontier_of_two_ranges_is_their_grid(tmp_path, capsys):
     path = write(tmp_path / "t.parquet", columns())
     asked = ["--reward", "helpful", "--constraint", "harmless >= ref + 0:0.4:0.2", "--constraint", "toxicity <= 0:9:3"]
