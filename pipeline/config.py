@@ -314,8 +314,8 @@ class SolveSettings(_Section):
     """Responses that the token limit cut off: kept, left out of all that follows, or kept with a warning. Their effect
     on each mean is reported in any case."""
     correct_response_bias: bool = False
-    """Take the multipliers that the response ladder corrects for finitely many responses, where it allows that, instead
-    of those that are best on the samples: with few responses the latter overfulfil the demand."""
+    """Take the multipliers that the response ladder corrects for finitely many responses, where it allows that: those
+    that are best on the samples overfulfil the demand where responses are few."""
     bootstrap_replicates: Annotated[int, Field(ge=100)] = 1000
     frontier_points: Annotated[int, Field(ge=2)] = 61
 
