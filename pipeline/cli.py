@@ -161,7 +161,9 @@ def _add_run_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR", help="holds runs/ and models/")
     command.add_argument("--no-progress", action="store_true", help="no progress bars")
     command.add_argument(
-        "--limit", metavar="N", help="try it small: at most N prompts of each split (short for --prompts.limit)"
+        "--limit",
+        metavar="N",
+        help="try it small: at most N prompts of each split (--prompts.limit), and of pairs (--training.pairs.limit)",
     )
     command.epilog = "Settings of the recipe are options too, e.g. --sampling.samples_per_prompt 64"
 
@@ -279,7 +281,7 @@ def _ray_executor(address: str) -> RayExecutor:
 def _read_run(options: argparse.Namespace, rest: Sequence[str]) -> Run:
     if options.limit is not None:
         rest = [*rest, "--prompts.limit", options.limit]
-    config = load_config(options.config, _overrides(rest))
+    config = load_config(options.config, _overrides(rest), pairs_limit=options.limit)
     if _only_plans(options) or not any(is_hub_id(model.model) for model in config.checkpoints().values()):
         # Nothing of this run is on the Hub, or is wanted: no look-up may leave the machine, nor a bar announce one.
         os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})

@@ -43,14 +43,12 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class PromptSettings(_Section):
-    """Where the prompts come from.
-
-    ``source`` is ``embedded`` (the built-in world); a Parquet, JSON Lines or CSV file; a folder or a Hub id that
+class _SourceSettings(_Section):
+    """A source of rows with prompts: a Parquet, JSON Lines or CSV file; a folder or a Hub id that
     ``datasets.load_dataset`` reads.
     """
 
-    source: str = "embedded"
+    source: str
     revision: str | None = None
     """Branch, tag or commit of a data set on the Hub, which needs one."""
     dataset_config: str | None = None
@@ -60,11 +58,17 @@ class PromptSettings(_Section):
     there, and otherwise all splits, which are then split by hash."""
     prompt_column: str = "prompt"
     """Holds a string, or a list of messages with ``role`` and ``content``."""
-    system: str | None = None
-    """System message put before every prompt that has none."""
     split_column: str | None = None
     """Column that holds ``train`` or ``test``; without it, and without splits of a data set, the split is by a hash of
     the prompt."""
+
+
+class PromptSettings(_SourceSettings):
+    """Where the prompts come from: ``embedded`` (the built-in world), or any other source."""
+
+    source: str = "embedded"
+    system: str | None = None
+    """System message put before every prompt that has none."""
     category_column: str | None = None
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the prompts that a split by hash puts into ``test``."""
@@ -320,11 +324,40 @@ class SolveSettings(_Section):
     frontier_points: Annotated[int, Field(ge=2)] = 61
 
 
+LIKELIHOODS = ("tilted_nll", "tilted_kl")
+"""Objectives that take the responses they are trained on for draws of the reference. A test holds them to the flag of
+the objectives themselves, which cannot be read here: they need torch."""
+
+
+class PairSettings(_SourceSettings):
+    """Pairs of responses of a data set, one pair a row.
+
+    System message and share of test prompts are those of ``prompts``, so that a prompt has the same id and the same
+    split in both.
+    """
+
+    response_columns: tuple[str, str]
+    """The two columns with the responses of a pair, texts."""
+    limit: Positive | None = None
+    """At most so many train prompts take part, with all their pairs: those whose ``prompt_id``, a hash, comes first.
+    ``--limit N`` sets it too."""
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> Self:
+        first, second = self.response_columns
+        if first == second:
+            raise ValueError(f"`response_columns` names {first!r} twice; a pair is two responses, each in its column")
+        return self
+
+
 class TrainingSettings(_Section):
     """The one fine-tuning run. There is no lambda and no beta here: they come from the dual artifact."""
 
     objective: str | dict[str, Annotated[float, Field(gt=0)]] = "tilted_pairwise"
     """Name of an objective of stage 2, or several names with their weights."""
+    pairs: PairSettings | None = None
+    """Train on the pairs of a data set, each compared in itself, instead of on the reference's own responses. The
+    objective must be one that compares responses; ``responses_per_group`` is then of no effect."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     epochs: Annotated[float, Field(gt=0)] = 1.0
     tokens_per_step: Positive = 16384
@@ -361,6 +394,18 @@ class TrainingSettings(_Section):
     such an adapter. The reference stays the sampled one; without it training starts there."""
     report_to: tuple[str, ...] = ()
     """Trackers by the names of transformers, such as `[tensorboard]`; none by default."""
+
+    @model_validator(mode="after")
+    def _pairs_are_compared(self) -> Self:
+        named = [self.objective] if isinstance(self.objective, str) else list(self.objective)
+        likelihoods = [name for name in named if name in LIKELIHOODS]
+        if self.pairs is not None and likelihoods:
+            raise ValueError(
+                f"`objective` is {self.objective!r}, and `pairs` names pairs of a data set: {likelihoods[0]} takes "
+                "the responses for draws of the reference, which these are not; it must be an objective that compares "
+                "two responses, such as `dpo` or `tilted_pairwise`"
+            )
+        return self
 
 
 class EvaluationSettings(_Section):
@@ -481,12 +526,15 @@ class RunConfig(_Section):
         return {self.reward: self.scorers[self.reward], **self.scorers}
 
 
-def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> RunConfig:
+def load_config(
+    path: Path, overrides: Mapping[str, str] | None = None, *, pairs_limit: str | None = None
+) -> RunConfig:
     """Read a recipe and apply ``section.key -> text`` overrides (text is read as YAML).
 
     Args:
         path: a YAML file, or the bare name of a shipped recipe.
         overrides: dotted key to text, as on the command line.
+        pairs_limit: text for ``training.pairs.limit`` of a recipe that trains on pairs of a data set.
 
     Raises:
         ConfigError: lists every fault, with the nearest valid name where a name is unknown.
@@ -503,6 +551,9 @@ def load_config(path: Path, overrides: Mapping[str, str] | None = None) -> RunCo
         raise ConfigError([f"holds {type(tree).__name__}; it must be a mapping of settings"], source=str(found))
     for key, text in (overrides or {}).items():
         _set(tree, key, text)
+    training = tree.get("training")
+    if pairs_limit is not None and isinstance(training, Mapping) and training.get("pairs") is not None:
+        _set(tree, "training.pairs.limit", pairs_limit)
     _look_beside(found, tree)
     return build_config(tree, source=source)
 
@@ -600,6 +651,8 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
             annotation: Any = model.model_fields[str(part)].annotation
             arguments: Any = getattr(annotation, "__args__", ())
             model = arguments[1] if getattr(annotation, "__origin__", None) is dict else annotation
+            if type(None) in arguments:  # a section that may be left out
+                model = arguments[0]
         elif part in SCORER_SETTINGS:
             model = SCORER_SETTINGS[str(part)]
         # Other keys of a dict section (names of scorers, constraints) leave the model as it is.
@@ -629,6 +682,7 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
                 faults.append(f"`constraints.{reward}` bounds the reward itself; a constraint bounds another score")
     if isinstance(constraints, Mapping) and not constraints:
         faults.append("`constraints` is empty; it needs at least one")
+    faults.extend(_pair_faults(tree))
     published = tree.get("published")
     if isinstance(published, Mapping) and isinstance(published.get("constraints"), Mapping):
         bounds = {str(name): bound for name, bound in constraints.items()} if isinstance(constraints, Mapping) else {}
@@ -644,6 +698,20 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
             if isinstance(bound := bounds.get(str(name)), Mapping) and bound.get("direction") == "<="
         )
     return faults
+
+
+def _pair_faults(tree: Mapping[str, Any]) -> list[str]:
+    """Scores that pairs of a data set cannot have: a column is looked up by the key of a sampled response."""
+    training, scorers, constraints = tree.get("training"), tree.get("scorers"), tree.get("constraints")
+    if not isinstance(training, Mapping) or training.get("pairs") is None or not isinstance(scorers, Mapping):
+        return []
+    used = [tree.get("reward"), *(constraints if isinstance(constraints, Mapping) else ())]
+    return [
+        f"`scorers.{name}.kind` is 'column', which has scores of the sampled responses alone, and `training.pairs` "
+        "names other ones; it must be a scorer that computes its scores"
+        for name in used
+        if isinstance(scorer := scorers.get(name), Mapping) and scorer.get("kind") == "column"
+    ]
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

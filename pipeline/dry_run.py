@@ -14,10 +14,11 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline import estimates
-from pipeline.config import EMBEDDED, LogRatioSettings, ModelSettings, RunConfig, is_hub_id
+from pipeline.config import EMBEDDED, LogRatioSettings, ModelSettings, PromptSettings, RunConfig, is_hub_id
 from pipeline.contracts.artifacts import is_complete
 from pipeline.contracts.errors import InputError, MissingExtraError
 from pipeline.contracts.tables import SPLITS
+from pipeline.data_set_pairs import pair_reader, read_pairs
 from pipeline.estimates import (
     CHARACTERS_PER_TOKEN,
     DEVICES,
@@ -69,6 +70,21 @@ class PlannedPrompts:
 
 
 @dataclass(frozen=True)
+class PlannedPairs:
+    """The pairs of a data set that are trained on.
+
+    Attributes:
+        where: what they are read from.
+        count: how many; None where not known.
+        bound: what the count is where they were not counted, such as ``at most``.
+    """
+
+    where: str
+    count: int | None
+    bound: str
+
+
+@dataclass(frozen=True)
 class PlannedModel:
     """A model of a run.
 
@@ -105,10 +121,11 @@ class Plan:
 
     Attributes:
         prompts: its prompts.
+        pairs: those of a data set that it trains on; None where it trains on what it samples.
         models: its models.
         works: tokens through models, in the order of the run; empty where the number of prompts or a size is unknown.
         unknown: why works are missing.
-        sequences: prompts × responses, by step.
+        sequences: prompts × responses, by step; ``pairs`` are the two responses of each pair.
         steps: optimisation steps of training; None where not known.
         trained: weights that are trained; None where not known.
         at_once: sequences decoded at the same time, by device.
@@ -118,6 +135,7 @@ class Plan:
     """
 
     prompts: PlannedPrompts
+    pairs: PlannedPairs | None
     models: tuple[PlannedModel, ...]
     works: tuple[Work, ...]
     unknown: tuple[str, ...]
@@ -141,22 +159,25 @@ def plan_run(run: Run, steps: Sequence[str]) -> Plan:
     check_models(run, locate=find_model)
     _check_training(config)
     prompts = _plan_prompts(run, needed)
+    pairs = _plan_pairs(config, needed)
     models = _plan_models(config, needed)
     sizes = {model.setting: model.size for model in models}
     unknown = [f"the size of {model.name}" for model in models if model.size is None]
     unknown += [f"the number of {split} prompts" for split, count in prompts.counts.items() if count is None]
+    unknown += ["the number of pairs"] if pairs is not None and pairs.count is None else []
     reference = sizes["reference"]
-    sequences = _sequences(config, prompts)
+    sequences = _sequences(config, prompts, pairs)
     works: tuple[Work, ...] = ()
     n_steps = None
     if not unknown:
         assert reference is not None
         known = {setting: size for setting, size in sizes.items() if size is not None}
-        works = tuple(_works(config, prompts, known, steps))
-        n_steps = _steps(config, prompts)
+        works = tuple(_works(config, prompts, sequences, known, steps))
+        n_steps = _steps(config, prompts, sequences)
     trained = _trained(config, reference)
     return Plan(
         prompts=prompts,
+        pairs=pairs,
         models=models,
         works=works,
         unknown=tuple(dict.fromkeys(unknown)),
@@ -184,7 +205,7 @@ def _check_training(config: RunConfig) -> None:
         return
     from stage2_policy.settings import validate_settings
 
-    validate_settings(train_settings(config))
+    validate_settings(train_settings(config), on_pairs=config.training.pairs is not None)
 
 
 def _plan_prompts(run: Run, needed: list[str]) -> PlannedPrompts:
@@ -202,23 +223,36 @@ def _plan_prompts(run: Run, needed: list[str]) -> PlannedPrompts:
         where, exact = settings.source, True
         tokens, assumed = sum(map(len, texts)) / len(texts) / CHARACTERS_PER_TOKEN, "their characters / 4"
     else:
-        counts, where = _data_set(run.config, needed)
+        counts, where = _data_set(settings, "prompts", needed)
         exact, tokens = False, float(PROMPT_TOKENS)
     if settings.limit is not None:
         counts = {split: settings.limit if n is None else min(n, settings.limit) for split, n in counts.items()}
     return PlannedPrompts(where=where, counts=counts, exact=exact, tokens=tokens, counted_from=assumed)
 
 
-def _data_set(config: RunConfig, needed: list[str]) -> tuple[dict[str, int | None], str]:
-    settings = config.prompts
+def _plan_pairs(config: RunConfig, needed: list[str]) -> PlannedPairs | None:
+    settings = config.training.pairs
+    if settings is None:
+        return None
+    if Path(settings.source).is_file():
+        # Test prompts of the run, and responses that are too long, are left out later.
+        return PlannedPairs(settings.source, len(read_pairs(config, test_prompts=set()).pairs), bound="at most")
+    counts, where = _data_set(pair_reader(config), "training.pairs", needed)
+    count, bound = counts["train"], "at most"
+    if settings.limit is not None and count is not None:
+        count, bound = min(count, settings.limit), "at a pair a prompt"
+    return PlannedPairs(where, count, bound="" if count is None else bound)
+
+
+def _data_set(settings: PromptSettings, section: str, needed: list[str]) -> tuple[dict[str, int | None], str]:
     unknown: dict[str, int | None] = dict.fromkeys(SPLITS)
     if Path(settings.source).is_dir():
         return unknown, f"{settings.source}, a folder; its rows are not counted here"
     if not is_hub_id(settings.source):
-        needed.append(f"`prompts.source` {settings.source}: there is no such file or folder yet")
+        needed.append(f"`{section}.source` {settings.source}: there is no such file or folder yet")
         return unknown, f"{settings.source}, which is not here yet"
     if settings.revision is None:
-        raise InputError(f"`prompts.source` is {settings.source!r}, on the Hub; give its `prompts.revision` too")
+        raise InputError(f"`{section}.source` is {settings.source!r}, on the Hub; give its `{section}.revision` too")
     where = f"{settings.source} at {settings.revision}, on the Hub"
     facts = read_data_set_facts().get(settings.source)
     if facts is None:
@@ -299,15 +333,17 @@ def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
-def _sequences(config: RunConfig, prompts: PlannedPrompts) -> dict[str, int]:
+def _sequences(config: RunConfig, prompts: PlannedPrompts, pairs: PlannedPairs | None) -> dict[str, int]:
     train_prompts, test_prompts = (prompts.counts[split] for split in SPLITS)
-    if train_prompts is None or test_prompts is None:
+    if train_prompts is None or test_prompts is None or (pairs is not None and pairs.count is None):
         return {}
+    of_pairs = 0 if pairs is None or pairs.count is None else 2 * pairs.count
     samples = config.sampling.samples_per_prompt
     held_out = min(max(1, round(config.training.held_out_fraction * train_prompts)), max(train_prompts - 1, 1))
     return {
         "sample": (train_prompts + test_prompts) * samples,
-        "train": (train_prompts - held_out) * samples,
+        "pairs": of_pairs,
+        "train": (train_prompts - held_out) * samples if pairs is None else of_pairs,
         "held_out": held_out * samples,
         "evaluate": test_prompts * config.evaluation.samples_per_prompt,
     }
@@ -318,17 +354,22 @@ def _response_tokens(config: RunConfig) -> float:
 
 
 def _works(
-    config: RunConfig, prompts: PlannedPrompts, sizes: Mapping[str, Size], steps: Sequence[str]
+    config: RunConfig,
+    prompts: PlannedPrompts,
+    sequences: Mapping[str, int],
+    sizes: Mapping[str, Size],
+    steps: Sequence[str],
 ) -> Iterator[Work]:
     """Every pass of tokens through a model."""
-    sequences, response = _sequences(config, prompts), _response_tokens(config)
+    response = _response_tokens(config)
     whole = prompts.tokens + response
     parameters, dtype = sizes["reference"].parameters, config.reference.dtype
     if "sample" in steps:
         yield draw("sample", tokens=sequences["sample"] * response, parameters=parameters, dtype=dtype)
     if "score" in steps:
         for name, weights, scorer_dtype in _passes(config, sizes):
-            yield read(f"score {name}", tokens=sequences["sample"] * whole, parameters=weights, dtype=scorer_dtype)
+            tokens = (sequences["sample"] + sequences["pairs"]) * whole
+            yield read(f"score {name}", tokens=tokens, parameters=weights, dtype=scorer_dtype)
     training = config.training
     if "train" in steps:
         both = (sequences["train"] + sequences["held_out"]) * whole
@@ -374,12 +415,12 @@ def _passes(config: RunConfig, sizes: Mapping[str, Size]) -> Iterator[tuple[str,
         yield ", ".join(names), weights, dtype
 
 
-def _steps(config: RunConfig, prompts: PlannedPrompts) -> int:
+def _steps(config: RunConfig, prompts: PlannedPrompts, sequences: Mapping[str, int]) -> int:
     """As :class:`stage2_policy.data.StepSampler` counts them, each response at its expected length."""
-    training, sequences = config.training, _sequences(config, prompts)
+    training = config.training
     tokens = sequences["train"] * (prompts.tokens + _response_tokens(config))
-    samples = config.sampling.samples_per_prompt
-    groups = sequences["train"] // samples * max(1, round(samples / training.responses_per_group))
+    compared = config.sampling.samples_per_prompt if training.pairs is None else 2  # a pair stands for itself
+    groups = sequences["train"] // compared * max(1, round(compared / training.responses_per_group))
     a_pass = min(max(1, round(tokens / training.tokens_per_step)), max(groups, 1))
     return -int(-training.epochs * a_pass // 1)
 
@@ -459,7 +500,7 @@ def _disk(
     known = [size for size in fetched.values() if size is not None]
     if sum(known):
         found["models to be fetched" + ("" if len(known) == len(fetched) else ", those known")] = sum(known)
-    rows = (sequences.get("sample", 0) if "sample" in steps else 0) + (
+    rows = (sequences.get("sample", 0) + sequences.get("pairs", 0) if "sample" in steps else 0) + (
         sequences.get("evaluate", 0) if "evaluate" in steps else 0
     )
     if rows:

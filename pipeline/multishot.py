@@ -43,7 +43,7 @@ from pipeline.steps import run_steps
 from stage1_dual.dual import DualProblem, evaluate_dual, threshold_at_multipliers
 
 FOLDER = "multishot"
-_SHARED = ("prompts", "samples", "reference", "reference_logp")
+_SHARED = ("prompts", "samples", "reference", "reference_logp", "pairs/prompts", "pairs/samples", "pairs/scores")
 _MEASURING_SEED = 2_000_029
 """Added to the run's seed for the iterates' samples on train prompts."""
 
@@ -208,7 +208,11 @@ def _iterate_config(config: RunConfig, *, reserve_m: np.ndarray, initial: Path) 
 
 
 def share_stage1(run: Run, child: Run) -> None:
-    """Let a run below another one's folder read its prompts, samples and scores, by links that survive moving both."""
+    """Let a run below another one's folder read its prompts, samples, scores and pairs, by links that survive moving
+    both.
+    """
+    if run.pairs.is_dir():
+        child.pairs.mkdir(parents=True, exist_ok=True)
     (child.folder / "scores").mkdir(parents=True, exist_ok=True)
     (run.folder / "reference_logp").mkdir(exist_ok=True)  # whoever computes log pi_ref first serves all
     scores = sorted(path.relative_to(run.folder) for path in (run.folder / "scores").iterdir())

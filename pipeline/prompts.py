@@ -30,6 +30,21 @@ _READERS = {
 
 
 @dataclass(frozen=True)
+class SourceRow:
+    """One row of a source.
+
+    Attributes:
+        place: of the row, for messages.
+        split: of the data set's own that it is of, as the run calls it; None where the source has none.
+        values: by column.
+    """
+
+    place: str
+    split: str | None
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class PromptRow:
     """One prompt as it is read."""
 
@@ -81,14 +96,50 @@ def read_prompts(settings: PromptSettings) -> tuple[pa.Table, int]:
         InputError: the source or a column is not there, cannot be read, or a row is malformed.
         MissingExtraError: the source is a data set, and `datasets` is not installed.
     """
-    prompts: list[PromptRow] = []
-    for place, split, rows in _read_source(settings):
-        for setting in ("prompt_column", "split_column", "category_column"):
-            column = getattr(settings, setting)
-            if column is not None and column not in rows.column_names:
-                raise InputError(f"`prompts.{setting}` is {column!r}, but {place} has the columns {rows.column_names}")
-        prompts += _prompts(settings, rows, place=place, split=split)
+    prompts = [read_prompt_row(settings, row) for row in read_source(settings, section="prompts")]
     return build_prompt_table(prompts, source=settings.source, drop_repeated=settings.repeated == "drop")
+
+
+def read_source(
+    settings: PromptSettings, *, section: str, response_columns: Sequence[str] = ()
+) -> Iterator[SourceRow]:
+    """The rows of a source, in its order.
+
+    Args:
+        settings: of the source.
+        section: of the recipe that names it, for messages.
+        response_columns: columns to read besides those of the settings.
+
+    Raises:
+        InputError: the source or a column is not there, or cannot be read.
+        MissingExtraError: the source is a data set, and `datasets` is not installed.
+    """
+    named = [(setting, getattr(settings, setting)) for setting in ("prompt_column", "split_column", "category_column")]
+    named += [("response_columns", column) for column in response_columns]
+    for place, split, rows in _read_tables(settings, section):
+        for setting, column in named:
+            if column is not None and column not in rows.column_names:
+                raise InputError(
+                    f"`{section}.{setting}` is {column!r}, but {place} has the columns {rows.column_names}"
+                )
+        columns = [column for _, column in named if column is not None]
+        for number, row in enumerate(rows.select(list(dict.fromkeys(columns))).to_pylist()):
+            yield SourceRow(f"{place}, row {number}", split, row)
+
+
+def read_prompt_row(settings: PromptSettings, row: SourceRow) -> PromptRow:
+    """The prompt of a row of a source, and its split.
+
+    Raises:
+        InputError: it is neither a non-empty text nor a list of messages.
+    """
+    messages = _messages(row.values[settings.prompt_column], settings.system, place=row.place)
+    if settings.split_column:
+        split = row.values[settings.split_column]
+    else:
+        split = row.split or hash_split(messages, settings.test_fraction)
+    category = row.values[settings.category_column] if settings.category_column else None
+    return PromptRow(messages, split, "" if category is None else str(category))
 
 
 def limit_prompts(prompts: pa.Table, limit: int | None) -> pa.Table:
@@ -113,53 +164,41 @@ def hash_split(messages: Messages, test_fraction: float) -> str:
     return "test" if int.from_bytes(digest[:8], "big") < test_fraction * 2**64 else "train"
 
 
-def _prompts(settings: PromptSettings, rows: pa.Table, *, place: str, split: str | None) -> Iterator[PromptRow]:
-    columns = [settings.prompt_column, settings.split_column, settings.category_column]
-    for number, row in enumerate(rows.select([name for name in dict.fromkeys(columns) if name]).to_pylist()):
-        messages = _messages(row[settings.prompt_column], settings.system, place=f"{place}, row {number}")
-        if settings.split_column:
-            its_split = row[settings.split_column]
-        else:
-            its_split = split or hash_split(messages, settings.test_fraction)
-        category = row[settings.category_column] if settings.category_column else None
-        yield PromptRow(messages, its_split, "" if category is None else str(category))
-
-
-def _read_source(settings: PromptSettings) -> Iterator[tuple[str, str | None, pa.Table]]:
+def _read_tables(settings: PromptSettings, section: str) -> Iterator[tuple[str, str | None, pa.Table]]:
     """Tables of rows, each with its name for messages and the split it says it is."""
     path = Path(settings.source)
     if path.is_file():
-        yield settings.source, None, _read_file(path)
+        yield settings.source, None, _read_file(path, section)
     elif path.is_dir() or is_hub_id(settings.source):
-        yield from _read_dataset(settings)
+        yield from _read_dataset(settings, section)
     else:
         raise InputError(
-            f"`prompts.source` is {settings.source!r}; there is no such file or folder, and it is not a Hub id "
+            f"`{section}.source` is {settings.source!r}; there is no such file or folder, and it is not a Hub id "
             "(owner/name)"
         )
 
 
-def _read_file(path: Path) -> pa.Table:
+def _read_file(path: Path, section: str) -> pa.Table:
     reader = _READERS.get(path.suffix)
     if reader is None:
-        raise InputError(f"`prompts.source` is {str(path)!r}; its name must end in one of {', '.join(_READERS)}")
+        raise InputError(f"`{section}.source` is {str(path)!r}; its name must end in one of {', '.join(_READERS)}")
     try:
         return reader(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"`prompts.source` {path} cannot be read: {error}") from error
+        raise InputError(f"`{section}.source` {path} cannot be read: {error}") from error
 
 
-def _read_dataset(settings: PromptSettings) -> Iterator[tuple[str, str | None, pa.Table]]:
+def _read_dataset(settings: PromptSettings, section: str) -> Iterator[tuple[str, str | None, pa.Table]]:
     try:
         import datasets
     except ImportError as error:
         raise MissingExtraError(package="datasets", extra="train", purpose="reading a data set") from error
     if is_hub_id(settings.source) and settings.revision is None:
-        raise InputError(f"`prompts.source` is {settings.source!r}, on the Hub; give its `prompts.revision` too")
+        raise InputError(f"`{section}.source` is {settings.source!r}, on the Hub; give its `{section}.revision` too")
     try:
         found = datasets.load_dataset(settings.source, settings.dataset_config, revision=settings.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"`prompts.source` {settings.source} cannot be read as a data set: {error}") from error
+        raise InputError(f"`{section}.source` {settings.source} cannot be read as a data set: {error}") from error
     splits: Mapping[str, str | None]
     if settings.dataset_splits is not None:
         splits = settings.dataset_splits
@@ -170,7 +209,7 @@ def _read_dataset(settings: PromptSettings) -> Iterator[tuple[str, str | None, p
     for name, split in splits.items():
         if name not in found:
             raise InputError(
-                f"`prompts.dataset_splits` names {name!r}, but {settings.source} has the splits {sorted(found)}"
+                f"`{section}.dataset_splits` names {name!r}, but {settings.source} has the splits {sorted(found)}"
             )
         yield f"{settings.source}, split {name}", split, found[name].with_format("arrow")[:]
 

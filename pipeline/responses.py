@@ -102,7 +102,7 @@ def sample_policy(
     table = run.samples_table(folder)
     _require_asked_for(table, split_of, samples_per_prompt=samples_per_prompt, step=step)
     tokenizer = load_tokenizer(policy.folder)
-    rendered, unusable = _render(run, policy, tokenizer, [(row["prompt_id"], row["prompt"]) for row in prompts])
+    rendered, unusable = render_for(run, policy, tokenizer, [(row["prompt_id"], row["prompt"]) for row in prompts])
     _require_usable(unusable, len(prompts), max_share=run.config.max_failed_share)
     reopen(folder)
     counts = sample_table(
@@ -166,7 +166,7 @@ def show_prompts(run: Run, *, prompts: Sequence[tuple[str, Sequence[Mapping[str,
     policy = reference_policy(run)
     settings = run.config.sampling
     tokenizer = load_tokenizer(policy.folder)
-    rendered, unusable = _render(run, policy, tokenizer, prompts)
+    rendered, unusable = render_for(run, policy, tokenizer, prompts)
     lines = [
         f"reference   {policy.folder}",
         f"engine      {settings.engine}, {run.config.reference.dtype}",
@@ -189,12 +189,17 @@ def show_prompts(run: Run, *, prompts: Sequence[tuple[str, Sequence[Mapping[str,
     return "\n".join(lines)
 
 
-def _render(
+def render_for(
     run: Run,
     policy: Policy,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[tuple[str, Sequence[Mapping[str, str]]]],
 ) -> tuple[list[RenderedPrompt], list[UnusablePrompt]]:
+    """Prompts as a policy of the run reads them, and those that it cannot read.
+
+    Raises:
+        InputError: there is no chat template.
+    """
     return render_prompts(
         tokenizer,
         prompts,
@@ -255,13 +260,13 @@ def _sampling_identity(run: Run, policy: Policy, seed: int) -> dict[str, Any]:
         **asdict(settings.distribution),
         "dtype": run.config.reference.dtype,
         "quantization": policy.quantization,
-        "template": _template_text(run.config.reference.template),
+        "template": template_text(run.config.reference.template),
         "seed": seed,
     }
 
 
-def _template_text(template: str | None) -> str | None:
-    """A template by its content: a file of the same name may change."""
+def template_text(template: str | None) -> str | None:
+    """A template of the recipe by its content: a file of the same name may change."""
     if template is None or not Path(template).is_file():
         return template
     return Path(template).read_text(encoding="utf-8")

@@ -112,13 +112,21 @@ class Run:
             **{name: versions[name] for name in _FILE_VERSIONS if name in versions},
         }
 
-    def prompts_table(self) -> pa.Table:
-        """All prompts of the run.
+    @property
+    def pairs(self) -> Path:
+        """Folder of the pairs of a data set that are trained on, of a recipe that names some."""
+        return self.folder / "pairs"
+
+    def prompts_table(self, folder: Path | None = None) -> pa.Table:
+        """All prompts of the run, or those of another prompts table of it.
+
+        Args:
+            folder: of the other table.
 
         Raises:
-            CorruptArtifactError: the step ``prepare`` has not finished, or its table is damaged.
+            CorruptArtifactError: the step that makes it has not finished, or the table is damaged.
         """
-        folder = self.folder / "prompts"
+        folder = self.folder / "prompts" if folder is None else folder
         read_manifest(folder)
         return pa.concat_tables(read_parquet(path, schema=PROMPTS) for path in sorted(folder.glob("data/*.parquet")))
 

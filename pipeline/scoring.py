@@ -16,7 +16,14 @@ from pipeline.scorers import ScorerGroup, group_scorers
 
 
 def score_samples(
-    run: Run, *, samples: Path, folder: Path, splits: Sequence[str], step: str, names: Sequence[str] | None = None
+    run: Run,
+    *,
+    samples: Path,
+    folder: Path,
+    splits: Sequence[str],
+    step: str,
+    names: Sequence[str] | None = None,
+    prompts: Path | None = None,
 ) -> None:
     """Score a samples table; continues a killed run and scores only what is new.
 
@@ -27,17 +34,25 @@ def score_samples(
         splits: splits to score.
         step: the step this belongs to, for manifests and messages.
         names: of the scorers; all of the recipe where not given.
+        prompts: folder of the table with the samples' prompts; that of the run where not given.
 
     Raises:
         StaleArtifactError: scores were begun with another scorer, other settings or other samples.
         InputError: a scorer cannot be loaded, or too many of its scores fail.
     """
     for group in group_scorers(run, list(run.config.used_scorers() if names is None else names)):
-        _score_group(run, group, samples=samples, folder=folder, splits=splits, step=step)
+        _score_group(run, group, samples=samples, folder=folder, splits=splits, step=step, prompts_folder=prompts)
 
 
 def _score_group(
-    run: Run, group: ScorerGroup, *, samples: Path, folder: Path, splits: Sequence[str], step: str
+    run: Run,
+    group: ScorerGroup,
+    *,
+    samples: Path,
+    folder: Path,
+    splits: Sequence[str],
+    step: str,
+    prompts_folder: Path | None,
 ) -> None:
     from stage1_dual.scoring.run import score_tables
 
@@ -55,7 +70,7 @@ def _score_group(
         return
     for name in waiting:
         reopen(folder / name)
-    prompts = run.prompts_table()
+    prompts = run.prompts_table(prompts_folder)
     tables = {
         name: ShardedTable(folder=folder / name, schema=SCORES, metadata={**run.table_metadata(), "scorer": name})
         for name in group.names

@@ -37,6 +37,7 @@ from pipeline.contracts.artifacts import (
 from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.shards import write_table
 from pipeline.contracts.tables import SPLITS
+from pipeline.data_set_pairs import score_pairs, tilt_pairs, write_pairs
 from pipeline.frontiers import sweep_constraints, write_frontier
 from pipeline.handoff import write_dataset_card, write_tilted_table
 from pipeline.microworld import build_world
@@ -146,7 +147,9 @@ def _merge_reference(run: Run) -> None:
 
 
 def sample(run: Run) -> None:
-    """Draw responses from the reference policy for the prompts of both splits."""
+    """Draw responses of the reference to the prompts of both splits, and tokenise the pairs of a data set, if any."""
+    if run.config.training.pairs is not None:
+        write_pairs(run)  # first: what is wrong with them is known before anything is drawn
     sample_policy(
         run,
         reference_policy(run),
@@ -161,6 +164,8 @@ def sample(run: Run) -> None:
 def score(run: Run) -> None:
     """Score every response with every scorer, one model in memory at a time."""
     score_samples(run, samples=run.folder / "samples", folder=run.folder / "scores", splits=SPLITS, step="score")
+    if run.config.training.pairs is not None:
+        score_pairs(run)
 
 
 def solve(run: Run) -> None:
@@ -244,6 +249,8 @@ def export(run: Run) -> None:
         write_dataset_card(folder, dual=dual, n_rows=n_rows, run=run.name, inputs=inputs)
         counts = {"rows": n_rows}
         finish_step(run, folder, "export", settings={}, inputs=inputs, files=files, counts=counts, started=started)
+    if run.config.training.pairs is not None:
+        tilt_pairs(run, dual)
     print_stage1(dual)
 
 
@@ -255,15 +262,16 @@ def train(run: Run) -> None:
     """Fine-tune the reference once on the tilted samples."""
     started = time.monotonic()
     folder = run.folder / "policy"
-    # Lambda and beta are not among the settings: they are in the dual, which is an input.
+    # Lambda and beta are not among the settings: they are in the dual, which is an input, and so are the pairs.
     initial = run.config.training.initial
     recorded = {
-        **run.config.training.model_dump(mode="json", exclude={*_SPEED_ONLY, "initial"}),
+        **run.config.training.model_dump(mode="json", exclude={*_SPEED_ONLY, "initial", "pairs"}),
         "seed": run.config.seed,
     }
     samples = read_manifest(run.folder / "samples")
+    pairs = ("pairs/samples", "pairs/tilted") if run.config.training.pairs is not None else ()
     inputs = {
-        **{name: read_manifest(run.folder / name).identity for name in ("tilted", "dual", "samples")},
+        **{name: read_manifest(run.folder / name).identity for name in ("tilted", "dual", "samples", *pairs)},
         "reference": samples.inputs["reference"],
         **({"initial": checkpoint_sha256(Path(initial))} if initial is not None else {}),
     }
@@ -311,16 +319,17 @@ def perform_training(run: Run) -> TrainResult:
         settings=train_settings(run.config),
         show_progress=run.show_progress,
         initial=None if training.initial is None else Path(training.initial),
+        pairs=None if training.pairs is None else run.pairs,
         reference_logp=run.folder / "reference_logp",
         chat_template=_own_chat_template(run),
     )
 
 
 def train_settings(config: RunConfig) -> TrainSettings:
-    """The settings of training as stage 2 takes them; where it starts from is not among them."""
+    """The settings of training as stage 2 takes them; where it starts and what is read are not among them."""
     from stage2_policy.settings import TrainSettings
 
-    return TrainSettings(**config.training.model_dump(exclude={"initial"}), seed=config.seed)
+    return TrainSettings(**config.training.model_dump(exclude={"initial", "pairs"}), seed=config.seed)
 
 
 def _own_chat_template(run: Run) -> str | None:
@@ -406,6 +415,13 @@ STEPS: dict[str, Step] = {
     "evaluate": Step("compare the trained policy with the prediction", "evaluation", evaluate),
     "report": Step("write the figures and the page", "report", report),
 }
+
+_OF_PAIRS: dict[str, tuple[str, ...]] = {
+    "sample": ("pairs/prompts", "pairs/samples"),
+    "score": ("pairs/scores",),
+    "export": ("pairs/tilted",),
+}
+"""What a step leaves besides its own folder where the recipe trains on the pairs of a data set."""
 
 STAGES: dict[str, tuple[str, ...]] = {
     "stage1": ("prepare", "sample", "score", "solve", "export"),
@@ -497,18 +513,23 @@ def _require_earlier_steps(run: Run, name: str, planned: Sequence[str]) -> None:
     order = list(STEPS)
     needed = ["solve", "export"] if name == "report" else order[: order.index(name)]
     for earlier in needed:
-        folder = run.folder / STEPS[earlier].folder
-        done = is_complete(folder) if earlier != "score" else folder.is_dir()
-        if not done and earlier not in planned:
-            raise InputError(
-                f"`dualign {name}` needs the step `{earlier}` of run `{run.name}`, which is not done; run it first"
-            )
+        of_pairs = _OF_PAIRS.get(earlier, ()) if run.config.training.pairs is not None else ()
+        for folder in (STEPS[earlier].folder, *of_pairs):
+            done = is_complete(run.folder / folder) if earlier != "score" else (run.folder / folder).is_dir()
+            if not done and earlier not in planned:
+                what = f" for `training.pairs` (no {folder})" if folder in of_pairs else ""
+                raise InputError(
+                    f"`dualign {name}` needs the step `{earlier}` of run `{run.name}`, which is not done{what}; run "
+                    "it first"
+                )
 
 
 def _require_own_artifacts(run: Run) -> None:
     """A run that was copied under another name is whole; a manifest of another run beside files of this one is not."""
     folders = [run.folder / step.folder for name, step in STEPS.items() if name != "score"]
-    for folder in (*folders, *sorted((run.folder / "scores").glob("*")), run.folder / "evaluation" / "samples"):
+    folders += [run.pairs / name for name in ("prompts", "samples", "tilted")]
+    folders += sorted([*(run.folder / "scores").glob("*"), *(run.pairs / "scores").glob("*")])
+    for folder in (*folders, run.folder / "evaluation" / "samples"):
         if not is_complete(folder) or (found := read_manifest(folder)).run == run.name:
             continue
         for name, recorded in found.files.items():
@@ -521,14 +542,17 @@ def _require_own_artifacts(run: Run) -> None:
 
 def _discard_from(run: Run, first: str) -> None:
     order = list(STEPS)
-    for name in order[order.index(first) :]:
-        folder = run.folder / STEPS[name].folder
+    discarded = [
+        (name, run.folder / folder)
+        for name in order[order.index(first) :]
+        for folder in (STEPS[name].folder, *_OF_PAIRS.get(name, ()))
+    ]
+    for name, folder in discarded:
         if folder.is_symlink():
             raise InputError(
                 f"the step `{name}` of run `{run.name}` is that of {folder.resolve().parent}, by a link; redo it there"
             )
-    for name in reversed(order[order.index(first) :]):
-        folder = run.folder / STEPS[name].folder
+    for name, folder in reversed(discarded):
         if folder.is_dir():
             reopen(folder)
             shutil.rmtree(folder)

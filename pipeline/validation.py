@@ -45,7 +45,7 @@ _WEIGHT_TOLERANCE = 1e-9
 _MEAN_TOLERANCE = 1e-9
 """Of a mean that is computed again, relative to the largest score."""
 
-_UPSTREAM = ("prompts", "samples", "dual", "tilted", "policy", "evaluation")
+_UPSTREAM = ("prompts", "samples", "scores", "dual", "tilted", "pairs", "policy", "evaluation")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
     checks: list[tuple[str, Callable[[], Iterator[str]]]] = [
         ("lineage", lambda: _check_lineage(folder, complete)),
         *((f"hashes of {name}", _bound(_check_files, folder / name, complete[name])) for name in complete),
-        ("prompts", lambda: _check_prompts(folder)),
+        ("prompts", lambda: _check_prompts(folder / "prompts")),
     ]
     checks += [
         (name, _bound(_check_samples, folder, folder / name, complete[name]))
@@ -112,12 +112,18 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
     ]
     for name in complete:
         if "scores/" in name:
-            samples = "evaluation/samples" if name.startswith("evaluation") else "samples"
-            checks.append((name, _bound(_check_scores, folder, folder / samples, folder / name, complete[name])))
+            whose = folder / name.partition("scores/")[0]
+            prompts = (whose if name.startswith("pairs") else folder) / "prompts"
+            checks.append((name, _bound(_check_scores, prompts, whose / "samples", folder / name, complete[name])))
+    if "pairs/samples" in complete:
+        checks.append(("pairs/prompts", lambda: _check_prompts(folder / "pairs" / "prompts")))
+        checks.append(("pairs/samples", lambda: _check_pairs(folder, complete["pairs/samples"])))
     if "dual" in complete:
         checks.append(("dual", lambda: _check_dual(folder)))
         if "tilted" in complete:
-            checks.append(("tilted", lambda: _check_tilted(folder)))
+            checks.append(("tilted", lambda: _check_tilted(folder, folder)))
+        if "pairs/tilted" in complete:
+            checks.append(("pairs/tilted", lambda: _check_tilted(folder, folder / "pairs")))
     for description, check in tqdm(checks, desc="validating", unit=" checks", disable=not show_progress):
         try:
             found.faults += check()
@@ -137,7 +143,9 @@ def _artifacts(folder: Path) -> list[str]:
         "samples",
         *(f"scores/{path.name}" for path in sorted(folder.glob("scores/*")) if path.is_dir()),
     ]
-    names += ["dual", "tilted", "policy", "evaluation/samples"]
+    names += ["dual", "tilted", "pairs/prompts", "pairs/samples"]
+    names += [f"pairs/scores/{path.name}" for path in sorted(folder.glob("pairs/scores/*")) if path.is_dir()]
+    names += ["pairs/tilted", "policy", "evaluation/samples"]
     names += [f"evaluation/scores/{path.name}" for path in sorted(folder.glob("evaluation/scores/*")) if path.is_dir()]
     names += ["evaluation", "report", "multishot"]
     return [name for name in names if (folder / name).is_dir()]
@@ -160,10 +168,11 @@ def _check_lineage(folder: Path, manifests: Mapping[str, Manifest]) -> Iterator[
                 if not (folder / source).is_dir() or checkpoint_sha256(folder / source) != recorded:
                     yield f"{folder / name}: was drawn from another `{source}` than the one in the run"
                 continue
-            upstream = f"evaluation/{source}" if name.startswith("evaluation/") and source == "samples" else source
+            part = next((part for part in ("evaluation", "pairs") if name.startswith(f"{part}/")), None)
+            upstream = f"{part}/{source}" if part is not None and source == "samples" else source
             if upstream == "prompts" and (name == "prompts" or name.endswith("samples")):
                 continue  # a hash of the prompts themselves, which are checked by it below
-            if upstream.partition("/")[0] not in (*_UPSTREAM, "scores"):
+            if upstream.partition("/")[0] not in _UPSTREAM:
                 continue  # a checkpoint or a world, which need not be here
             if upstream not in manifests:
                 yield f"{folder / name}: was made from `{source}`, which is not in the run or not finished"
@@ -189,9 +198,9 @@ def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _read_prompts(folder: Path) -> pa.Table:
-    paths = sorted((folder / "prompts").glob("data/*.parquet"))
+    paths = sorted(folder.glob("data/*.parquet"))
     if not paths:
-        raise CorruptArtifactError(f"{folder / 'prompts'} has no data")
+        raise CorruptArtifactError(f"{folder} has no data")
     return pa.concat_tables(read_parquet(path, schema=PROMPTS) for path in paths)
 
 
@@ -199,17 +208,17 @@ def _check_prompts(folder: Path) -> Iterator[str]:
     table = _read_prompts(folder)
     wrong = [row["prompt_id"] for row in table.to_pylist() if prompt_id(row["prompt"]) != row["prompt_id"]]
     if wrong:
-        yield f"{folder / 'prompts'}: {len(wrong)} prompts are not what their prompt_id says (first: {wrong[0]})"
+        yield f"{folder}: {len(wrong)} prompts are not what their prompt_id says (first: {wrong[0]})"
     repeated = table.num_rows - len(table["prompt_id"].unique())
     if repeated:
-        yield f"{folder / 'prompts'}: {repeated} prompts are there twice"
+        yield f"{folder}: {repeated} prompts are there twice"
     unknown = set(table["split"].unique().to_pylist()) - set(SPLITS)
     if unknown:
-        yield f"{folder / 'prompts'}: unknown splits {sorted(unknown)}"
+        yield f"{folder}: unknown splits {sorted(unknown)}"
 
 
 def _check_samples(run: Path, folder: Path, manifest: Manifest) -> Iterator[str]:
-    prompts = _read_prompts(run)
+    prompts = _read_prompts(run / "prompts")
     n_samples = int(manifest.settings["samples_per_prompt"])
     bos = manifest.details.get("bos_token_id")
     table = ShardedTable(folder=folder, schema=SAMPLES, metadata={})
@@ -300,8 +309,40 @@ def _check_repeats(folder: Path, table: ShardedTable) -> Iterator[str]:
             )
 
 
-def _check_scores(run: Path, samples: Path, folder: Path, manifest: Manifest) -> Iterator[str]:
-    prompts = PromptPlaces(_read_prompts(run)["prompt_id"].to_pylist())
+def _check_pairs(run: Path, manifest: Manifest) -> Iterator[str]:
+    """Whole pairs of train prompts, none of them a test prompt of the run, each response with its end token."""
+    folder = run / "pairs" / "samples"
+    everything = _read_prompts(run / "prompts")
+    test = set(everything.filter(pc.equal(everything["split"], "test"))["prompt_id"].to_pylist())
+    known = set(_read_prompts(run / "pairs" / "prompts")["prompt_id"].to_pylist())
+    reads: dict[str, tuple[int, ...]] = {}
+    keys: list[tuple[str, int]] = []
+    for path in ShardedTable(folder=folder, schema=SAMPLES, metadata={}).paths("train"):
+        rows = read_parquet(path, schema=SAMPLES)
+        its_keys = list(zip(*(rows[name].to_pylist() for name in SAMPLE_KEY), strict=True))
+        keys += its_keys
+        for what, n in (
+            ("of test prompts of the run", sum(prompt in test for prompt, _ in its_keys)),
+            ("of prompts that are not in pairs/prompts", sum(prompt not in known for prompt, _ in its_keys)),
+        ):
+            if n:
+                yield f"{path}: {n} rows are {what}"
+        yield from _check_tokens(path, rows, bos=manifest.details.get("bos_token_id"), reads=reads)
+        ends = {ids[-1] for ids in rows["completion_token_ids"].to_pylist() if ids}
+        if ends - {manifest.details.get("eos_token_id")}:
+            yield f"{path}: a response does not end with the end token of the manifest"
+    there = set(keys)
+    if len(keys) != len(there):
+        yield f"{folder}: {len(keys) - len(there)} responses are there twice"
+    alone = sum((prompt, index ^ 1) not in there for prompt, index in keys)
+    if alone:
+        yield f"{folder}: {alone} responses have no partner"
+    if len(keys) != manifest.counts["rows"]:
+        yield f"{folder}: {len(keys)} rows, {manifest.counts['rows']} in the manifest"
+
+
+def _check_scores(prompts_folder: Path, samples: Path, folder: Path, manifest: Manifest) -> Iterator[str]:
+    prompts = PromptPlaces(_read_prompts(prompts_folder)["prompt_id"].to_pylist())
     drawn = ShardedTable(folder=samples, schema=SAMPLES, metadata={})
     table = ShardedTable(folder=folder, schema=SCORES, metadata={})
     n_rows = 0
@@ -344,14 +385,17 @@ def _check_dual(run: Path) -> Iterator[str]:
             yield f"{path}: the threshold of {name} is not its reference plus its margin"
 
 
-def _check_tilted(run: Path) -> Iterator[str]:
-    """Weights that sum to one and give back the predicted means, scores that are those of the score tables."""
+def _check_tilted(run: Path, base: Path) -> Iterator[str]:
+    """Weights that sum to one and, of the samples, give back the predicted means; scores as in the score tables.
+
+    ``base`` holds tilted table, scores and prompts: the run itself, or its folder of pairs.
+    """
     dual = read_json(run / "dual" / "dual.json")
     names = {dual["reward"]["name"]: "reward"}
     names |= {entry["name"]: CONSTRAINT_PREFIX + entry["name"] for entry in dual["constraints"]}
     schema = tilted_schema([entry["name"] for entry in dual["constraints"]])
-    prompts = PromptPlaces(_read_prompts(run)["prompt_id"].to_pylist())
-    table = ShardedTable(folder=run / "tilted", schema=schema, metadata={})
+    prompts = PromptPlaces(_read_prompts(base / "prompts")["prompt_id"].to_pylist())
+    table = ShardedTable(folder=base / "tilted", schema=schema, metadata={})
     for split in SPLITS:
         weight_p = np.zeros(len(prompts))
         count_p = np.zeros(len(prompts))
@@ -371,9 +415,9 @@ def _check_tilted(run: Path) -> Iterator[str]:
         there = count_p > 0
         n_off = np.count_nonzero(np.abs(weight_p[there] - 1) > _WEIGHT_TOLERANCE)
         if n_off:
-            yield f"{run / 'tilted'}: the weights of {n_off} {split} prompts do not sum to 1"
-        yield from _check_against_scores(run, split, table, prompts, names)
-        if split != "train":
+            yield f"{base / 'tilted'}: the weights of {n_off} {split} prompts do not sum to 1"
+        yield from _check_against_scores(base, split, table, prompts, names)
+        if split != "train" or base != run:
             continue
         for entry in (dual["reward"], *dual["constraints"]):
             reference, predicted = sums[entry["name"]]
@@ -390,10 +434,10 @@ def _check_tilted(run: Path) -> Iterator[str]:
 
 
 def _check_against_scores(
-    run: Path, split: str, table: ShardedTable, prompts: PromptPlaces, names: Mapping[str, str]
+    base: Path, split: str, table: ShardedTable, prompts: PromptPlaces, names: Mapping[str, str]
 ) -> Iterator[str]:
     for name, column in names.items():
-        scores = ShardedTable(folder=run / "scores" / name, schema=SCORES, metadata={})
+        scores = ShardedTable(folder=base / "scores" / name, schema=SCORES, metadata={})
         scored = [read_parquet(path, columns=[*SAMPLE_KEY, "value"]) for path in scores.paths(split)]
         tilted = [read_parquet(path, columns=[*SAMPLE_KEY, column]) for path in table.paths(split)]
         if not tilted or not scored:
@@ -405,4 +449,4 @@ def _check_against_scores(
         at = order[np.minimum(np.searchsorted(keys[1], keys[0], sorter=order), len(order) - 1)]
         same = (keys[1][at] == keys[0]) & (theirs["value"].to_numpy()[at] == ours[column].to_numpy())
         if not same.all():
-            yield f"{run / 'tilted'}: {np.count_nonzero(~same)} {split} rows have another {name} than scores/{name}"
+            yield f"{base / 'tilted'}: {np.count_nonzero(~same)} {split} rows have another {name} than scores/{name}"

@@ -31,8 +31,10 @@ _SAMPLE_COLUMNS = (*SAMPLE_KEY, "prompt_token_ids", "completion_token_ids", "sam
 class Responses(Dataset[GroupedRow]):
     """Scored responses of some prompts, sorted by prompt; an item is what the sampler asks for, row and group.
 
+    Of pairs of a data set, every pair stands for itself, and "prompt" means pair: see :func:`split_pairs`.
+
     Attributes:
-        prompt_ids: the prompts, in order.
+        prompt_ids: the prompts, in order; of pairs the prompt of each, so that one may come several times.
         prompt_p: place of each row's prompt in ``prompt_ids``, ascending, shape (n,).
         sample_index: number of each row's response among those of its prompt, shape (n,).
         sequences: prompt and completion token ids of each row, as sampled.
@@ -89,6 +91,34 @@ class Responses(Dataset[GroupedRow]):
         )
 
 
+def split_pairs(responses: Responses, *, beta: float) -> Responses:
+    """Pairs of responses, each for itself: compared with no other of its prompt, and all pairs count the same.
+
+    Args:
+        responses: of which 2i and 2i + 1 are pair i of their prompt.
+        beta: KL strength, reward per nat; the weights then sum to 1 within a pair.
+
+    Raises:
+        InputError: a response without its partner.
+    """
+    n_pairs = int(responses.sample_index.max(initial=0)) // 2 + 1
+    key, pair_n, count = np.unique(
+        responses.prompt_p * n_pairs + responses.sample_index // 2, return_inverse=True, return_counts=True
+    )
+    if (count != 2).any():
+        alone = key[count != 2]
+        raise InputError(
+            f"{len(alone)} pairs have one response (first: pair {alone[0] % n_pairs} of prompt "
+            f"{responses.prompt_ids[alone[0] // n_pairs]}); a pair is the responses 2i and 2i + 1 of a prompt"
+        )
+    return replace(
+        responses,
+        prompt_ids=tuple(responses.prompt_ids[place] for place in key // n_pairs),
+        prompt_p=pair_n,
+        weight=segment_softmax(responses.tilt / beta, pair_n),
+    )
+
+
 @dataclass(frozen=True)
 class Skipped:
     """What was left out of training for its negligible weight.
@@ -137,6 +167,7 @@ class TrainingData:
         beta: KL strength, reward per nat, as in dual.json.
         dual: the content of dual.json.
         identities: identity of each artifact read, by name.
+        n_held_out_pairs: pairs of a data set that are not trained on, because their prompt is held out.
     """
 
     train: Responses
@@ -144,10 +175,11 @@ class TrainingData:
     beta: float
     dual: Mapping[str, Any]
     identities: Mapping[str, str]
+    n_held_out_pairs: int = 0
 
 
 def read_training_data(
-    *, reference: Path, samples: Path, tilted: Path, dual: Path, held_out_fraction: float
+    *, reference: Path, samples: Path, tilted: Path, dual: Path, held_out_fraction: float, pairs: Path | None = None
 ) -> TrainingData:
     """Read and join the artifacts of stage 1, train split only.
 
@@ -157,6 +189,8 @@ def read_training_data(
         tilted: folder of the tilted table.
         dual: folder of dual.json.
         held_out_fraction: share of the train prompts kept back, chosen by the hash of the prompt.
+        pairs: holds the tables ``samples`` and ``tilted`` of the pairs of a data set to train on; what is held out
+            are still the reference's own responses.
 
     Raises:
         CorruptArtifactError: a file is missing, damaged or not what its manifest says.
@@ -164,14 +198,15 @@ def read_training_data(
         InputError: weights that are missing or extra or do not fit lam* and beta, too few prompts, or held-out prompts
             whose responses have equal scores.
     """
-    manifests = {
-        name: read_manifest(path) for name, path in (("samples", samples), ("tilted", tilted), ("dual", dual))
-    }
-    _require_chain(manifests, reference=reference, tilted=tilted, samples=samples, dual=dual)
-    for name, folder in (("samples", samples), ("tilted", tilted), ("dual", dual)):
+    folders = {"samples": samples, "tilted": tilted, "dual": dual}
+    if pairs is not None:
+        folders |= {"pairs/samples": pairs / "samples", "pairs/tilted": pairs / "tilted"}
+    manifests = {name: read_manifest(folder) for name, folder in folders.items()}
+    _require_chain(manifests, folders, reference=reference)
+    for name, folder in folders.items():
         _require_files(folder, manifests[name])
     solution = read_json(dual / "dual.json")
-    responses = _join(samples=samples, tilted=tilted, solution=solution)
+    responses = _join(samples=samples, tilted=tilted, solution=solution, solved_on=solution["n_samples"])
     held_out = choose_held_out(responses.prompt_ids, fraction=held_out_fraction)
     kept = sorted(set(range(len(responses.prompt_ids))) - set(held_out))
     held_out_responses = responses.select(held_out)
@@ -181,8 +216,11 @@ def read_training_data(
             f"{len(held_out)} held-out prompts have equal scores, by which no checkpoint can be chosen; hold out more "
             "prompts, or sample more responses"
         )
+    train, n_held_out_pairs = responses.select(kept), 0
+    if pairs is not None:
+        train, n_held_out_pairs = _read_pairs(pairs, solution, held_out=held_out_responses.prompt_ids)
     return TrainingData(
-        train=responses.select(kept),
+        train=train,
         held_out=held_out_responses,
         beta=float(solution["beta"]),
         dual=solution,
@@ -190,7 +228,20 @@ def read_training_data(
             "reference": manifests["samples"].inputs["reference"],
             **{name: manifest.identity for name, manifest in manifests.items()},
         },
+        n_held_out_pairs=n_held_out_pairs,
     )
+
+
+def _read_pairs(folder: Path, solution: Mapping[str, Any], *, held_out: Sequence[str]) -> tuple[Responses, int]:
+    """The pairs to train on, and the number of those whose prompt is held out."""
+    responses = _join(samples=folder / "samples", tilted=folder / "tilted", solution=solution)
+    judging = set(held_out)
+    kept = responses.select([place for place, name in enumerate(responses.prompt_ids) if name not in judging])
+    if len(kept) == 0:
+        raise InputError(
+            f"all {len(responses) // 2} pairs in {folder} are of held-out prompts; none is left to train on"
+        )
+    return split_pairs(kept, beta=float(solution["beta"])), (len(responses) - len(kept)) // 2
 
 
 def choose_held_out(prompt_ids: Sequence[str], *, fraction: float) -> list[int]:
@@ -297,24 +348,30 @@ class StepSampler(Sampler[list[GroupedRow]]):
             yield [(int(row), place) for place, group in enumerate(part) for row in groups[group]]
 
 
-def _require_chain(
-    manifests: Mapping[str, Manifest], *, reference: Path, samples: Path, tilted: Path, dual: Path
-) -> None:
+def _require_chain(manifests: Mapping[str, Manifest], folders: Mapping[str, Path], *, reference: Path) -> None:
     if not reference.is_dir():
         raise InputError(f"the reference checkpoint {reference} is not a folder")
+    places = {**folders, "reference": reference}
+    identities = {name: manifest.identity for name, manifest in manifests.items()}
+    identities["reference"] = checkpoint_sha256(reference)
     links = (
-        (tilted, "tilted", "dual", dual, manifests["dual"].identity),
-        (tilted, "tilted", "samples", samples, manifests["samples"].identity),
-        (dual, "dual", "samples", samples, manifests["samples"].identity),
-        (samples, "samples", "reference", reference, checkpoint_sha256(reference)),
+        ("tilted", "dual"),
+        ("tilted", "samples"),
+        ("dual", "samples"),
+        ("samples", "reference"),
+        ("pairs/tilted", "dual"),
+        ("pairs/tilted", "pairs/samples"),
+        ("pairs/samples", "reference"),
     )
-    for folder, name, input_name, source, found in links:
-        recorded = manifests[name].inputs.get(input_name)
+    for name, input_name in links:
+        if name not in manifests:
+            continue
+        recorded, found = manifests[name].inputs.get(input_name), identities[input_name]
         if recorded is None:
-            raise CorruptArtifactError(f"{folder}/manifest.json does not record its input `{input_name}`")
+            raise CorruptArtifactError(f"{places[name]}/manifest.json does not record its input `{input_name}`")
         if recorded != found:
             raise StaleArtifactError(
-                f"{folder} was made from another `{input_name}` than {source}: "
+                f"{places[name]} was made from another `{input_name}` than {places[input_name]}: "
                 f"{recorded[:12]} then, {found[:12]} now; redo the steps from `{input_name}` on"
             )
 
@@ -325,7 +382,7 @@ def _require_files(folder: Path, manifest: Manifest) -> None:
             raise CorruptArtifactError(f"{folder / name} is not the file its manifest records (sha256 differs)")
 
 
-def _join(*, samples: Path, tilted: Path, solution: Mapping[str, Any]) -> Responses:
+def _join(*, samples: Path, tilted: Path, solution: Mapping[str, Any], solved_on: int | None = None) -> Responses:
     drawn = ShardedTable(folder=samples, schema=SAMPLES, metadata={}).read("train", columns=_SAMPLE_COLUMNS)
     names = [constraint["name"] for constraint in solution["constraints"]]
     weighted = _read_tilted(tilted, constraint_names=names)
@@ -340,10 +397,10 @@ def _join(*, samples: Path, tilted: Path, solution: Mapping[str, Any]) -> Respon
             f"(first: {min(extra)}); each needs exactly one"
         )
     # Samples without a weight are those that the dual was solved without: no score, or cut off and dropped.
-    if len(weighted_keys) != solution["n_samples"]:
+    if solved_on is not None and len(weighted_keys) != solved_on:
         raise InputError(
             f"the tilted table in {tilted} has {len(weighted_keys)} train rows, but dual.json was solved on "
-            f"{solution['n_samples']} responses; each of them needs exactly one weight"
+            f"{solved_on} responses; each of them needs exactly one weight"
         )
     drawn = drawn.filter(pa.array([key in place for key in drawn_keys], pa.bool_()))
     drawn_keys = [key for key in drawn_keys if key in place]

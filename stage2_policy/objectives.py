@@ -282,17 +282,20 @@ class Objective:
         uses_groups: whether it compares responses of a prompt, so that groups need at least 2.
         may_skip: whether a response counts by its tilted weight alone, so that leaving out responses of a small weight
             in all changes the minimiser by no more than that, in total variation.
+        any_source: whether pi_lambda minimises it whatever the responses were drawn from, since it reads nothing but
+            differences of log-ratios and scores within a group; otherwise they must be draws of pi_ref.
     """
 
     row_loss: RowLoss
     uses_reference: bool = True
     uses_groups: bool = True
     may_skip: bool = False
+    any_source: bool = True
 
 
 OBJECTIVES = {
-    "tilted_nll": Objective(tilted_nll, uses_reference=False, uses_groups=False, may_skip=True),
-    "tilted_kl": Objective(tilted_kl, uses_groups=False),
+    "tilted_nll": Objective(tilted_nll, uses_reference=False, uses_groups=False, may_skip=True, any_source=False),
+    "tilted_kl": Objective(tilted_kl, uses_groups=False, any_source=False),
     "tilted_listwise": Objective(tilted_listwise),
     "tilted_reverse": Objective(tilted_reverse),
     "tilted_regression": Objective(tilted_regression),
@@ -331,4 +334,5 @@ def read_objective(objective: str | Mapping[str, float]) -> Objective:
         uses_reference=any(part.uses_reference for part, _ in parts),
         uses_groups=any(part.uses_groups for part, _ in parts),
         may_skip=all(part.may_skip for part, _ in parts),
+        any_source=all(part.any_source for part, _ in parts),
     )

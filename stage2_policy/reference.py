@@ -86,6 +86,7 @@ def reference_store(folder: Path, data: TrainingData, settings: TrainSettings) -
         {
             "reference": data.identities["reference"],
             "samples": data.identities["samples"],
+            **{name: identity for name, identity in data.identities.items() if name == "pairs/samples"},
             "responses": content_sha256(sorted([*data.train.row_keys(), *data.held_out.row_keys()])),
             "dtype": settings.dtype,
             "weights": {"none": "float32", "lora": settings.dtype, "qlora": "4 bits"}[settings.adapter],
@@ -161,9 +162,10 @@ def _write_shards(store: ReferenceStore, responses: Responses, *, part: str, sco
     table = _table(store)
     keys = responses.row_keys()
     index_n = np.array([sample_index for _, sample_index in keys])
-    prompts = PromptPlaces(responses.prompt_ids)
+    prompts = PromptPlaces(list(dict.fromkeys(responses.prompt_ids)))  # of pairs, a prompt may come several times
+    place_n = prompts.of(pa.chunked_array([[prompt_id for prompt_id, _ in keys]]))
     presence = table.presence("train", prompts, n_samples=int(index_n.max(initial=-1)) + 1)
-    absent = np.flatnonzero(~presence[responses.prompt_p, index_n])
+    absent = np.flatnonzero(~presence[place_n, index_n])
     for rows in np.split(absent, np.arange(_SHARD_ROWS, len(absent), _SHARD_ROWS)):
         if len(rows) == 0:
             continue

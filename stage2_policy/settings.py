@@ -71,8 +71,12 @@ class TrainSettings:
     seed: int = 0
 
 
-def validate_settings(settings: TrainSettings) -> None:
+def validate_settings(settings: TrainSettings, *, on_pairs: bool = False) -> None:
     """Check every setting before any work.
+
+    Args:
+        settings: of the run.
+        on_pairs: whether it trains on pairs of a data set, which are not draws of the reference.
 
     Raises:
         InputError: a setting is out of range, or does not go with another.
@@ -97,6 +101,12 @@ def validate_settings(settings: TrainSettings) -> None:
         raise InputError(
             f"training setting `responses_per_group` is {settings.responses_per_group}; the objective "
             "compares responses of a prompt and needs at least 2"
+        )
+    if on_pairs and not objective.any_source:
+        raise InputError(
+            f"training setting `objective` is {settings.objective}, which takes the responses for draws of the "
+            "reference; on pairs of a data set it must be one that compares two responses, such as `dpo` or "
+            "`tilted_pairwise`"
         )
     for name in ("warmup_ratio", "weight_decay", "max_grad_norm"):
         value = getattr(settings, name)

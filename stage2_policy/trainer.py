@@ -78,6 +78,7 @@ class TrainResult:
         held_out_reference: the same for the reference policy.
         stretch: factor by which the kept policy was moved along the ray from the reference; 1 where not asked for.
         n_train_prompts: prompts trained on.
+        n_held_out_pairs: pairs of a data set that were not trained on, because their prompt is held out.
         n_held_out_prompts: prompts that chose the checkpoint.
         n_responses: responses trained on, each once an epoch.
         skipped: what was left out for its negligible weight.
@@ -93,6 +94,7 @@ class TrainResult:
     held_out_reference: HeldOutEstimate
     stretch: float
     n_train_prompts: int
+    n_held_out_pairs: int
     n_held_out_prompts: int
     n_responses: int
     skipped: Skipped
@@ -246,10 +248,13 @@ def train_policy(
     settings: TrainSettings,
     show_progress: bool,
     initial: Path | None = None,
+    pairs: Path | None = None,
     reference_logp: Path | None = None,
     chat_template: str | None = None,
 ) -> TrainResult:
-    """Fine-tune the reference policy once on the tilted samples and save it as an ordinary checkpoint.
+    """Fine-tune the reference policy once, on the tilted samples or on pairs of a data set, and save it.
+
+    The policy is an ordinary checkpoint.
 
     A killed run, called again with the same arguments, continues from its last checkpoint with the same order of
     responses and optimiser state. Under a launcher such as ``accelerate launch`` every process calls this; the steps
@@ -266,6 +271,8 @@ def train_policy(
         show_progress: show progress bars.
         initial: policy that training starts from: a checkpoint of the reference's architecture, or with an adapter one
             whose ``adapter/`` is of the same shape; the reference itself where not given.
+        pairs: holds ``samples`` and ``tilted`` tables of pairs to train on, instead of the samples; the samples still
+            choose the checkpoint.
         reference_logp: folder that keeps log pi_ref for the next training run on the same samples.
         chat_template: by which the samples' prompts were rendered, where it is not the tokenizer's own; saved with the
             policy.
@@ -277,7 +284,7 @@ def train_policy(
         TrainingDivergedError: the loss is no longer a number.
     """
     started = time.monotonic()
-    validate_settings(settings)
+    validate_settings(settings, on_pairs=pairs is not None)
     if settings.match_prediction and _weights_are_sharded():
         raise InputError(
             "training setting `match_prediction` is true, which needs whole weights in each process; it must be false "
@@ -285,7 +292,12 @@ def train_policy(
         )
     validate_reference(reference, adapter=settings.adapter)
     data = read_training_data(
-        reference=reference, samples=samples, tilted=tilted, dual=dual, held_out_fraction=settings.held_out_fraction
+        reference=reference,
+        samples=samples,
+        tilted=tilted,
+        dual=dual,
+        held_out_fraction=settings.held_out_fraction,
+        pairs=pairs,
     )
     processes = PartialState(cpu=not torch.accelerator.is_available())
     show_progress = show_progress and processes.is_main_process
@@ -348,7 +360,8 @@ def train_policy(
         held_out=fit.held_out,
         held_out_reference=fit.held_out_reference,
         stretch=stretch,
-        n_train_prompts=len(train.prompt_ids),
+        n_train_prompts=len(set(train.prompt_ids)),
+        n_held_out_pairs=data.n_held_out_pairs,
         n_held_out_prompts=len(data.held_out.prompt_ids),
         n_responses=len(train),
         skipped=skipped,
@@ -399,9 +412,14 @@ def _card_rows(settings: TrainSettings, result: TrainResult) -> dict[str, Any]:
     rows = asdict(settings)
     if settings.adapter == "none":
         rows = {name: value for name, value in rows.items() if not name.startswith("lora_")}
+    of_pairs = {
+        "pairs of a data set trained on": f"{result.n_responses // 2}, of {result.n_train_prompts} prompts",
+        "pairs left out, of held-out prompts": result.n_held_out_pairs,
+    }
     return {
         **rows,
         "responses trained on": result.n_responses,
+        **(of_pairs if "pairs/samples" in result.identities else {}),
         "responses skipped for their weight": (
             f"{result.skipped.n_responses}, of tilted weight {result.skipped.mass_mean:.2g} a prompt in the mean, "
             f"{result.skipped.mass_max:.2g} at most"

@@ -85,6 +85,29 @@ def draw_responses(world: TabularWorld, *, n_samples: int, group_size: int, seed
     )
 
 
+def pair_neighbours(world: TabularWorld) -> Draws:
+    """Each response twice, in a pair with the next and in one with the one before: pairs that no reference drew."""
+    n_prompts, n_responses = world.score.shape
+    first = torch.arange(n_responses)
+    pair = torch.stack([first, first.roll(-1)], dim=1).flatten()
+    cell = (pair + n_responses * torch.arange(n_prompts)[:, None]).flatten()
+    score = world.score.flatten()[cell]
+    weight = score.view(-1, 2).softmax(1)
+    return Draws(
+        cell=cell,
+        targets=Targets(
+            ref_logp=world.ref_logp.flatten()[cell],
+            weight=weight.flatten(),
+            score=score,
+            label_noise=torch.zeros_like(score),
+            n_samples=torch.full_like(score, 2.0),
+            largest_ratio=(2 * weight.max(dim=1, keepdim=True).values.expand_as(weight)).flatten(),
+            group=torch.arange(len(cell)) // 2,
+            beta=torch.tensor(1.0, dtype=torch.float64),
+        ),
+    )
+
+
 def _draws(world: TabularWorld, weight: torch.Tensor, *, n_samples: torch.Tensor, largest: torch.Tensor) -> Draws:
     n_prompts, n_responses = world.score.shape
     return Draws(

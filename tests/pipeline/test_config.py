@@ -90,6 +90,38 @@ def test_each_fault_is_one_clear_line(tmp_path, change, fault):
     assert fault in faults(MINIMAL, tmp_path, change)
 
 
+PAIRS = "{source: pairs.jsonl, response_columns: [a, b]}"
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"training.objective": "tilted_nll"}, "`objective` is 'tilted_nll', and `pairs` names pairs of a data set"),
+        ({"training.objective": "{dpo: 1, tilted_kl: 0.1}"}, "tilted_kl takes the responses for draws of the"),
+        ({"training.pairs.response_columns": "[a, a]"}, "`response_columns` names 'a' twice"),
+        ({"training.pairs.response_columns": "[a]"}, "`training.pairs.response_columns"),
+        ({"training.pairs": "{source: p.jsonl}"}, "`training.pairs.response_columns` is missing; it has no default"),
+        ({"training.pairs.promt_column": "q"}, "`training.pairs.promt_column`; did you mean `prompt_column`?"),
+        (
+            {"scorers.harmless": "{kind: column, column: safe}"},
+            "`scorers.harmless.kind` is 'column', which has scores of the sampled responses alone",
+        ),
+    ],
+)
+def test_faults_of_training_on_pairs_are_named_with_all_others(tmp_path, change, fault):
+    found = faults(MINIMAL, tmp_path, {"training.pairs": PAIRS, **change, "beta": "0"})
+    assert any(fault in line for line in found), found
+    assert "`beta` is 0: input should be greater than 0" in found
+
+
+def test_an_unused_column_of_scores_goes_with_pairs_and_a_limit_is_theirs_too(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    change = {"training.pairs": PAIRS, "scorers.human": "{kind: column, column: human}"}
+    assert load_config(path, change, pairs_limit="7").training.pairs.limit == 7
+    assert load_config(path, pairs_limit="7").training.pairs is None
+
+
 def test_all_faults_are_reported_together(tmp_path):
     found = faults(MINIMAL, tmp_path, {"beta": "0", "reward": "x", "sampling.engine": "y", "bogus": "1"})
     assert len(found) == 4

@@ -19,6 +19,7 @@ from pipeline.contracts.errors import ConfigError, InputError
 from pipeline.dry_run import plan_run, total_seconds
 from pipeline.estimates import DEVICES
 from pipeline.model_sizes import read_size
+from pipeline.prompts import hash_split
 from pipeline.run import Run
 from pipeline.steps import STAGES
 
@@ -90,20 +91,55 @@ def test_a_stage_is_planned_alone(alone, capsys, command, there, not_there):
 
 def test_the_figures_of_a_plan_by_hand(alone):
     found = plan("mocan-alpaca-7b")
-    # 1000 + 1000 prompts of 128; 900 and 100 of the train prompts; 1000 test prompts of 2
-    assert found.sequences == {"sample": 256_000, "train": 115_200, "held_out": 12_800, "evaluate": 2000}
+    # 1000 + 1000 prompts of 128; 26,900 pairs; 100 of the train prompts held out; 1000 test prompts of 2
+    expected = {"sample": 256_000, "pairs": 53_800, "train": 53_800, "held_out": 12_800, "evaluate": 2000}
+    assert found.sequences == expected
     works = {work.what: work for work in found.works}
     assert works["sample"].tokens == 256_000 * 256
-    assert works["score helpful"].tokens == 256_000 * 356
-    assert works["train"].tokens == 3 * 115_200 * 356
+    assert works["score helpful"].tokens == (256_000 + 53_800) * 356
+    assert works["train: log π_ref"].tokens == (53_800 + 12_800) * 356
+    assert works["train"].tokens == 3 * 53_800 * 356
     assert works["train"].flops_per_token == 6 * 6_738_423_808  # 4N beside an adapter, 2N for checkpointing
     assert works["train: held-out checks"].tokens == 12 * 12_800 * 356
     assert works["evaluate: log-ratios"].tokens == 2 * 2000 * 356
-    assert found.steps == 3 * round(115_200 * 356 / 16_384)
+    assert found.steps == 3 * round(53_800 * 356 / 16_384)
     assert found.trained == 6_291_456
     weights = 6_738_423_808 + 2 * 6_607_351_808
     assert found.disk["models to be fetched"] == 2 * weights
     assert sum(work.seconds(DEVICES[0]) for work in found.works) == total_seconds(found, DEVICES[0])
+
+
+def test_the_figures_of_a_plan_on_sampled_pairs(alone):
+    found = plan("mocan-alpaca-7b", **{"training.pairs": "null"})
+    assert found.pairs is None
+    assert found.sequences == {
+        "sample": 256_000,
+        "pairs": 0,
+        "train": 115_200,
+        "held_out": 12_800,
+        "evaluate": 2000,
+    }
+    assert found.steps == 3 * round(115_200 * 356 / 16_384)
+
+
+def test_pairs_are_counted_where_they_are_here_and_unknown_where_nothing_is_known(tmp_path, capsys):
+    rows = [{"prompt": f"question {i}", "a": "yes", "b": "no"} for i in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {**rows[0], "a": "no"}]))
+    pairs = {"source": str(tmp_path / "pairs.jsonl"), "response_columns": ["a", "b"]}
+    recipe = str(write_recipe(tmp_path, training={"pairs": pairs}))
+    n_train = [hash_split([{"role": "user", "content": row["prompt"]}], 0.25) for row in rows].count("train")
+    assert 0 < n_train < 8
+    found = plan(recipe)
+    assert found.pairs.count == n_train
+    assert found.sequences["train"] == 2 * n_train
+    assert main(["run", "--config", recipe, "--dry-run", "--limit", "3"]) == 0
+    assert "3 to train on at most, as `training.pairs.limit` says" in capsys.readouterr().out
+    unknown = plan(recipe, **{"training.pairs.source": "somebody/pairs", "training.pairs.revision": "main"})
+    assert unknown.unknown == ("the number of pairs",)
+    assert unknown.works == ()
+    assert unknown.sequences == {}
+    elsewhere = plan(recipe, **{"training.pairs.source": "not-here.jsonl"})
+    assert elsewhere.needed == ("`training.pairs.source` not-here.jsonl: there is no such file or folder yet",)
 
 
 def test_the_small_recipe_is_about_an_hour_on_24_gb(alone):
@@ -116,7 +152,9 @@ def test_limit_shrinks_any_recipe(alone, capsys):
     for recipe in SHIPPED:
         assert plan(recipe, **{"prompts.limit": 5}).prompts.counts == {"train": 5, "test": 5}
     assert main(["run", "--config", "mocan-alpaca-7b", "--dry-run", "--limit", "3"]) == 0
-    assert "3 train, 3 test at most, as `prompts.limit` says" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "3 train, 3 test at most, as `prompts.limit` says" in text
+    assert "3 to train on at a pair a prompt, as `training.pairs.limit` says" in text
 
 
 def test_scorers_that_share_a_pass_count_once_and_log_ratios_read_two_models(alone):
@@ -154,6 +192,7 @@ def test_what_is_not_known_is_called_unknown(alone, capsys):
         ("mocan-alpaca-7b", {"reference.template": "no-such.jinja"}, "`reference.template` is 'no-such.jinja'"),
         ("mocan-alpaca-7b", {"training.objective": "dpoo"}, "dpoo"),
         ("mocan-alpaca-7b", {"training.negligible_mass": 0.1}, "`negligible_mass` is 0.1"),
+        ("mocan-alpaca-7b", {"training.pairs.revision": "null"}, "give its `training.pairs.revision` too"),
         ("mocan-alpaca-7b", {"samples_are_not_of_the_reference": "false"}, "unknown setting"),
         ("mocan-alpaca-7b", {"sampling.samples_are_not_of_the_reference": "false"}, "do not draw from the reference"),
         ("pecan-alpaca-7b", {"scorers.harmless.template": '"{completion}"'}, "`template` is '{completion}'"),

@@ -19,6 +19,7 @@ from stage2_policy.data import (
     choose_held_out,
     read_training_data,
     skip_negligible,
+    split_pairs,
 )
 
 Rows = Sequence[Mapping[str, Any]]
@@ -357,3 +358,32 @@ def test_microbatches_are_near_their_budget_and_sorted_by_length() -> None:
 
     assert max(padded) < 1.5 * 500
     assert length.sum() / sum(padded) > 0.7
+
+
+@pytest.mark.parametrize("responses_per_group", [2, 3, 8, 64])
+def test_of_pairs_a_group_is_a_pair_whatever_is_asked_for(responses_per_group: int) -> None:
+    pairs = split_pairs(responses_of((6, 2, 40)), beta=0.5)
+    assert pairs.prompt_ids == ("p0",) * 3 + ("p1",) + ("p2",) * 20
+    sampler = StepSampler(
+        pairs, tokens_per_step=300, tokens_per_microbatch=120, responses_per_group=responses_per_group, seed=0
+    )
+    groups = [
+        sorted(row for row, group in batch if group == place)
+        for batch in sampler
+        for place in {group for _, group in batch}
+    ]
+    assert sorted(groups) == [[row, row + 1] for row in range(0, 48, 2)]
+    np.testing.assert_array_equal(pairs.n_samples, 2)
+
+
+def test_weights_of_pairs_are_the_tilt_within_each() -> None:
+    responses = responses_of((4, 2))
+    pairs = split_pairs(responses, beta=0.5)
+    odds = np.exp(responses.tilt / 0.5).reshape(-1, 2)
+    np.testing.assert_allclose(pairs.weight, (odds / odds.sum(axis=1, keepdims=True)).ravel())
+
+
+def test_a_response_without_its_partner_is_named() -> None:
+    responses = responses_of((4, 6)).select_rows(np.array([0, 1, 2, 3, 4, 5, 6, 8, 9]))
+    with pytest.raises(InputError, match=r"1 pairs have one response \(first: pair 1 of prompt p1\)"):
+        split_pairs(responses, beta=0.5)

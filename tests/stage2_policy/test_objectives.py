@@ -13,11 +13,14 @@ from helpers.tabular_policies import (
     enumerate_once,
     enumerate_shares,
     minimise,
+    pair_neighbours,
     total_variation,
 )
 
+from pipeline import config
 from pipeline.contracts.errors import InputError
 from stage2_policy.objectives import OBJECTIVES, Targets, dpo, dpo_soft, read_objective, tilted_kl, tilted_nll
+from stage2_policy.settings import TrainSettings, validate_settings
 
 LIKELIHOODS = [name for name, objective in OBJECTIVES.items() if not objective.uses_groups]
 NOISELESS = [name for name, objective in OBJECTIVES.items() if objective.uses_groups and name != "dpo"]
@@ -294,3 +297,25 @@ def test_a_mixture_is_the_weighted_sum_and_needs_what_its_parts_need() -> None:
     assert mixture.uses_reference
     assert mixture.uses_groups
     assert not read_objective("tilted_nll").uses_reference
+
+
+def test_objectives_for_draws_of_the_reference_alone_are_refused_on_pairs_of_a_data_set() -> None:
+    assert list(config.LIKELIHOODS) == LIKELIHOODS
+    assert [name for name, objective in OBJECTIVES.items() if not objective.any_source] == LIKELIHOODS
+    for objective in (*LIKELIHOODS, {"dpo": 1.0, LIKELIHOODS[0]: 0.1}):
+        validate_settings(TrainSettings(objective=objective))
+        with pytest.raises(
+            InputError, match=r"`objective` is .*tilted_.*; on pairs of a data set it must be one that"
+        ):
+            validate_settings(TrainSettings(objective=objective), on_pairs=True)
+    for name in (*NOISELESS, "dpo"):
+        validate_settings(TrainSettings(objective=name), on_pairs=True)
+
+
+@pytest.mark.parametrize("objective", NOISELESS)
+def test_pairs_that_no_reference_drew_give_the_gibbs_policy_too(objective: str) -> None:
+    """Neighbours in a cycle of the responses: nothing is as likely as under the reference, and all are connected."""
+    world = build_tabular_world(n_prompts=2, n_responses=12, seed=3)
+    draws = pair_neighbours(world)
+
+    assert total_variation(fit(objective, world, draws), world.tilted) < 1e-3
