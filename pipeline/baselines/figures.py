@@ -70,7 +70,7 @@ def trade_off_figure(table: pa.Table, frontier: Mapping[str, pa.Table]) -> Figur
         frontier: improvements predicted by the dual, by the prefix of the scores.
     """
     with paper_style():
-        figure = new_figure(height_inches=5.8)
+        figure = new_figure(height_inches=6.0)
         panels = figure.subplots(2, 1)
         for axes, (prefix, judged) in zip(panels, (("", "score models"), ("gold_", "gold scores")), strict=True):
             curve = frontier[prefix]
@@ -89,7 +89,7 @@ def trade_off_figure(table: pa.Table, frontier: Mapping[str, pa.Table]) -> Figur
                     color=color,
                     markersize=4,
                     elinewidth=0.6,
-                    label=method,
+                    label=method.replace(", ", ",\n"),  # two columns of whole names are wider than the figure
                 )
             axes.set_xlabel(f"improvement of harmlessness ({judged})")
             axes.set_ylabel(f"improvement of\nhelpfulness ({judged})")
