@@ -89,7 +89,7 @@ def trade_off_figure(table: pa.Table, frontier: Mapping[str, pa.Table]) -> Figur
                     color=color,
                     markersize=4,
                     elinewidth=0.6,
-                    label=method.replace(", ", ",\n"),  # two columns of whole names are wider than the figure
+                    label=_in_lines(method),  # two columns of whole names are wider than the figure
                 )
             axes.set_xlabel(f"improvement of harmlessness ({judged})")
             axes.set_ylabel(f"improvement of\nhelpfulness ({judged})")
@@ -170,7 +170,7 @@ def cost_figure(table: pa.Table) -> Figure:
             means = np.array([pc.mean(table.filter(pc.equal(table["method"], m))[name]).as_py() for m in named])
             axes.barh(range(len(named)), means, left=left, color=color, height=0.6, label=label)
             left += means
-        axes.set_yticks(range(len(named)), [method.replace(", ", ",\n") for method in named])
+        axes.set_yticks(range(len(named)), [_in_lines(method) for method in named])
         axes.invert_yaxis()
         axes.set_xlabel("wall time (s)")
         legend_above(figure, axes, columns=2)
@@ -194,6 +194,10 @@ def _bars(rows: pa.Table, name: str, *, of: str | None = None) -> np.ndarray:
 def _padded(values: np.ndarray) -> np.ndarray:
     room = 0.1 * max(float(np.ptp(values)), 0.2)
     return np.array([values.min() - room, values.max() + room])
+
+
+def _in_lines(method: str) -> str:
+    return method.replace(", ", ",\n")
 
 
 def _finish(figure: Figure, axes: Axes, *, columns: int) -> None:

@@ -20,7 +20,7 @@ from pipeline.contracts.tables import prompt_id
 from pipeline.data_set_pairs import read_pairs
 from pipeline.prompts import hash_split
 from pipeline.validation import validate_run
-from stage2_policy.data import choose_held_out, read_training_data
+from stage2_policy.data import TrainingData, choose_held_out, read_training_data
 
 N_PROMPTS = 24
 """Of the run; the pairs have as many again that the run does not sample."""
@@ -97,6 +97,19 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def training_data(recipe: Path) -> TrainingData:
+    """What stage 2 reads of a run with pairs."""
+    run = run_folder(recipe)
+    return read_training_data(
+        reference=recipe.parent / "policy",
+        samples=run / "samples",
+        tilted=run / "tilted",
+        dual=run / "dual",
+        held_out_fraction=TRAINING["held_out_fraction"],
+        pairs=run / "pairs",
+    )
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = recipe_with_pairs(tmp_path_factory.mktemp("pairs"))
@@ -114,14 +127,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 def test_what_is_trained_on_are_the_pairs_token_by_token(finished: Path) -> None:
     run = run_folder(finished)
-    data = read_training_data(
-        reference=finished.parent / "policy",
-        samples=run / "samples",
-        tilted=run / "tilted",
-        dual=run / "dual",
-        held_out_fraction=TRAINING["held_out_fraction"],
-        pairs=run / "pairs",
-    )
+    data = training_data(finished)
     tokenizer = build_tokenizer()
 
     def tokens(number: int, response: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -197,14 +203,7 @@ def test_the_labels_follow_the_scores_at_the_duals_lambda(finished: Path) -> Non
         for name in ("helpful", "harmless")
     }
     multiplier = dual["constraints"][0]["multiplier"]
-    data = read_training_data(
-        reference=finished.parent / "policy",
-        samples=run / "samples",
-        tilted=run / "tilted",
-        dual=run / "dual",
-        held_out_fraction=TRAINING["held_out_fraction"],
-        pairs=run / "pairs",
-    )
+    data = training_data(finished)
     value = np.array([scores["helpful"][key] + multiplier * scores["harmless"][key] for key in data.train.row_keys()])
     np.testing.assert_allclose(np.diff(data.train.tilt)[::2], np.diff(value)[::2], atol=1e-12)
 
