@@ -1,14 +1,15 @@
 """How near each way of training comes to the tilted optimum on the embedded world, by real sampling.
 
-    python benchmarks/stage2_study.py --run embedded [--only NAME ...] [--responses 16] [--output FOLDER]
+    python benchmarks/stage2_study.py --runs embedded seed1 seed2 [--only NAME ...] [--responses 16] [--output FILE]
 
-Needs a run whose stage 1 is done (`make stage1`). Every row trains the reference on that run's samples, saves the
-policy, draws from it on the test prompts and scores what it drew; nothing is estimated from the reference's samples
-but the optimum itself. Rows already in the output folder are kept, so a killed study continues. The table is written
-after each row.
+Needs runs whose stage 1 is done, one a seed (`make stage1`, `make stage1 RUN=seed1 ARGS="--seed 1"`). Every row trains
+the reference on a run's samples with the run's seed, saves the policy, draws from it on the test prompts and scores
+what it drew; nothing is estimated from the reference's samples but the optimum itself. Rows already in
+`stage2_study/` of a run are kept, so a killed study continues, and runs can be done by several processes. The table
+is written after each row, of the rows that all runs have.
 
-The interval of the closed fraction is over prompts and holds the sampling error of the optimum, which all rows of a
-run share: differences between rows are surer than it says. The noise of training, one seed a row, is not in it.
+The estimate of the optimum, which all rows of a run share, has an error of its own: differences between rows are
+surer than their closed fractions, whose 95% intervals over prompts are in `results.json`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
 from stage1_dual.scoring.protocol import ScoreRow
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
+from stage2_policy.adapters import AdapterSettings, attach_adapter
 from stage2_policy.data import TrainingData, read_training_data, segment_softmax
 from stage2_policy.export import save_policy
 from stage2_policy.logprobs import score_sequences
@@ -69,24 +71,24 @@ _TWICE = {"epochs": 2.0, "tokens_per_step": 8192, "evaluations": 3}
 _THRICE = {"epochs": 3.0, "tokens_per_step": 8192, "evaluations": 4}
 
 ROWS: dict[str, Row] = {
-    "nll 5e-4": _one("tilted_nll", 5e-4, **_ONCE),
     "nll 2e-4": _one("tilted_nll", 2e-4, **_ONCE),
+    "nll 5e-4": _one("tilted_nll", 5e-4, **_ONCE),
     "kl 2e-4": _one("tilted_kl", 2e-4, **_ONCE),
-    "listwise 5e-4": _one("tilted_listwise", 5e-4, **_ONCE),
     "listwise 2e-4": _one("tilted_listwise", 2e-4, **_ONCE),
-    "listwise 2e-4, 3 epochs": _one("tilted_listwise", 2e-4, **_THRICE),
-    "variance 5e-4": _one("tilted_variance", 5e-4, **_ONCE),
-    "variance 2e-4": _one("tilted_variance", 2e-4, **_ONCE),
     "reverse 2e-4": _one("tilted_reverse", 2e-4, **_ONCE),
     "regression 2e-4": _one("tilted_regression", 2e-4, **_ONCE),
+    "variance 2e-4": _one("tilted_variance", 2e-4, **_ONCE),
     "dpo 2e-4": _one("dpo", 2e-4, **_ONCE),
+    "pairwise 1e-4": _one("tilted_pairwise", 1e-4, **_ONCE),
     "pairwise 2e-4": _one("tilted_pairwise", 2e-4, **_ONCE),
-    "pairwise 2e-4, 2 epochs": _one("tilted_pairwise", 2e-4, **_TWICE),
-    "pairwise 1e-4, 2 epochs": _one("tilted_pairwise", 1e-4, **_TWICE),
-    "pairwise 2e-4, 3 epochs": _one("tilted_pairwise", 2e-4, **_THRICE),
+    "pairwise 5e-4": _one("tilted_pairwise", 5e-4, **_ONCE),
     "pairwise + 0.1 nll 2e-4": _one({"tilted_pairwise": 1.0, "tilted_nll": 0.1}, 2e-4, **_ONCE),
-    "pairwise 2e-4, 32 responses": _one("tilted_pairwise", 2e-4, k=32, **_TWICE),
-    "pairwise 2e-4, 128 responses": _one("tilted_pairwise", 2e-4, k=128, **_ONCE),
+    "pairwise 2e-4, 16 responses, 4 epochs": _one("tilted_pairwise", 2e-4, k=16, **{**_ONCE, "epochs": 4.0}),
+    "pairwise 2e-4, 32 responses, 2 epochs": _one("tilted_pairwise", 2e-4, k=32, **_TWICE),
+    "pairwise 2e-4, 3 epochs": _one("tilted_pairwise", 2e-4, **_THRICE),
+    "pairwise 1e-3, LoRA of rank 16": _one("tilted_pairwise", 1e-3, adapter="lora", lora_r=16, **_ONCE),
+    "pairwise 2e-3, LoRA of rank 16": _one("tilted_pairwise", 2e-3, adapter="lora", lora_r=16, **_ONCE),
+    "pairwise 1e-3, LoRA of rank 64": _one("tilted_pairwise", 1e-3, adapter="lora", lora_r=64, **_ONCE),
 }
 
 
@@ -121,7 +123,7 @@ class Study:
 
     def train(self, row: Row, folder: Path) -> dict[str, Any]:
         """Train one row and save its policy."""
-        settings = row.settings
+        settings = replace(row.settings, seed=self._run.config.seed)
         share = settings.held_out_fraction
         if share not in self._data:
             self._data[share] = read_training_data(
@@ -135,10 +137,16 @@ class Study:
             )
         data, ref_logp = _thin(self._data[share], self._ref_logp[share], row.samples_per_prompt)
         set_seed(settings.seed)
-        model = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
+        policy = base
+        if settings.adapter == "lora":
+            adapter = AdapterSettings(
+                settings.lora_r, settings.lora_alpha, settings.lora_target_modules, settings.seed
+            )
+            policy = attach_adapter(base, adapter)
         started = time.monotonic()
         fit = fit_policy(
-            model,
+            policy,
             data,
             ref_logp=ref_logp,
             settings=settings,
@@ -147,7 +155,8 @@ class Study:
         )
         seconds = time.monotonic() - started
         shutil.rmtree(folder / "checkpoints")
-        save_policy(model, AutoTokenizer.from_pretrained(self._reference), folder)
+        merged = policy.merge_and_unload() if settings.adapter == "lora" else policy
+        save_policy(merged, AutoTokenizer.from_pretrained(self._reference), folder)
         return {
             "train_seconds": seconds,
             "steps": fit.steps,
@@ -213,62 +222,87 @@ def _thin(data: TrainingData, ref_logp: ReferenceLogp, k: int | None) -> tuple[T
     return replace(data, train=thinned), replace(ref_logp, train=ref_logp.train[kept])
 
 
-def write_table(results: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """One line a row, Markdown."""
+Results = Mapping[str, Mapping[str, Any]]
+"""What is known of each row of a run."""
+
+
+def write_table(results_r: Sequence[Results], path: Path) -> None:
+    """One line a row that every run has, Markdown; means over the runs."""
     head = (
         "training",
-        "closed fraction [95%]",
-        "estimated",
-        "reward (predicted)",
-        "constraint [95%] / demand",
+        f"closed fraction, mean of {len(results_r)} (each)",
+        "estimated beforehand",
+        "reward lost",
+        "constraint less its prediction",
+        "constraint met",
         "KL (predicted)",
         "steps",
         "train s",
     )
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, result in results.items():
-        seen, done = result["evaluation"], result["training"]
-        lagrangian, reward, kl = seen["lagrangian"], seen["reward"], seen["kl"]
-        low, high = lagrangian["closed_fraction_ci95"]
-        bounds = "; ".join(
-            f"{row['realised']:.3f} [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}] / {row['threshold']:.3f}"
-            for row in seen["constraints"]
+    for name in (name for name in ROWS if all(name in results for results in results_r)):
+        rows = [results[name] for results in results_r]
+        closed = [row["evaluation"]["lagrangian"]["closed_fraction"] for row in rows]
+        cells = (
+            name,
+            f"{np.mean(closed):.3f} ({', '.join(f'{value:.2f}' for value in closed)})",
+            f"{np.mean([row['training']['held_out']['closed_fraction'] for row in rows]):.3f}",
+            f"{np.mean([_reward_lost(row['evaluation']['reward']) for row in rows]):.1%}",
+            f"{np.mean([bound['realised'] - bound['predicted'] for row in rows for bound in _bounds(row)]):+.3f}",
+            f"{sum(all(bound['status'] != 'violated' for bound in _bounds(row)) for row in rows)} of {len(rows)}",
+            _mean_kl(rows, "realised") + f" ({_mean_kl(rows, 'predicted')})",
+            f"{rows[0]['training']['steps']}",
+            f"{np.mean([row['training']['train_seconds'] for row in rows]):.0f}",
         )
-        lines.append(
-            f"| {name} | {lagrangian['closed_fraction']:.3f} [{low:.2f}, {high:.2f}] "
-            f"| {done['held_out']['closed_fraction']:.3f} | {reward['realised']:.3f} ({reward['predicted']:.3f}) "
-            f"| {bounds} | {kl['realised']:.3f} ({kl['predicted']:.3f}) | {done['steps']} "
-            f"| {done['train_seconds']:.0f} |"
-        )
+        lines.append(f"| {' | '.join(cells)} |")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _reward_lost(reward: Mapping[str, float]) -> float:
+    """Of the predicted gain over the reference."""
+    return (reward["predicted"] - reward["realised"]) / (reward["predicted"] - reward["reference"])
+
+
+def _mean_kl(rows: Sequence[Mapping[str, Any]], which: str) -> str:
+    return f"{np.mean([row['evaluation']['kl'][which] for row in rows]):.3f}"
+
+
+def _bounds(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    bounds: Sequence[Mapping[str, Any]] = row["evaluation"]["constraints"]
+    return bounds
 
 
 def main() -> None:
     """Train and evaluate the rows, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="embedded", help="recipe of the run")
-    parser.add_argument("--run", default="embedded", help="name of a run whose stage 1 is done")
+    parser.add_argument("--runs", nargs="+", default=["embedded"], help="names of runs whose stage 1 is done")
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--only", nargs="*", choices=list(ROWS), default=list(ROWS), help="rows to train")
     parser.add_argument("--responses", type=int, default=16, help="drawn from each policy to each test prompt")
-    parser.add_argument("--output", type=Path, help="default: stage2_study/ in the run's folder")
+    parser.add_argument("--output", type=Path, help="the table; default: stage2_study/table.md of the first run")
     args = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    run = Run(load_config(Path(args.config)), args.run, args.data_dir)
-    output = args.output or run.folder / "stage2_study"
-    output.mkdir(parents=True, exist_ok=True)
-    log = output / "results.json"
-    study = Study(run, responses=args.responses)
-    results: dict[str, Any] = json.loads(log.read_text()) if log.exists() else {}
-    for name in args.only:
-        if name in results:
-            continue
-        folder = output / name.replace(" ", "_").replace("/", "-")
-        training = study.train(ROWS[name], folder)
-        results[name] = {"training": training, "evaluation": study.evaluate(folder)}
-        log.write_text(json.dumps(results, indent=1))
-        write_table(results, output / "table.md")
-        print((output / "table.md").read_text().splitlines()[-1], flush=True)
+    runs = [Run(load_config(args.data_dir / "runs" / name / "config.yaml"), name, args.data_dir) for name in args.runs]
+    results_r: list[dict[str, Any]] = []
+    for run in runs:
+        log = run.folder / "stage2_study" / "results.json"
+        results_r.append(json.loads(log.read_text()) if log.exists() else {})
+    output = args.output or runs[0].folder / "stage2_study" / "table.md"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for run, results in zip(runs, results_r, strict=True):
+        missing = [name for name in args.only if name not in results]
+        study = Study(run, responses=args.responses) if missing else None
+        for name in missing:
+            assert study is not None
+            folder = run.folder / "stage2_study" / name.replace(" ", "_").replace("/", "-")
+            training = study.train(ROWS[name], folder)
+            results[name] = {"training": training, "evaluation": study.evaluate(folder)}
+            (run.folder / "stage2_study" / "results.json").write_text(json.dumps(results, indent=1))
+            closed = results[name]["evaluation"]["lagrangian"]["closed_fraction"]
+            print(f"{run.name}, {name}: closed fraction {closed:.3f}", flush=True)
+            write_table(results_r, output)
+    write_table(results_r, output)
+    print(output.read_text())
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def validate_reference(reference: Path, *, adapter: Adapter) -> None:
     """Refuse what cannot be trained, before anything is loaded.
 
     Raises:
-        InputError: the reference is an adapter itself, or 4 bits are asked for without a CUDA device.
+        InputError: the reference is an adapter itself.
         MissingExtraError: 4 bits are asked for without bitsandbytes.
     """
     if (reference / "adapter_config.json").is_file():
@@ -57,13 +57,8 @@ def validate_reference(reference: Path, *, adapter: Adapter) -> None:
             f"the reference checkpoint {reference} is an adapter; merge it into its base first, so that the reference "
             "is the model that was sampled"
         )
-    if adapter == "qlora":
-        if not torch.cuda.is_available():
-            raise InputError(
-                "training setting `adapter` is qlora; 4 bits need a CUDA device, and there is none: use lora"
-            )
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise MissingExtraError(package="bitsandbytes", extra="qlora", purpose="adapter qlora")
+    if adapter == "qlora" and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(package="bitsandbytes", extra="qlora", purpose="adapter qlora")
 
 
 def start_from(reference: PreTrainedModel, checkpoint: Path) -> None:
@@ -107,6 +102,10 @@ def load_reference(
                 bnb_4bit_compute_dtype=fixed,
             ),
         )
+        for module in quantised.modules():
+            # Some CPUs would get a layout for inference at the first scoring, through which no gradient passes.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         return quantised
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, dtype=fixed)
     torch.nn.Module.to(model, device)

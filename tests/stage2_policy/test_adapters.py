@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from dataclasses import replace
@@ -123,11 +124,27 @@ def test_activations_computed_anew_change_nothing(adapter: str, stage_one: Any, 
     assert losses[1] == pytest.approx(losses[0], rel=1e-3, abs=1e-4)
 
 
-def test_four_bits_need_a_device(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="`adapter` is qlora; 4 bits need a CUDA device, and there is none"):
-        validate_reference(reference, adapter="qlora")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_four_bits_train_and_merge_into_the_exact_weights(stage_one: Any, tmp_path: Path) -> None:
+    settings = replace(LORA, adapter="qlora")
+    result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
+
+    # The reference of the log-ratios is the quantised model, which is another one than was sampled ...
+    assert result.held_out_reference.kl == pytest.approx(0, abs=1e-9)
+    assert result.sampler_gap > 1e-3
+    # ... training brings it nearer to the tilted policy ...
+    assert result.held_out.loss < result.held_out_reference.loss - 0.01
+    assert result.held_out.kl > 0.01
+    # ... and the updates are added to the weights that were sampled.
+    reference = AutoModelForCausalLM.from_pretrained(stage_one.reference, dtype=torch.float32)
+    adapted = PeftModel.from_pretrained(reference, tmp_path / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert not hasattr(merged.config, "quantization_config")
+    np.testing.assert_allclose(logp(merged, stage_one), logp(adapted, stage_one), atol=1e-3)
+    assert "| adapter | qlora |" in (tmp_path / "README.md").read_text()
+
+
+def test_four_bits_need_their_package(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"needs the package `bitsandbytes`.*pip install 'dualign\[qlora\]'"):
         validate_reference(reference, adapter="qlora")
 

@@ -6,18 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import AutoModelForCausalLM
 
 from pipeline.cli import main
+from pipeline.config import RECIPES
 from pipeline.contracts.artifacts import read_manifest
 from stage2_policy.settings import TrainSettings
 from stage2_policy.trainer import train_policy
 
 _TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+_PATH = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
 
 _RUN = """
 import json, sys, torch
@@ -73,17 +78,24 @@ SETTINGS = {
 }
 
 
-def train_together(stage_one: Any, output: Path, settings: dict[str, Any]) -> None:
+def train_together(
+    stage_one: Any,
+    output: Path,
+    settings: dict[str, Any],
+    *,
+    launcher: Sequence[str] = _TWO_PROCESSES,
+    **environment: str,
+) -> None:
     """Train on two processes."""
     script = output.parent / "run.py"
     script.write_text(_RUN)
     folders = {name: str(path) for name, path in vars(stage_one).items()}
     subprocess.run(
-        [*_TWO_PROCESSES, str(script), json.dumps([folders, str(output), settings])],
+        [*launcher, str(script), json.dumps([folders, str(output), settings])],
         check=True,
         capture_output=True,
         timeout=200,
-        env={**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": _PATH, "OMP_NUM_THREADS": "1", **environment},
     )
 
 
@@ -103,17 +115,40 @@ def test_two_processes_have_the_loss_curve_of_one(change: dict[str, Any], stage_
         reference_logp=tmp_path / "1" / "reference_logp",
     )
     train_together(stage_one, tmp_path / "2", {**SETTINGS, **change})
-    one, two = curve(tmp_path / "1"), curve(tmp_path / "2")
+    require_same_training(tmp_path / "1", tmp_path / "2")
 
+
+def test_two_processes_of_zero3_have_the_loss_curve_of_one(stage_one: Any, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="a GPU machine's package, not in the locks; runs where it is installed")
+    train_policy(
+        **vars(stage_one),
+        output=tmp_path / "1",
+        settings=TrainSettings(**SETTINGS),
+        show_progress=False,
+        reference_logp=tmp_path / "1" / "reference_logp",
+    )
+    config = yaml.safe_load((RECIPES / "accelerate_configs" / "zero3.yaml").read_text())
+    (tmp_path / "zero3.yaml").write_text(yaml.safe_dump({**config, "num_processes": 2, "use_cpu": True}))
+    train_together(
+        stage_one,
+        tmp_path / "2",
+        SETTINGS,
+        launcher=[sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "zero3.yaml")],
+        DS_ACCELERATOR="cpu",
+    )
+    require_same_training(tmp_path / "1", tmp_path / "2")
+
+
+def require_same_training(alone: Path, together: Path) -> None:
+    """The same curve, weights and files."""
+    one, two = curve(alone), curve(together)
     assert len(one) > 6
     assert [entry["step"] for entry in two] == [entry["step"] for entry in one]
-    for alone, together in zip(one, two, strict=True):
-        assert together == pytest.approx(alone, rel=2e-4, abs=2e-5)
-    weights = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("1", "2")]
+    for entry, other in zip(one, two, strict=True):
+        assert other == pytest.approx(entry, rel=2e-4, abs=2e-5)
+    weights = [AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in (alone, together)]
     assert max(float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]) < 1e-3
-    assert sorted(path.name for path in (tmp_path / "1").iterdir()) == sorted(
-        path.name for path in (tmp_path / "2").iterdir()
-    )
+    assert sorted(path.name for path in alone.iterdir()) == sorted(path.name for path in together.iterdir())
 
 
 def test_sharded_weights_give_the_same_log_probabilities_and_gradients(reference: Path, tmp_path: Path) -> None:
