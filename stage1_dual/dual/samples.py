@@ -21,9 +21,10 @@ from stage1_dual.dual.segments import FloatArray, IntArray, Segments
 
 T = TypeVar("T")
 
-# Temporaries of a block this long stay in the cache, and each call of NumPy is long enough for threads not to stand in
-# each other's way. Measured on 2 cores: faster than half and twice as many.
-BLOCK_ROWS = 131_072
+# Temporaries of a block this long stay in a core's cache: with four times as many, a pass waits for memory.
+BLOCK_ROWS = 32_768
+# What a thread does at a time: long enough for the hand-over not to be felt.
+PARTITION_ROWS = 131_072
 
 
 # A sketch holds at most one in so many prompts.
@@ -181,27 +182,27 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class InMemoryPartition:
-    """A block that is there already."""
+    """Blocks that are there already."""
 
-    block: SampleBlock
+    in_memory: tuple[SampleBlock, ...]
 
     @property
     def n_prompts(self) -> int:
         """Prompts in it."""
-        return self.block.segments.n_prompts
+        return sum(block.segments.n_prompts for block in self.in_memory)
 
     def blocks(self) -> Iterator[SampleBlock]:
-        """The one block."""
-        yield self.block
+        """The blocks."""
+        yield from self.in_memory
 
     def every(self, step: int, offset: int) -> InMemoryPartition:
         """The same prompts with every ``step``-th response only."""
-        return InMemoryPartition(self.block.every(step, offset))
+        return InMemoryPartition(tuple(block.every(step, offset) for block in self.in_memory))
 
 
 @dataclass(frozen=True, eq=False)
-class _RawPartition:
-    """Scores as the caller gave them."""
+class _RawBlock:
+    """Scores as the caller gave them, and where the centred ones go."""
 
     reward_n: FloatArray
     scores_nm: FloatArray
@@ -209,8 +210,10 @@ class _RawPartition:
     out: FloatArray
 
 
-def _build_partition(raw: _RawPartition) -> InMemoryPartition:
-    return InMemoryPartition(SampleBlock.from_scores(raw.reward_n, raw.scores_nm, raw.counts_p, out=raw.out))
+def _build_partition(raw: Sequence[_RawBlock]) -> InMemoryPartition:
+    return InMemoryPartition(
+        tuple(SampleBlock.from_scores(part.reward_n, part.scores_nm, part.counts_p, out=part.out) for part in raw)
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,16 +246,17 @@ class SampleScores:
             InputError: a value is not finite, or the scores of one prompt differ by more than float64 can hold.
         """
         ends_p = np.cumsum(counts_p)
-        # Cut where whole prompts fill a block; a longer prompt is a block of its own.
-        block_of_p = (ends_p - counts_p) // BLOCK_ROWS
-        firsts = np.flatnonzero(np.diff(block_of_p, prepend=-1))
         # One array for all: a large one comes in huge pages, and faulting in small ones costs more than centring.
         centred_in = np.empty((1 + scores_nm.shape[1], len(reward_n)))
-        raw = []
+        # Cut where whole prompts fill a block or a partition; a longer prompt is one of its own.
+        partition_of_p, block_of_p = ((ends_p - counts_p) // rows for rows in (PARTITION_ROWS, BLOCK_ROWS))
+        firsts = np.flatnonzero(np.diff(partition_of_p, prepend=-1) | np.diff(block_of_p, prepend=-1))
+        raw: dict[int, list[_RawBlock]] = {}
         for first, last in zip(firsts, np.append(firsts[1:], len(counts_p)), strict=True):
             rows = slice(ends_p[first] - counts_p[first], ends_p[last - 1])
-            raw.append(_RawPartition(reward_n[rows], scores_nm[rows], counts_p[first:last], centred_in[:, rows]))
-        build = ThreadExecutor().run(_build_partition, raw)
+            block = _RawBlock(reward_n[rows], scores_nm[rows], counts_p[first:last], centred_in[:, rows])
+            raw.setdefault(int(partition_of_p[first]), []).append(block)
+        build = ThreadExecutor().run(_build_partition, list(raw.values()))
         return cls(tuple(build), ThreadExecutor() if executor is None else executor, scores_nm.shape[1])
 
     def map(self, function: Callable[[SampleBlock], T]) -> Iterator[T]:
@@ -276,7 +280,7 @@ class SampleScores:
         wanted = n_prompts
         for block in chain.from_iterable(partition.blocks() for partition in self.partitions):
             part = block.run(0, min(wanted, block.segments.n_prompts))
-            parts.append(InMemoryPartition(part))
+            parts.append(InMemoryPartition((part,)))
             wanted -= part.segments.n_prompts
             if wanted == 0:
                 break
