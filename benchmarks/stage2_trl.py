@@ -4,8 +4,8 @@
 
 Needs a run whose stage 1 is done (`make stage1`) and TRL (extra `dev`). Both start from the same reference, on the
 same training prompts and machine, at the same tokens a step, a cosine after the same warm-up, several learning rates
-each. DPOTrainer gets the preference pairs of `dualign export --format trl-preference`, beta 1, its reference computed
-beforehand, which is its faster way.
+each. DPOTrainer gets the preference pairs of `dualign export --format trl-preference`, as many responses an epoch as
+ours, beta 1, its reference computed beforehand, which is its faster way.
 
 The closed fraction is the estimate on held-out prompts that neither trains on. The clock runs while data are made
 ready, the reference is scored and steps are taken, and stands still while a policy is estimated or saved. Written:
@@ -78,7 +78,7 @@ class Size:
     n_estimates: int
 
 
-FULL = Size((1e-4, 2e-4, 4e-4), (5e-5, 1e-4, 2e-4, 4e-4), epochs=3.0, pairs_per_prompt=64, n_estimates=16)
+FULL = Size((1e-4, 2e-4, 4e-4), (1e-4, 2e-4, 4e-4), epochs=3.0, pairs_per_prompt=32, n_estimates=16)
 QUICK = Size((2e-4,), (1e-4,), epochs=0.2, pairs_per_prompt=16, n_estimates=2)
 
 

@@ -105,7 +105,7 @@ def load_reference(
         for module in quantised.modules():
             # Some CPUs would get a layout for inference at the first scoring, through which no gradient passes.
             if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         return quantised
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, dtype=fixed)
     torch.nn.Module.to(model, device)

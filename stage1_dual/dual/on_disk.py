@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.execution import ThreadExecutor
 from stage1_dual.dual.grouping import GroupedSamples, ScoreRows, order_by_prompt
-from stage1_dual.dual.samples import BLOCK_ROWS, Executor, SampleBlock, SampleScores
+from stage1_dual.dual.samples import PARTITION_ROWS, Executor, SampleBlock, SampleScores
 from stage1_dual.dual.segments import Segments
 
-# What a partition holds: a few of them in memory at once are small, and each is long enough to be read at full speed.
-_PARTITION_ROWS = 500_000
+# What a file holds: a few of them in memory at once are small, and each is long enough to be read at full speed.
+_FILE_ROWS = 500_000
 # Ids of prompts are spread over the buckets by this odd multiplier (Knuth's multiplicative hashing).
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
@@ -55,7 +55,7 @@ class OnDiskPartition:
         block = self._read()
         if self.step > 1:
             block = block.every(self.step, self.offset)
-        yield from block.split(BLOCK_ROWS)
+        yield from block.split(PARTITION_ROWS)
 
     def every(self, step: int, offset: int) -> OnDiskPartition:
         """The same prompts with every ``step``-th response only."""
@@ -97,7 +97,7 @@ def group_on_disk(
     Raises:
         InputError: scores that differ within a prompt by more than float64 can hold.
     """
-    n_buckets = max(1, math.ceil(n_rows / _PARTITION_ROWS))
+    n_buckets = max(1, math.ceil(n_rows / _FILE_ROWS))
     buckets = [folder / f"bucket-{number:05d}" for number in range(n_buckets)]
     for chunk in chunks:
         _deal(chunk, buckets)

@@ -21,10 +21,11 @@ from stage1_dual.dual.segments import FloatArray, IntArray, Segments
 
 T = TypeVar("T")
 
-# Temporaries of a block this long stay in a core's cache: with four times as many, a pass waits for memory.
-BLOCK_ROWS = 32_768
-# What a thread does at a time: long enough for the hand-over not to be felt.
+# What a thread does at a time, in one block: each call of NumPy is long enough for threads not to stand in each
+# other's way. Measured on 2 cores.
 PARTITION_ROWS = 131_072
+# A thread that works alone is quicker with blocks whose temporaries stay in its core's cache.
+BLOCK_ROWS = 32_768
 
 
 # A sketch holds at most one in so many prompts.
@@ -249,7 +250,8 @@ class SampleScores:
         # One array for all: a large one comes in huge pages, and faulting in small ones costs more than centring.
         centred_in = np.empty((1 + scores_nm.shape[1], len(reward_n)))
         # Cut where whole prompts fill a block or a partition; a longer prompt is one of its own.
-        partition_of_p, block_of_p = ((ends_p - counts_p) // rows for rows in (PARTITION_ROWS, BLOCK_ROWS))
+        block_rows = PARTITION_ROWS if len(reward_n) > PARTITION_ROWS else BLOCK_ROWS
+        partition_of_p, block_of_p = ((ends_p - counts_p) // rows for rows in (PARTITION_ROWS, block_rows))
         firsts = np.flatnonzero(np.diff(partition_of_p, prepend=-1) | np.diff(block_of_p, prepend=-1))
         raw: dict[int, list[_RawBlock]] = {}
         for first, last in zip(firsts, np.append(firsts[1:], len(counts_p)), strict=True):

@@ -100,7 +100,7 @@ def test_one_row_a_prompt_with_lists(tmp_path):
 def test_a_folder_of_files_on_disk_gives_the_same(tmp_path, monkeypatch):
     """With the limits lowered, scores go through the disk; ids are integers, and the files are not aligned to them."""
     monkeypatch.setattr(pipeline.tabular, "MEMORY_BYTES", 0)
-    monkeypatch.setattr(stage1_dual.dual.on_disk, "_PARTITION_ROWS", 300)
+    monkeypatch.setattr(stage1_dual.dual.on_disk, "_FILE_ROWS", 300)
     table = columns(ids=np.arange(N_PROMPTS) * 7 - 3)
     folder = tmp_path / "tables" / "data"
     folder.mkdir(parents=True)

@@ -54,7 +54,7 @@ def executor() -> Iterator[RayExecutor]:
 def test_same_multipliers_on_a_cluster(
     executor: RayExecutor, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage1_dual.dual.on_disk, "_PARTITION_ROWS", 20_000)
+    monkeypatch.setattr(stage1_dual.dual.on_disk, "_FILE_ROWS", 20_000)
     monkeypatch.setattr(stage1_dual.dual.samples, "PARTITION_ROWS", 20_000)
     r_pk, g_pkm = draw_scores(n_prompts=1_000, n_responses=64, n_constraints=2, seed=0)
     rows = ScoreRows(np.repeat(np.arange(1_000, dtype=np.uint64), 64), r_pk.reshape(-1), g_pkm.reshape(-1, 2))

@@ -68,11 +68,12 @@ def test_convex_along_random_segments(seed: int) -> None:
 
 
 def test_ragged_and_dense_paths_agree_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Several partitions of several blocks, with one prompt longer than either.
-    monkeypatch.setattr(stage1_dual.dual.samples, "BLOCK_ROWS", 5_000)
-    monkeypatch.setattr(stage1_dual.dual.samples, "PARTITION_ROWS", 16_384)
+    # One partition of several blocks; then several partitions, with one prompt longer than that.
     r_pk, g_pkm = draw_scores(n_prompts=1_500, n_responses=50, n_constraints=2, seed=4)
     dense = DualProblem.from_arrays(r_pk, g_pkm, thresholds=[0.1, 0.2], beta=1.0)
+    assert len(dense.samples.partitions) == 1
+    assert len(list(dense.samples.partitions[0].blocks())) == 3
+    monkeypatch.setattr(stage1_dual.dual.samples, "PARTITION_ROWS", 16_384)
     long_r, long_g = draw_scores(n_prompts=1, n_responses=35_000, n_constraints=2, seed=5)
     ids = np.concatenate([np.repeat(np.arange(1_500), 50), np.full(35_000, 1_500)])
     ragged = DualProblem.from_rows(
@@ -84,7 +85,6 @@ def test_ragged_and_dense_paths_agree_across_blocks(monkeypatch: pytest.MonkeyPa
     )
     long = DualProblem.from_arrays(long_r, long_g, thresholds=[0.1, 0.2], beta=1.0)
     assert len(ragged.samples.partitions) > 3
-    assert len(list(ragged.samples.partitions[0].blocks())) > 1
     lam_m = np.array([0.4, 0.7])
     whole, part, rest = (evaluate_dual(problem, lam_m) for problem in (ragged, dense, long))
     assert whole.value == pytest.approx((1_500 * part.value + rest.value) / 1_501, abs=1e-13)

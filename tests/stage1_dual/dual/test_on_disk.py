@@ -21,7 +21,7 @@ from stage1_dual.dual import (
 
 @pytest.fixture
 def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage1_dual.dual.on_disk, "_PARTITION_ROWS", 700)
+    monkeypatch.setattr(stage1_dual.dual.on_disk, "_FILE_ROWS", 700)
 
 
 def _rows(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
