@@ -78,7 +78,7 @@ class Size:
     n_estimates: int
 
 
-FULL = Size((1e-4, 2e-4, 4e-4), (1e-4, 2e-4, 4e-4), epochs=3.0, pairs_per_prompt=32, n_estimates=16)
+FULL = Size((2e-4, 4e-4), (1e-4, 2e-4, 4e-4), epochs=3.0, pairs_per_prompt=32, n_estimates=16)
 QUICK = Size((2e-4,), (1e-4,), epochs=0.2, pairs_per_prompt=16, n_estimates=2)
 
 
