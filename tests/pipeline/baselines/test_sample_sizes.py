@@ -85,7 +85,8 @@ def test_fewer_prompts_scatter_more(table: pa.Table) -> None:
 
 def test_infeasible_subsets_are_counted() -> None:
     problem = _problem(n_prompts=40)
-    g_pk = problem.samples.partitions[0].block.scores_mn[0].reshape(40, 64)  # type: ignore[attr-defined]
+    (block,) = problem.samples.partitions[0].blocks()
+    g_pk = block.scores_mn[0].reshape(40, 64)
     # The mean over prompts of the largest of 64 responses: what the samples attain.
     largest = float(np.mean(np.max(g_pk, axis=1) - np.mean(g_pk, axis=1)))
     # Expected largest of 8 standard Gaussians: 1.4236 (David and Nagaraja 2003, Order Statistics, table).
