@@ -78,6 +78,17 @@ SETTINGS = {
 }
 
 
+def train_alone(stage_one: Any, output: Path, settings: dict[str, Any]) -> None:
+    """Train in this process."""
+    train_policy(
+        **vars(stage_one),
+        output=output,
+        settings=TrainSettings(**settings),
+        show_progress=False,
+        reference_logp=output / "reference_logp",
+    )
+
+
 def train_together(
     stage_one: Any,
     output: Path,
@@ -107,26 +118,14 @@ def curve(output: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("change", [{}, {"adapter": "lora", "gradient_checkpointing": True}], ids=["full", "lora"])
 def test_two_processes_have_the_loss_curve_of_one(change: dict[str, Any], stage_one: Any, tmp_path: Path) -> None:
-    train_policy(
-        **vars(stage_one),
-        output=tmp_path / "1",
-        settings=TrainSettings(**SETTINGS, **change),
-        show_progress=False,
-        reference_logp=tmp_path / "1" / "reference_logp",
-    )
+    train_alone(stage_one, tmp_path / "1", {**SETTINGS, **change})
     train_together(stage_one, tmp_path / "2", {**SETTINGS, **change})
     require_same_training(tmp_path / "1", tmp_path / "2")
 
 
 def test_two_processes_of_zero3_have_the_loss_curve_of_one(stage_one: Any, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="a GPU machine's package, not in the locks; runs where it is installed")
-    train_policy(
-        **vars(stage_one),
-        output=tmp_path / "1",
-        settings=TrainSettings(**SETTINGS),
-        show_progress=False,
-        reference_logp=tmp_path / "1" / "reference_logp",
-    )
+    train_alone(stage_one, tmp_path / "1", SETTINGS)
     config = yaml.safe_load((RECIPES / "accelerate_configs" / "zero3.yaml").read_text())
     (tmp_path / "zero3.yaml").write_text(yaml.safe_dump({**config, "num_processes": 2, "use_cpu": True}))
     train_together(
