@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.contracts.errors import NotCertifiedError
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.samples import SampleBlock
-from stage1_dual.dual.segments import FloatArray, scratch, weighted_products
+from stage1_dual.dual.segments import FloatArray, combine, scratch, weighted_products
 
 KKT_TOLERANCE = 1e-8
 GAP_TOLERANCE = 1e-8
@@ -134,7 +134,7 @@ def _examine(
     work_n, exponent_n, policy_n = work_in[:3]
     top_p: FloatArray | float = 0.0
     with np.errstate(under="ignore"):
-        np.einsum("i,in->n", np.array([1.0, *lam_m]) / beta, block.values_in, out=exponent_n)
+        combine(np.array([1.0, *lam_m]) / beta, block.values_in, out=exponent_n)
         if not is_even:
             top_p = segments.max(exponent_n)
             segments.subtract(exponent_n, top_p, out=exponent_n)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stage1_dual.dual.samples import SampleBlock
-from stage1_dual.dual.segments import FloatArray, IntArray, scratch, weighted_products
+from stage1_dual.dual.segments import FloatArray, IntArray, combine, scratch, weighted_products
 
 if TYPE_CHECKING:
     from stage1_dual.dual.problem import DualProblem
@@ -211,8 +211,7 @@ def _weigh(
 ) -> tuple[FloatArray, FloatArray]:
     """Write weights up to a factor of each prompt; their sums, and the log-partition of centred scores, (p,)."""
     segments = block.segments
-    # Not a matrix product: the threads of BLAS cost more than they save on such flat shapes when cores are shared.
-    np.einsum("i,in->n", np.append(1.0, lam_m) / beta, block.values_in, out=out)
+    combine(np.append(1.0, lam_m) / beta, block.values_in, out=out)
     largest_p: FloatArray | float = 0.0
     if not is_tame:
         largest_p = segments.max(out)

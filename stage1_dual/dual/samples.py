@@ -58,24 +58,28 @@ class SampleBlock:
         segments = self.segments
         pivot_i = self.shift_ip[:, 0].copy()
         largest_i = np.maximum(self.values_in.max(axis=1), -self.values_in.min(axis=1))
-        variance_sum_i, mean_sum_i = np.empty((2, len(pivot_i)))
-        for i, values_n in enumerate(self.values_in):
-            # Squares of values below 1e-154 or above 1e154 would leave the range of float64.
-            unit = 1.0 if _SMALLEST_SQUARED < largest_i[i] < _LARGEST_SQUARED or largest_i[i] == 0 else largest_i[i]
-            scaled_n = values_n if unit == 1.0 else values_n / unit
-            mean_p = segments.mean(scaled_n)
-            variance = np.sum(segments.dot(scaled_n, scaled_n) / segments.counts_p - mean_p**2)
-            variance_sum_i[i] = variance * (unit / (largest_i[i] or 1.0)) ** 2
-            mean_sum_i[i] = np.sum(mean_p) * unit
+        # Squares of values below 1e-154 or above 1e154 would leave the range of float64.
+        is_square_safe_i = (largest_i > _SMALLEST_SQUARED) & (largest_i < _LARGEST_SQUARED) | (largest_i == 0)
+        unit_i = np.where(is_square_safe_i, 1.0, largest_i)
+        scaled_in = self.values_in
+        if not bool(np.all(is_square_safe_i)):
+            scaled_in = scaled_in / unit_i[:, np.newaxis]
+        mean_ip = segments.mean(scaled_in)
+        covariance_ii = -mean_ip @ mean_ip.T
+        share_p = 1.0 / segments.counts_p
+        for i, scaled_n in enumerate(scaled_in):
+            covariance_ii[i, : i + 1] += segments.dot(scaled_in[: i + 1], scaled_n) @ share_p
+            covariance_ii[:i, i] = covariance_ii[i, :i]
+        relative_i = unit_i / np.where(largest_i > 0, largest_i, 1.0)
         return BlockFacts(
             n_prompts=segments.n_prompts,
             n_samples=segments.n_rows,
             pivot_i=pivot_i,
             shift_sum_i=np.sum(self.shift_ip - pivot_i[:, np.newaxis], axis=1),
-            mean_sum_i=mean_sum_i,
+            mean_sum_i=np.sum(mean_ip, axis=1) * unit_i,
             largest_i=largest_i,
             largest_shift_i=np.max(np.abs(self.shift_ip), axis=1),
-            scaled_variance_sum_i=variance_sum_i,
+            scaled_covariance_sum_ii=covariance_ii * np.outer(relative_i, relative_i),
         )
 
     @property
@@ -312,6 +316,8 @@ class SampleFacts:
         score_scale_m: s_j, that of g_j: sqrt(E_x Var_{pi_ref}[g_j]), score units, shape (m,). The spread between
             prompts is left out on purpose: no multiplier can move it, and it would make the dimensionless KKT
             residual lax. Zero exactly where ``is_constant_m``.
+        correlation_ii: correlation within prompts of the reward, then the m scores, under pi_ref, from the covariances
+            E_x Cov_{pi_ref}, shape (1 + m, 1 + m); zero with what is constant.
         is_constant_m: constraints whose score is the same for all responses of each prompt, shape (m,): no policy
             changes them.
         score_magnitude_m: largest |g_j|, score units, shape (m,): the scale of rounding in the data.
@@ -329,6 +335,7 @@ class SampleFacts:
     reference_means_m: FloatArray
     reward_scale: float
     score_scale_m: FloatArray
+    correlation_ii: FloatArray
     is_constant_m: np.ndarray[tuple[int], np.dtype[np.bool_]]
     score_magnitude_m: FloatArray
     reward_shift: float
@@ -354,8 +361,16 @@ class SampleFacts:
         # Scaled: squares of values below 1e-154 or above 1e154 would leave the range of float64.
         unit_i = np.where(largest_i > 0, largest_i, 1.0)
         ratios = [part.largest_i / unit_i for part in parts]
-        variance_i = sum((part.scaled_variance_sum_i * ratio**2 for part, ratio in zip(parts, ratios, strict=True)))
-        scale_i = unit_i * np.sqrt(np.maximum(variance_i / n_prompts, 0.0))
+        covariance_ii = (
+            sum(
+                part.scaled_covariance_sum_ii * np.outer(ratio_i, ratio_i)
+                for part, ratio_i in zip(parts, ratios, strict=True)
+            )
+            / n_prompts
+        )
+        spread_i = np.sqrt(np.maximum(np.diag(covariance_ii), 0.0))
+        scale_i = unit_i * spread_i
+        spread_ii = np.outer(spread_i, spread_i)
         reference_i = pivot_i + mean_shift_i + centred_i
         return cls(
             n_prompts=n_prompts,
@@ -364,6 +379,7 @@ class SampleFacts:
             reference_means_m=reference_i[1:],
             reward_scale=float(scale_i[0]),
             score_scale_m=scale_i[1:],
+            correlation_ii=np.divide(covariance_ii, spread_ii, out=np.zeros_like(spread_ii), where=spread_ii > 0),
             is_constant_m=largest_i[1:] == 0.0,
             score_magnitude_m=np.max([part.largest_shift_i for part in parts], axis=0)[1:] + largest_i[1:],
             reward_shift=float(pivot_i[0] + mean_shift_i[0]),
@@ -376,7 +392,7 @@ class SampleFacts:
 
 @dataclass(frozen=True, eq=False)
 class BlockFacts:
-    """Of one block; axis i is the reward, then the m constraint scores; variances are in units of ``largest_i``."""
+    """Of one block; axis i is the reward, then the m constraint scores; covariances are in units of ``largest_i``."""
 
     n_prompts: int
     n_samples: int
@@ -385,7 +401,7 @@ class BlockFacts:
     mean_sum_i: FloatArray
     largest_i: FloatArray
     largest_shift_i: FloatArray
-    scaled_variance_sum_i: FloatArray
+    scaled_covariance_sum_ii: FloatArray
 
 
 def _block_facts(block: SampleBlock) -> BlockFacts:

@@ -51,12 +51,16 @@ class Segments:
     def _dense_shape(self) -> tuple[int, int]:
         return self.n_prompts, int(self.counts_p[0])
 
+    @cached_property
+    def _ones(self) -> FloatArray:
+        return np.ones(self.counts_p[0])
+
     def sum(self, values_n: FloatArray) -> FloatArray:
         """Sum within each prompt; (..., n) to (..., p)."""
         if self.common_count is None:
             return self._reduce(np.add, values_n)
         # Three times as fast as a reduction over such short rows.
-        return np.asarray(np.vecdot(self._dense(values_n), np.ones(self.common_count)), dtype=np.float64)
+        return np.asarray(np.vecdot(self._dense(values_n), self._ones), dtype=np.float64)
 
     def mean(self, values_n: FloatArray) -> FloatArray:
         """Mean within each prompt; (..., n) to (..., p)."""
@@ -109,18 +113,9 @@ class Segments:
         return reduced
 
 
-def combine(coefficients_m: FloatArray, values_mn: FloatArray) -> FloatArray:
-    """sum_m c_m values_mn, (m,) and (m, n) to a fresh (n,); adding row by row.
-
-    Not a matrix product: the threads of BLAS cost more than they save on such flat shapes when cores are shared, and
-    their sums depend on how many there are.
-    """
-    total_n = np.zeros(values_mn.shape[1])
-    scaled_n = np.empty_like(total_n)
-    for coefficient, values_n in zip(coefficients_m, values_mn, strict=True):
-        np.multiply(values_n, coefficient, out=scaled_n)
-        total_n += scaled_n
-    return total_n
+def combine(coefficients_m: FloatArray, values_mn: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
+    """sum_m c_m values_mn, (m,) and (m, n) to (n,), fresh or ``out``."""
+    return np.asarray(np.matmul(coefficients_m, values_mn, out=out), dtype=np.float64)
 
 
 class _Scratch(threading.local):
