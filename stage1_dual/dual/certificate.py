@@ -127,47 +127,58 @@ class _Examination:
 def _examine(
     block: SampleBlock, *, lam_m: FloatArray, thresholds_m: FloatArray, beta: float, is_even: bool
 ) -> _Examination:
-    segments, scores_mn = block.segments, block.scores_mn
+    n_constraints, n_prompts, counts_p = len(lam_m), block.segments.n_prompts, block.segments.counts_p
     # H = g - b is a response's centred score plus something of its prompt, which the tilted weights do not feel.
     h_shift_mp = block.score_shift_mp - thresholds_m[:, np.newaxis]
-    work_in = scratch.rows(3 if is_even else 3 + len(scores_mn), segments.n_rows)
-    work_n, exponent_n, policy_n = work_in[:3]
-    top_p: FloatArray | float = 0.0
+    mass_p, top_p, square_p = np.empty(n_prompts), np.zeros(n_prompts), np.empty(n_prompts)
+    # Rows as in ``_Examination.sums``.
+    terms_tp = np.empty((4 + n_constraints, n_prompts))
+    log_z_p, kl_p, reward_p, mean_mp = terms_tp[0], terms_tp[1], terms_tp[2], terms_tp[4:]
+    covariance_mm = np.zeros((n_constraints, n_constraints))
+    exponent_i = np.array([1.0, *lam_m]) / beta
     with np.errstate(under="ignore"):
-        combine(np.array([1.0, *lam_m]) / beta, block.values_in, out=exponent_n)
-        if not is_even:
-            top_p = segments.max(exponent_n)
-            segments.subtract(exponent_n, top_p, out=exponent_n)
-        np.exp(exponent_n, out=policy_n)
-        mass_p = segments.sum(policy_n)
-        log_mean_p = np.log(mass_p / segments.counts_p)
-        # KL from its definition: the tilted mean of the log of w K, the ratio of the policies.
-        kl_p = segments.dot(exponent_n, policy_n) / mass_p - log_mean_p
-        reward_p = segments.dot(block.reward_n, policy_n) / mass_p
-        mean_mp = segments.dot(scores_mn, policy_n) / mass_p
-        vectors_mn = scores_mn if is_even else segments.subtract(scores_mn, mean_mp, out=work_in[3:])
-        covariance_mm = weighted_products(segments, vectors_mn, policy_n, 1.0 / mass_p, work_n=work_n)
-        if is_even:
-            covariance_mm -= mean_mp @ mean_mp.T
-        # Rounding can leave an effective sample size just outside [1, k].
-        ess_p = np.clip(mass_p**2 / segments.dot(policy_n, policy_n), 1.0, segments.counts_p)
-    log_z_p = top_p + log_mean_p + lam_m @ h_shift_mp / beta
-    sums = [np.sum(values_p) for values_p in (log_z_p, kl_p, reward_p, block.reward_shift_p, *(mean_mp + h_shift_mp))]
-    return _Examination(np.array(sums), covariance_mm, ess_p)
+        for prompts, tile in block.tiles:
+            segments, vectors_mn = tile.segments, tile.scores_mn
+            work_in = scratch.rows(3 if is_even else 3 + n_constraints, segments.n_rows)
+            exponent_n = combine(exponent_i, tile.values_in, out=work_in[0])
+            if not is_even:
+                top_p[prompts] = segments.max(exponent_n)
+                segments.subtract(exponent_n, top_p[prompts], out=exponent_n)
+            policy_n = np.exp(exponent_n, out=work_in[1])
+            mass_p[prompts] = segments.sum(policy_n)
+            share_p = 1.0 / mass_p[prompts]
+            kl_p[prompts] = segments.dot(exponent_n, policy_n) * share_p
+            reward_p[prompts] = segments.dot(tile.reward_n, policy_n) * share_p
+            mean_mp[:, prompts] = segments.dot(vectors_mn, policy_n) * share_p
+            square_p[prompts] = segments.dot(policy_n, policy_n)
+            if not is_even:
+                vectors_mn = segments.subtract(vectors_mn, mean_mp[:, prompts], out=work_in[3:])
+            covariance_mm += weighted_products(segments, vectors_mn, policy_n, share_p, work_n=work_in[2])
+        ess_p = mass_p**2 / square_p
+    if is_even:
+        covariance_mm -= mean_mp @ mean_mp.T
+    log_mean_p = np.log(mass_p / counts_p)
+    # KL from its definition: the tilted mean of the log of w K, the ratio of the policies.
+    kl_p -= log_mean_p
+    log_z_p[:] = top_p + log_mean_p + lam_m @ h_shift_mp / beta
+    terms_tp[3] = block.reward_shift_p
+    mean_mp += h_shift_mp
+    # Rounding can leave an effective sample size just outside [1, k].
+    return _Examination(terms_tp.sum(axis=1), covariance_mm, np.clip(ess_p, 1.0, counts_p))
 
 
 def _kkt_residual(problem: DualProblem, lam_m: FloatArray, slack_m: FloatArray) -> float:
     scale_m = problem.score_scale_m
-    residual_m = np.full(problem.n_constraints, np.inf)
     varying = scale_m > 0
-    residual_m[varying] = np.abs(
-        np.minimum(lam_m[varying] * scale_m[varying] / problem.beta, slack_m[varying] / scale_m[varying])
-    )
-    rounding_m = 8 * np.finfo(np.float64).eps * (problem.score_magnitude_m + np.abs(problem.thresholds_m))
-    residual_m[~varying & (lam_m == 0) & (slack_m >= -rounding_m)] = 0.0
+    divisor_m = np.where(varying, scale_m, 1.0)
+    residual_m = np.abs(np.minimum(lam_m * divisor_m / problem.beta, slack_m / divisor_m))
+    if not varying.all():
+        rounding_m = 8 * np.finfo(np.float64).eps * (problem.score_magnitude_m + np.abs(problem.thresholds_m))
+        is_met_m = (lam_m == 0) & (slack_m >= -rounding_m)
+        residual_m[~varying] = np.where(is_met_m, 0.0, np.inf)[~varying]
     # A negative multiplier is outside the dual's domain, whatever the slack.
     residual_m[lam_m < 0] = np.inf
-    return float(np.max(residual_m, initial=0.0))
+    return float(residual_m.max(initial=0.0))
 
 
 def find_dependent_constraints(problem: DualProblem, lam_m: FloatArray, certificate: Certificate) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stage1_dual.dual.samples import SampleBlock
-from stage1_dual.dual.segments import FloatArray, IntArray, combine, scratch, weighted_products
+from stage1_dual.dual.segments import FloatArray, IntArray, Segments, combine, scratch, weighted_products
 
 if TYPE_CHECKING:
     from stage1_dual.dual.problem import DualProblem
@@ -185,37 +185,44 @@ def _evaluate_block(
     block: SampleBlock, *, lam_m: FloatArray, beta: float, is_tame: bool
 ) -> tuple[float, FloatArray, FloatArray]:
     """Sums over the prompts of one block: log-partition, tilted means (m,), tilted covariances (m, m)."""
-    segments, scores_mn = block.segments, block.scores_mn
-    work_in = scratch.rows(2 if is_tame else 2 + len(scores_mn), segments.n_rows)
-    work_n, weights_n = work_in[:2]
+    n_constraints, n_prompts = len(lam_m), block.segments.n_prompts
+    total_p, largest_p, mean_mp = np.empty(n_prompts), np.zeros(n_prompts), np.empty((n_constraints, n_prompts))
+    covariance_mm = np.zeros((n_constraints, n_constraints))
+    exponent_i = np.array([1.0, *lam_m]) / beta
     with np.errstate(under="ignore"):
-        total_p, log_z_p = _weigh(block, lam_m, beta, is_tame=is_tame, out=weights_n)
-        mean_mp = segments.dot(scores_mn, weights_n) / total_p
-        # Deviations from the tilted mean where weights may collapse: a difference of moments is cheaper, but leaves
-        # rounding of the size of the scores where the variance is far smaller.
-        vectors_mn = scores_mn if is_tame else segments.subtract(scores_mn, mean_mp, out=work_in[2:])
-        covariance_mm = weighted_products(segments, vectors_mn, weights_n, 1.0 / total_p, work_n=work_n)
-        if is_tame:
-            covariance_mm -= mean_mp @ mean_mp.T
-    return float(np.sum(log_z_p)), np.sum(mean_mp, axis=1), covariance_mm
+        for prompts, tile in block.tiles:
+            segments, vectors_mn = tile.segments, tile.scores_mn
+            work_in = scratch.rows(2 if is_tame else 2 + n_constraints, segments.n_rows)
+            weights_n = combine(exponent_i, tile.values_in, out=work_in[0])
+            if not is_tame:
+                largest_p[prompts] = _cap(segments, weights_n)
+            np.exp(weights_n, out=weights_n)
+            total_p[prompts] = segments.sum(weights_n)
+            share_p = 1.0 / total_p[prompts]
+            mean_mp[:, prompts] = segments.dot(vectors_mn, weights_n) * share_p
+            # Deviations from the tilted mean where weights may collapse: a difference of moments is cheaper, but
+            # leaves rounding of the size of the scores where the variance is far smaller.
+            if not is_tame:
+                vectors_mn = segments.subtract(vectors_mn, mean_mp[:, prompts], out=work_in[2:])
+            covariance_mm += weighted_products(segments, vectors_mn, weights_n, share_p, work_n=work_in[1])
+    if is_tame:
+        covariance_mm -= mean_mp @ mean_mp.T
+    log_z_p = largest_p + np.log(total_p / block.segments.counts_p)
+    return float(log_z_p.sum()), mean_mp.sum(axis=1), covariance_mm
 
 
 def _unnormalised(block: SampleBlock, lam_m: FloatArray, beta: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Fresh weights up to a factor of each prompt, shape (n,), then what :func:`_weigh` gives."""
-    weights_n = np.empty(block.segments.n_rows)
-    return weights_n, *_weigh(block, lam_m, beta, is_tame=False, out=weights_n)
-
-
-def _weigh(
-    block: SampleBlock, lam_m: FloatArray, beta: float, *, is_tame: bool, out: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Write weights up to a factor of each prompt; their sums, and the log-partition of centred scores, (p,)."""
+    """Fresh weights up to a factor of each prompt, shape (n,), their sums, and log E exp of centred scores, (p,)."""
     segments = block.segments
-    combine(np.append(1.0, lam_m) / beta, block.values_in, out=out)
-    largest_p: FloatArray | float = 0.0
-    if not is_tame:
-        largest_p = segments.max(out)
-        segments.subtract(out, largest_p, out=out)
-    np.exp(out, out=out)
-    total_p = segments.sum(out)
-    return total_p, largest_p + np.log(total_p / segments.counts_p)
+    weights_n = combine(np.array([1.0, *lam_m]) / beta, block.values_in)
+    largest_p = _cap(segments, weights_n)
+    np.exp(weights_n, out=weights_n)
+    total_p = segments.sum(weights_n)
+    return weights_n, total_p, largest_p + np.log(total_p / segments.counts_p)
+
+
+def _cap(segments: Segments, exponent_n: FloatArray) -> FloatArray:
+    """Make the largest exponent of each prompt 0, in place; what it was, shape (p,)."""
+    largest_p = segments.max(exponent_n)
+    segments.subtract(exponent_n, largest_p, out=exponent_n)
+    return largest_p

@@ -7,9 +7,10 @@ the function runs (threads, a cluster) an :class:`Executor`'s; the mathematics s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial, reduce
 from itertools import chain
 from typing import Protocol, TypeVar
 
@@ -21,12 +22,10 @@ from stage1_dual.dual.segments import FloatArray, IntArray, Segments
 
 T = TypeVar("T")
 
-# What a thread does at a time, in one block: each call of NumPy is long enough for threads not to stand in each
-# other's way. Measured on 2 cores.
+# What a thread does at a time. Measured on 2 cores.
 PARTITION_ROWS = 131_072
-# A thread that works alone is quicker with blocks whose temporaries stay in its core's cache.
-BLOCK_ROWS = 32_768
-
+# What one call of NumPy works on: its temporaries stay in a core's cache.
+TILE_ROWS = 32_768
 
 # A sketch holds at most one in so many prompts.
 _SMALL_SHARE = 4
@@ -52,17 +51,34 @@ class SampleBlock:
     values_in: FloatArray
     shift_ip: FloatArray
 
+    def __getstate__(self) -> dict[str, object]:
+        # Without what is cached: views would be sent as copies.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @cached_property
     def facts(self) -> BlockFacts:
         """What the scores are like before any tilt."""
         segments = self.segments
         pivot_i = self.shift_ip[:, 0].copy()
+        moments = [tile.moments for _, tile in self.tiles]
+        return BlockFacts(
+            n_prompts=segments.n_prompts,
+            n_samples=segments.n_rows,
+            pivot_i=pivot_i,
+            shift_sum_i=(self.shift_ip - pivot_i[:, np.newaxis]).sum(axis=1),
+            largest_shift_i=np.abs(self.shift_ip).max(axis=1),
+            moments=BlockMoments.combine(moments),
+        )
+
+    @cached_property
+    def moments(self) -> BlockMoments:
+        """What the centred scores are like before any tilt."""
+        segments = self.segments
         largest_i = np.maximum(self.values_in.max(axis=1), -self.values_in.min(axis=1))
+        unit_i, scaled_in = np.ones(len(largest_i)), self.values_in
         # Squares of values below 1e-154 or above 1e154 would leave the range of float64.
-        is_square_safe_i = (largest_i > _SMALLEST_SQUARED) & (largest_i < _LARGEST_SQUARED) | (largest_i == 0)
-        unit_i = np.where(is_square_safe_i, 1.0, largest_i)
-        scaled_in = self.values_in
-        if not bool(np.all(is_square_safe_i)):
+        if largest_i.min() < _SMALLEST_SQUARED or largest_i.max() > _LARGEST_SQUARED:
+            unit_i = np.where(largest_i > 0, largest_i, 1.0)
             scaled_in = scaled_in / unit_i[:, np.newaxis]
         mean_ip = segments.mean(scaled_in)
         covariance_ii = -mean_ip @ mean_ip.T
@@ -70,17 +86,7 @@ class SampleBlock:
         for i, scaled_n in enumerate(scaled_in):
             covariance_ii[i, : i + 1] += segments.dot(scaled_in[: i + 1], scaled_n) @ share_p
             covariance_ii[:i, i] = covariance_ii[i, :i]
-        relative_i = unit_i / np.where(largest_i > 0, largest_i, 1.0)
-        return BlockFacts(
-            n_prompts=segments.n_prompts,
-            n_samples=segments.n_rows,
-            pivot_i=pivot_i,
-            shift_sum_i=np.sum(self.shift_ip - pivot_i[:, np.newaxis], axis=1),
-            mean_sum_i=np.sum(mean_ip, axis=1) * unit_i,
-            largest_i=largest_i,
-            largest_shift_i=np.max(np.abs(self.shift_ip), axis=1),
-            scaled_covariance_sum_ii=covariance_ii * np.outer(relative_i, relative_i),
-        )
+        return BlockMoments(largest_i, unit_i, mean_ip.sum(axis=1) * unit_i, covariance_ii)
 
     @property
     def reward_n(self) -> FloatArray:
@@ -114,23 +120,44 @@ class SampleBlock:
             InputError: a value is not finite, or the scores of one prompt differ by more than float64 can hold.
         """
         segments = Segments.from_counts(counts_p)
-        shift_ip = np.empty((len(out), segments.n_prompts))
-        block = cls(segments, out, shift_ip)
+        block = cls(segments, out, np.empty((len(out), segments.n_prompts)))
         # Near the largest float64 a mean may overflow; any value of the prompt serves as a shift.
         with np.errstate(over="ignore", invalid="ignore"):
-            for values_n, centred_n, shift_p in zip((reward_n, *scores_nm.T), out, shift_ip, strict=True):
-                # Relative to one of the prompt's own values: equal values then centre to exactly zero.
-                first_p = values_n[segments.starts_p]
-                segments.subtract(values_n, first_p, out=centred_n)
-                mean_p = segments.mean(centred_n)
-                mean_p[~np.isfinite(mean_p)] = 0.0
-                shift_p[:] = first_p + mean_p
-                # Not ``mean_p``: what is left must be relative to the shift as rounded.
-                segments.subtract(centred_n, shift_p - first_p, out=centred_n)
-            # Facts are asked for here because the scores are in the cache.
-            if not bool(np.all(np.isfinite(block.facts.largest_i))):
+            start = 0
+            for _, tile in block.tiles:
+                rows = slice(start, start + tile.segments.n_rows)
+                tile.values_in[0] = reward_n[rows]
+                tile.values_in[1:] = scores_nm[rows].T
+                tile._centre()
+                start = rows.stop
+            if not np.isfinite(block.facts.moments.largest_i).all():
                 raise InputError("the scores of one prompt differ by more than float64 can hold; rescale them")
         return block
+
+    def _centre(self) -> None:
+        """Make raw values relative to shifts that are found here, both in place."""
+        mean_ip = self.segments.mean(self.values_in)
+        first_ip = self.values_in[:, self.segments.starts_p]
+        # Equal values must centre to exactly zero, which their rounded mean does not promise.
+        rounding_ip = np.finfo(np.float64).eps * self.segments.counts_p * np.abs(first_ip)
+        is_mean_ip = np.isfinite(mean_ip) & (np.abs(mean_ip - first_ip) > rounding_ip)
+        self.shift_ip[:] = np.where(is_mean_ip, mean_ip, first_ip)
+        self.segments.subtract(self.values_in, self.shift_ip, out=self.values_in)
+        # Asked for here because the scores are in the cache.
+        _ = self.moments
+
+    @cached_property
+    def tiles(self) -> tuple[tuple[slice, SampleBlock], ...]:
+        """Views of about ``TILE_ROWS`` rows with the place of their prompts in the block: for work on every row.
+
+        What needs one number per prompt is better done for the whole block at once, in fewer calls.
+        """
+        tiles: list[tuple[slice, SampleBlock]] = []
+        first = 0
+        for tile in self.split(TILE_ROWS):
+            tiles.append((slice(first, first + tile.segments.n_prompts), tile))
+            first += tile.segments.n_prompts
+        return tuple(tiles)
 
     def split(self, block_rows: int) -> Iterator[SampleBlock]:
         """Views of runs of whole prompts of about ``block_rows`` rows; a longer prompt is a block of its own."""
@@ -147,7 +174,7 @@ class SampleBlock:
         starts_p, counts_p = self.segments.starts_p, self.segments.counts_p
         rows = slice(int(starts_p[first]), int(starts_p[last - 1] + counts_p[last - 1]))
         return SampleBlock(
-            segments=Segments.from_counts(counts_p[first:last]),
+            segments=self.segments.run(first, last),
             values_in=self.values_in[:, rows],
             shift_ip=self.shift_ip[:, first:last],
         )
@@ -187,22 +214,22 @@ class Executor(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class InMemoryPartition:
-    """Blocks that are there already."""
+    """One block that is there already."""
 
-    in_memory: tuple[SampleBlock, ...]
+    block: SampleBlock
 
     @property
     def n_prompts(self) -> int:
         """Prompts in it."""
-        return sum(block.segments.n_prompts for block in self.in_memory)
+        return self.block.segments.n_prompts
 
     def blocks(self) -> Iterator[SampleBlock]:
-        """The blocks."""
-        yield from self.in_memory
+        """The block."""
+        yield self.block
 
     def every(self, step: int, offset: int) -> InMemoryPartition:
         """The same prompts with every ``step``-th response only."""
-        return InMemoryPartition(tuple(block.every(step, offset) for block in self.in_memory))
+        return InMemoryPartition(self.block.every(step, offset))
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,10 +242,8 @@ class _RawBlock:
     out: FloatArray
 
 
-def _build_partition(raw: Sequence[_RawBlock]) -> InMemoryPartition:
-    return InMemoryPartition(
-        tuple(SampleBlock.from_scores(part.reward_n, part.scores_nm, part.counts_p, out=part.out) for part in raw)
-    )
+def _build_partition(raw: _RawBlock) -> InMemoryPartition:
+    return InMemoryPartition(SampleBlock.from_scores(raw.reward_n, raw.scores_nm, raw.counts_p, out=raw.out))
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,16 +278,13 @@ class SampleScores:
         ends_p = np.cumsum(counts_p)
         # One array for all: a large one comes in huge pages, and faulting in small ones costs more than centring.
         centred_in = np.empty((1 + scores_nm.shape[1], len(reward_n)))
-        # Cut where whole prompts fill a block or a partition; a longer prompt is one of its own.
-        block_rows = PARTITION_ROWS if len(reward_n) > PARTITION_ROWS else BLOCK_ROWS
-        partition_of_p, block_of_p = ((ends_p - counts_p) // rows for rows in (PARTITION_ROWS, block_rows))
-        firsts = np.flatnonzero(np.diff(partition_of_p, prepend=-1) | np.diff(block_of_p, prepend=-1))
-        raw: dict[int, list[_RawBlock]] = {}
-        for first, last in zip(firsts, np.append(firsts[1:], len(counts_p)), strict=True):
+        # Cut where whole prompts fill a partition; a longer prompt is one of its own.
+        cuts = np.flatnonzero(np.diff((ends_p - counts_p) // PARTITION_ROWS)) + 1
+        raw: list[_RawBlock] = []
+        for first, last in zip([0, *cuts], [*cuts, len(counts_p)], strict=True):
             rows = slice(ends_p[first] - counts_p[first], ends_p[last - 1])
-            block = _RawBlock(reward_n[rows], scores_nm[rows], counts_p[first:last], centred_in[:, rows])
-            raw.setdefault(int(partition_of_p[first]), []).append(block)
-        build = ThreadExecutor().run(_build_partition, list(raw.values()))
+            raw.append(_RawBlock(reward_n[rows], scores_nm[rows], counts_p[first:last], centred_in[:, rows]))
+        build = ThreadExecutor().run(_build_partition, raw)
         return cls(tuple(build), ThreadExecutor() if executor is None else executor, scores_nm.shape[1])
 
     def map(self, function: Callable[[SampleBlock], T]) -> Iterator[T]:
@@ -286,7 +308,7 @@ class SampleScores:
         wanted = n_prompts
         for block in chain.from_iterable(partition.blocks() for partition in self.partitions):
             part = block.run(0, min(wanted, block.segments.n_prompts))
-            parts.append(InMemoryPartition((part,)))
+            parts.append(InMemoryPartition(part))
             wanted -= part.segments.n_prompts
             if wanted == 0:
                 break
@@ -353,24 +375,14 @@ class SampleFacts:
     def combine(cls, parts: Sequence[BlockFacts]) -> SampleFacts:
         """From the facts of all blocks."""
         n_prompts = sum(part.n_prompts for part in parts)
+        moments = BlockMoments.combine([part.moments for part in parts])
+        largest_i = moments.largest_i
         pivot_i = parts[0].pivot_i
         shift_i = sum((part.shift_sum_i + part.n_prompts * (part.pivot_i - pivot_i) for part in parts), 0 * pivot_i)
-        mean_shift_i = shift_i / n_prompts
-        centred_i = sum((part.mean_sum_i for part in parts), 0 * pivot_i) / n_prompts
-        largest_i = np.max([part.largest_i for part in parts], axis=0)
-        # Scaled: squares of values below 1e-154 or above 1e154 would leave the range of float64.
-        unit_i = np.where(largest_i > 0, largest_i, 1.0)
-        ratios = [part.largest_i / unit_i for part in parts]
-        covariance_ii = (
-            sum(
-                part.scaled_covariance_sum_ii * np.outer(ratio_i, ratio_i)
-                for part, ratio_i in zip(parts, ratios, strict=True)
-            )
-            / n_prompts
-        )
-        spread_i = np.sqrt(np.maximum(np.diag(covariance_ii), 0.0))
-        scale_i = unit_i * spread_i
-        spread_ii = np.outer(spread_i, spread_i)
+        mean_shift_i, centred_i = shift_i / n_prompts, moments.mean_sum_i / n_prompts
+        spread_i = np.sqrt(np.maximum(np.diagonal(moments.covariance_sum_ii), 0.0))
+        scale_i = moments.unit_i * (spread_i / math.sqrt(n_prompts))
+        divisor_i = np.where(spread_i > 0, spread_i, np.inf)
         reference_i = pivot_i + mean_shift_i + centred_i
         return cls(
             n_prompts=n_prompts,
@@ -379,9 +391,9 @@ class SampleFacts:
             reference_means_m=reference_i[1:],
             reward_scale=float(scale_i[0]),
             score_scale_m=scale_i[1:],
-            correlation_ii=np.divide(covariance_ii, spread_ii, out=np.zeros_like(spread_ii), where=spread_ii > 0),
+            correlation_ii=moments.covariance_sum_ii / np.outer(divisor_i, divisor_i),
             is_constant_m=largest_i[1:] == 0.0,
-            score_magnitude_m=np.max([part.largest_shift_i for part in parts], axis=0)[1:] + largest_i[1:],
+            score_magnitude_m=reduce(np.maximum, [part.largest_shift_i for part in parts])[1:] + largest_i[1:],
             reward_shift=float(pivot_i[0] + mean_shift_i[0]),
             largest_reward=float(largest_i[0]),
             largest_score_m=largest_i[1:],
@@ -391,17 +403,53 @@ class SampleFacts:
 
 
 @dataclass(frozen=True, eq=False)
+class BlockMoments:
+    """Of the centred scores of some prompts; axis i is the reward, then the m constraint scores.
+
+    Attributes:
+        largest_i: largest size of a score, score units, shape (1 + m,).
+        unit_i: what the covariances are in, score units, shape (1 + m,).
+        mean_sum_i: sum over prompts of what centring left of their means, score units, shape (1 + m,).
+        covariance_sum_ii: sum over prompts of the covariances under pi_ref, shape (1 + m, 1 + m).
+    """
+
+    largest_i: FloatArray
+    unit_i: FloatArray
+    mean_sum_i: FloatArray
+    covariance_sum_ii: FloatArray
+
+    @classmethod
+    def combine(cls, parts: Sequence[BlockMoments]) -> BlockMoments:
+        """Of all prompts."""
+        largest_i = reduce(np.maximum, [part.largest_i for part in parts])
+        unit_i = np.ones_like(largest_i)
+        covariances = [part.covariance_sum_ii for part in parts]
+        if any((part.unit_i != 1.0).any() for part in parts):
+            unit_i = np.where(largest_i > 0, largest_i, 1.0)
+            ratios = [np.where(part.largest_i > 0, part.unit_i, 0.0) / unit_i for part in parts]
+            covariances = [one_ii * np.outer(by_i, by_i) for one_ii, by_i in zip(covariances, ratios, strict=True)]
+        return cls(largest_i, unit_i, reduce(np.add, [part.mean_sum_i for part in parts]), reduce(np.add, covariances))
+
+
+@dataclass(frozen=True, eq=False)
 class BlockFacts:
-    """Of one block; axis i is the reward, then the m constraint scores; covariances are in units of ``largest_i``."""
+    """Of one block; axis i is the reward, then the m constraint scores.
+
+    Attributes:
+        n_prompts: prompts in it.
+        n_samples: responses in it.
+        pivot_i: some shift, score units, shape (1 + m,).
+        shift_sum_i: sum over prompts of their shifts relative to ``pivot_i``, score units, shape (1 + m,).
+        largest_shift_i: largest size of a shift, score units, shape (1 + m,).
+        moments: of the centred scores.
+    """
 
     n_prompts: int
     n_samples: int
     pivot_i: FloatArray
     shift_sum_i: FloatArray
-    mean_sum_i: FloatArray
-    largest_i: FloatArray
     largest_shift_i: FloatArray
-    scaled_covariance_sum_ii: FloatArray
+    moments: BlockMoments
 
 
 def _block_facts(block: SampleBlock) -> BlockFacts:

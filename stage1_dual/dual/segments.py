@@ -37,6 +37,13 @@ class Segments:
         common = int(counts_p[0]) if bool(np.all(counts_p == counts_p[0])) else None
         return cls(starts_p=starts_p, counts_p=counts_p, common_count=common)
 
+    def run(self, first: int, last: int) -> Segments:
+        """The prompts from ``first`` to before ``last``, rows counted from the first of theirs."""
+        starts_p, counts_p = self.starts_p[first:last], self.counts_p[first:last]
+        if self.common_count is None:
+            return Segments.from_counts(counts_p)
+        return Segments(starts_p - starts_p[0], counts_p, self.common_count)
+
     @property
     def n_prompts(self) -> int:
         """The number of prompts."""

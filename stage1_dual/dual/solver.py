@@ -316,12 +316,13 @@ def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray) -> Fl
 
     if len(mu) == 0:
         return np.zeros(0)
+    tiny = np.finfo(np.float64).tiny
+    if len(mu) == 1:
+        return np.asarray(np.maximum(-mu, -gradient / np.maximum(hessian[0], tiny)), dtype=np.float64)
     # The ridge picks one of many minimisers when constraints are dependent, and is far below what slows Newton down.
     diagonal = np.diag(hessian)
-    ridge = 1e-10 * diagonal + 1e-13 * float(np.max(diagonal)) + np.finfo(np.float64).tiny
+    ridge = 1e-10 * diagonal + 1e-13 * float(np.max(diagonal)) + tiny
     regular = hessian + np.diag(ridge)
-    if len(mu) == 1:
-        return np.asarray(np.maximum(-mu, -gradient / regular[0]), dtype=np.float64)
     unbounded = np.asarray(np.linalg.solve(regular, -gradient), dtype=np.float64)
     if bool(np.all(mu + unbounded >= 0)) and float(gradient @ unbounded) <= 0:
         return unbounded

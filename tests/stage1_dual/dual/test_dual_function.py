@@ -67,12 +67,13 @@ def test_convex_along_random_segments(seed: int) -> None:
     assert np.linalg.eigvalsh(evaluate_dual(problem, end).hess_mm).min() >= -1e-15
 
 
-def test_ragged_and_dense_paths_agree_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    # One partition of several blocks; then several partitions, with one prompt longer than that.
+def test_ragged_and_dense_paths_agree_across_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One block of several tiles; then several partitions, with one prompt longer than that.
     r_pk, g_pkm = draw_scores(n_prompts=1_500, n_responses=50, n_constraints=2, seed=4)
     dense = DualProblem.from_arrays(r_pk, g_pkm, thresholds=[0.1, 0.2], beta=1.0)
     assert len(dense.samples.partitions) == 1
-    assert len(list(dense.samples.partitions[0].blocks())) == 3
+    (block,) = dense.samples.partitions[0].blocks()
+    assert len(block.tiles) == 3
     monkeypatch.setattr(stage1_dual.dual.samples, "PARTITION_ROWS", 16_384)
     long_r, long_g = draw_scores(n_prompts=1, n_responses=35_000, n_constraints=2, seed=5)
     ids = np.concatenate([np.repeat(np.arange(1_500), 50), np.full(35_000, 1_500)])
