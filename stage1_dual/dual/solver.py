@@ -32,9 +32,10 @@ _ROOM = 1e-4
 _RUNAWAY = 100.0
 # The expansion of the dual around the reference says nothing of steps of more standard deviations than this.
 _EXPANSION_REACH = 3.0
-# With more values than this, times the betas on the way, Newton starts from the minimum over the larger of so many
-# prompts and a share of them: below, calls cost more than arithmetic. It ends where few prompts stop speaking for all.
-_SKETCH_VALUES = 400_000
+# With more values than this, times the square of the betas on the way, Newton starts from the minimum over the larger
+# of so many prompts and a share of them: below, calls cost more than the arithmetic they save. It ends where few
+# prompts stop speaking for all.
+_SKETCH_VALUES = 1_000_000
 _SKETCH_PROMPTS = 100
 _SKETCH_SHARE = 32
 _SKETCH_TARGET = 2e-2
@@ -208,7 +209,7 @@ def _find_start(problem: DualProblem) -> FloatArray | None:
     """
     n_betas = len(_path_betas(problem))
     samples = None
-    if problem.n_samples * (1 + problem.n_constraints) * n_betas >= _SKETCH_VALUES:
+    if problem.n_samples * (1 + problem.n_constraints) * n_betas**2 >= _SKETCH_VALUES:
         samples = problem.samples.sketch(max(_SKETCH_PROMPTS, problem.n_prompts // _SKETCH_SHARE))
     if samples is not None:
         # Margins, not thresholds: the reference differs between prompts far more than what the tilt adds to it.

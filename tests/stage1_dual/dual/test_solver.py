@@ -407,12 +407,34 @@ def test_a_last_step_that_leads_astray_is_followed_up(n_constraints: int, monkey
     assert solution.n_evaluations > hasty.n_evaluations
 
 
+@pytest.mark.parametrize("n_constraints", [1, 3])
+@pytest.mark.parametrize("beta", [1.0, 3.0])
+def test_joint_gaussian_scores_need_two_evaluations(n_constraints: int, beta: float) -> None:
+    # Their expansion is exact but for the finite number of responses.
+    r_pk, g_pkm = draw_scores(n_prompts=400, n_responses=128, n_constraints=n_constraints, seed=6)
+    scale_m = np.sqrt(np.mean(np.var(g_pkm, axis=1), axis=0))
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm, axis=(0, 1)) + 0.3 * scale_m, beta=beta)
+    assert solve_dual(problem).n_evaluations <= 2
+
+
+@pytest.mark.parametrize("margin", [-1e300, -50.0, 0.0, 2.5])
+def test_the_start_is_sane_where_the_expansion_is_not(margin: float) -> None:
+    # Exponential tails: two moments say little about 2.5 standard deviations.
+    rng = np.random.default_rng(8)
+    r_pk, g_pk = rng.exponential(size=(2, 200, 64))
+    g_pk -= 0.9 * r_pk
+    problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=np.mean(g_pk) + margin * np.std(g_pk), beta=1.0)
+    solution = solve_dual(problem)
+    assert_certified(problem, solution)
+    assert solution.n_evaluations <= 12
+
+
 @pytest.mark.parametrize("beta", [0.02, 1.0])
 @pytest.mark.parametrize("is_typical", [True, False])
 def test_a_start_from_a_few_prompts_changes_nothing(
     beta: float, is_typical: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    r_pk, g_pkm = draw_scores(n_prompts=1_000, n_responses=140, n_constraints=2, seed=1)
+    r_pk, g_pkm = draw_scores(n_prompts=1_000, n_responses=350, n_constraints=2, seed=1)
     if not is_typical:
         # The prompts that come first want the opposite, and three times as much.
         g_pkm[:200] *= -3.0
