@@ -76,7 +76,7 @@ def certify(problem: DualProblem, lam_m: FloatArray) -> Certificate:
     function = partial(_examine, lam_m=lam_m, thresholds_m=problem.thresholds_m, beta=beta, is_even=is_even)
     parts = list(problem.samples.map(function))
     totals = np.sum([part.sums for part in parts], axis=0) / n_prompts
-    log_z, kl, reward, reward_offset = map(float, totals[:4])
+    log_z, kl, reward_offset, reward = map(float, totals[:4])
     slack_m = totals[4:]
     objective_scale = max(beta, problem.reward_scale, float(lam_m @ problem.score_scale_m))
     gap = beta * log_z - (reward - beta * kl)
@@ -115,7 +115,7 @@ def require_certified(problem: DualProblem, certificate: Certificate) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Examination:
-    """Of one block: sums over its prompts of log Z, KL, centred reward, reward shift, then the m slacks, shape
+    """Of one block: sums over its prompts of log Z, KL, reward shift, centred reward, then the m slacks, shape
     (4 + m,), and of the tilted covariances, shape (m, m); effective sample sizes, shape (p,).
     """
 
@@ -133,7 +133,7 @@ def _examine(
     mass_p, top_p, square_p = np.empty(n_prompts), np.zeros(n_prompts), np.empty(n_prompts)
     # Rows as in ``_Examination.sums``.
     terms_tp = np.empty((4 + n_constraints, n_prompts))
-    log_z_p, kl_p, reward_p, mean_mp = terms_tp[0], terms_tp[1], terms_tp[2], terms_tp[4:]
+    log_z_p, kl_p, tilted_ip, slack_mp = terms_tp[0], terms_tp[1], terms_tp[3:], terms_tp[4:]
     covariance_mm = np.zeros((n_constraints, n_constraints))
     exponent_i = np.array([1.0, *lam_m]) / beta
     with np.errstate(under="ignore"):
@@ -148,21 +148,20 @@ def _examine(
             mass_p[prompts] = segments.sum(policy_n)
             share_p = 1.0 / mass_p[prompts]
             kl_p[prompts] = segments.dot(exponent_n, policy_n) * share_p
-            reward_p[prompts] = segments.dot(tile.reward_n, policy_n) * share_p
-            mean_mp[:, prompts] = segments.dot(vectors_mn, policy_n) * share_p
+            tilted_ip[:, prompts] = mean_ip = segments.dot(tile.values_in, policy_n) * share_p
             square_p[prompts] = segments.dot(policy_n, policy_n)
             if not is_even:
-                vectors_mn = segments.subtract(vectors_mn, mean_mp[:, prompts], out=work_in[3:])
+                vectors_mn = segments.subtract(vectors_mn, mean_ip[1:], out=work_in[3:])
             covariance_mm += weighted_products(segments, vectors_mn, policy_n, share_p, work_n=work_in[2])
         ess_p = mass_p**2 / square_p
     if is_even:
-        covariance_mm -= mean_mp @ mean_mp.T
+        covariance_mm -= tilted_ip[1:] @ tilted_ip[1:].T
     log_mean_p = np.log(mass_p / counts_p)
     # KL from its definition: the tilted mean of the log of w K, the ratio of the policies.
     kl_p -= log_mean_p
     log_z_p[:] = top_p + log_mean_p + lam_m @ h_shift_mp / beta
-    terms_tp[3] = block.reward_shift_p
-    mean_mp += h_shift_mp
+    terms_tp[2] = block.reward_shift_p
+    slack_mp += h_shift_mp
     # Rounding can leave an effective sample size just outside [1, k].
     return _Examination(terms_tp.sum(axis=1), covariance_mm, np.clip(ess_p, 1.0, counts_p))
 

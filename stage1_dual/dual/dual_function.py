@@ -197,8 +197,8 @@ def _evaluate_block(
             if not is_tame:
                 largest_p[prompts] = _cap(segments, weights_n)
             np.exp(weights_n, out=weights_n)
-            total_p[prompts] = segments.sum(weights_n)
-            share_p = 1.0 / total_p[prompts]
+            total_p[prompts] = mass_p = segments.sum(weights_n)
+            share_p = 1.0 / mass_p
             mean_mp[:, prompts] = segments.dot(vectors_mn, weights_n) * share_p
             # Deviations from the tilted mean where weights may collapse: a difference of moments is cheaper, but
             # leaves rounding of the size of the scores where the variance is far smaller.

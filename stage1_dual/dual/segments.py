@@ -67,7 +67,8 @@ class Segments:
         if self.common_count is None:
             return self._reduce(np.add, values_n)
         # Three times as fast as a reduction over such short rows.
-        return np.asarray(np.vecdot(self._dense(values_n), self._ones), dtype=np.float64)
+        sums_p: FloatArray = np.vecdot(self._dense(values_n), self._ones)
+        return sums_p
 
     def mean(self, values_n: FloatArray) -> FloatArray:
         """Mean within each prompt; (..., n) to (..., p)."""
@@ -89,7 +90,8 @@ class Segments:
         """Sum of products within each prompt; (..., n) and (n,) to (..., p)."""
         if self.common_count is None:
             return self.sum(left_n * right_n)
-        return np.asarray(np.vecdot(self._dense(left_n), self._dense(right_n)), dtype=np.float64)
+        products_p: FloatArray = np.vecdot(self._dense(left_n), right_n.reshape(self._dense_shape))
+        return products_p
 
     def argmax_rows(self, values_n: FloatArray) -> IntArray:
         """Row of the largest value of each prompt (the first of equals); (n,) to (p,)."""
@@ -99,7 +101,7 @@ class Segments:
         return np.asarray(at_max[np.searchsorted(at_max, self.starts_p)], dtype=np.int64)
 
     def _dense(self, values_n: FloatArray) -> FloatArray:
-        return values_n.reshape(*values_n.shape[:-1], *self._dense_shape)
+        return values_n.reshape(values_n.shape[:-1] + self._dense_shape)
 
     def _spread(
         self, ufunc: np.ufunc, values_n: FloatArray, values_p: FloatArray, out: FloatArray | None
@@ -152,6 +154,5 @@ def weighted_products(
     products_mm = np.empty((len(vectors_mn), len(vectors_mn)))
     for j, vector_n in enumerate(vectors_mn):
         np.multiply(vector_n, weights_n, out=work_n)
-        products_mm[j, : j + 1] = segments.dot(vectors_mn[: j + 1], work_n) @ factor_p
-        products_mm[:j, j] = products_mm[j, :j]
+        products_mm[j, : j + 1] = products_mm[: j + 1, j] = segments.dot(vectors_mn[: j + 1], work_n) @ factor_p
     return products_mm
