@@ -80,6 +80,8 @@ def certify(problem: DualProblem, lam_m: FloatArray) -> Certificate:
     slack_m = totals[4:]
     objective_scale = max(beta, problem.reward_scale, float(lam_m @ problem.score_scale_m))
     gap = beta * log_z - (reward - beta * kl)
+    with np.errstate(under="ignore"):
+        hess_mm = np.sum([part.covariance_mm for part in parts], axis=0) / (n_prompts * beta)
     return Certificate(
         dual_value=beta * log_z + reward_offset,
         primal_value=reward - beta * kl + reward_offset,
@@ -91,7 +93,7 @@ def certify(problem: DualProblem, lam_m: FloatArray) -> Certificate:
         reward=reward + reward_offset,
         # Rounding can leave a KL of -1e-17.
         kl=max(kl, 0.0),
-        hess_mm=np.sum([part.covariance_mm for part in parts], axis=0) / (n_prompts * beta),
+        hess_mm=hess_mm,
         ess_p=np.concatenate([part.ess_p for part in parts]),
     )
 
@@ -153,9 +155,9 @@ def _examine(
             if not is_even:
                 vectors_mn = segments.subtract(vectors_mn, mean_ip[1:], out=work_in[3:])
             covariance_mm += weighted_products(segments, vectors_mn, policy_n, share_p, work_n=work_in[2])
+        if is_even:
+            covariance_mm -= tilted_ip[1:] @ tilted_ip[1:].T
         ess_p = mass_p**2 / square_p
-    if is_even:
-        covariance_mm -= tilted_ip[1:] @ tilted_ip[1:].T
     log_mean_p = np.log(mass_p / counts_p)
     # KL from its definition: the tilted mean of the log of w K, the ratio of the policies.
     kl_p -= log_mean_p

@@ -115,11 +115,13 @@ def evaluate_dual(problem: DualProblem, lam_m: FloatArray) -> DualEvaluation:
         tilted_sum_m += sums[1]
         covariance_sum_mm += sums[2]
     centred_value = problem.beta * log_z_sum / problem.n_prompts + float(lam_m @ problem.slack_shift_m)
+    with np.errstate(under="ignore"):
+        hess_mm = covariance_sum_mm / (problem.n_prompts * problem.beta)
     return DualEvaluation(
         value=problem.samples.facts.reward_shift + centred_value,
         centred_value=centred_value,
         slack_m=tilted_sum_m / problem.n_prompts + problem.slack_shift_m,
-        hess_mm=covariance_sum_mm / (problem.n_prompts * problem.beta),
+        hess_mm=hess_mm,
     )
 
 
@@ -205,8 +207,8 @@ def _evaluate_block(
             if not is_tame:
                 vectors_mn = segments.subtract(vectors_mn, mean_mp[:, prompts], out=work_in[2:])
             covariance_mm += weighted_products(segments, vectors_mn, weights_n, share_p, work_n=work_in[1])
-    if is_tame:
-        covariance_mm -= mean_mp @ mean_mp.T
+        if is_tame:
+            covariance_mm -= mean_mp @ mean_mp.T
     log_z_p = largest_p + np.log(total_p / block.segments.counts_p)
     return float(log_z_p.sum()), mean_mp.sum(axis=1), covariance_mm
 

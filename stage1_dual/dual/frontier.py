@@ -1,13 +1,15 @@
 """Solutions for many thresholds at once: what each margin costs.
 
 Between neighbouring thresholds lam* moves by the inverse Hessian of the active constraints times the change of the
-thresholds, so each point starts from its nearest solved neighbour, moved along that tangent, and needs about two
-evaluations of the dual and its certificate. A certified solution nearly always proves by itself that its thresholds
-are feasible; feasibility is decided separately only where it does not, or where it is a closed form.
+thresholds. Each point starts from its nearest solved neighbour, moved along that tangent or, where another solved
+point lies behind, along the cubic through both, and needs one or two evaluations of the dual and its certificate. A
+certified solution nearly always proves by itself that its thresholds are feasible; feasibility is decided separately
+only where it does not, or where it is a closed form.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,10 @@ from stage1_dual.dual.feasibility import AttainableMeans
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
 from stage1_dual.dual.segments import FloatArray
 from stage1_dual.dual.solver import DualMinimum, certify_minimum, continue_minimum, minimise_dual, proves_feasibility
+
+# A point behind counts where it is on the line to this fraction of a step, and at least that many steps away.
+_OFF_LINE = 1e-6
+_LEAST_STEP = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,20 +79,17 @@ def solve_frontier(
     known = AttainableMeans(problem) if attainable is None else attainable
     status: list[str] = []
     points: list[_Point | None] = []
-    solved: list[int] = []
-    for row, thresholds_m in enumerate(grid_gm):
-        start_m = None
-        if solved:
-            distance = np.sum(((grid_gm[solved] - thresholds_m) / scale_m) ** 2, axis=1)
-            near = solved[int(np.argmin(distance))]
-            neighbour = points[near]
-            if neighbour is not None:
-                start_m = _tangent_start(neighbour, thresholds_m - grid_gm[near])
+    solved: list[_Point] = []
+    # Where the solved points are; as many rows of it as there are.
+    at_sm = np.empty_like(grid_gm)
+    for thresholds_m in grid_gm:
+        start_m = _predict(thresholds_m, solved, at_sm[: len(solved)], scale_m) if solved else None
         verdict, point = _solve_point(problem.with_thresholds(thresholds_m), start_m, known)
         status.append(verdict)
         points.append(point)
         if point is not None:
-            solved.append(row)
+            at_sm[len(solved)] = thresholds_m / scale_m
+            solved.append(point)
     return _collect(grid_gm, status, points)
 
 
@@ -137,14 +140,44 @@ def _certified_point(problem: DualProblem, minimum: DualMinimum) -> _Point | Non
     return _Point(minimum, certificate) if certificate.is_valid else None
 
 
-def _tangent_start(neighbour: _Point, change_m: FloatArray) -> FloatArray:
-    start_m = neighbour.minimum.lam_m.copy()
-    free = start_m > 0
+def _predict(thresholds_m: FloatArray, solved: list[_Point], at_sm: FloatArray, scale_m: FloatArray) -> FloatArray:
+    """About where lam* is for ``thresholds_m``, shape (m,), from solved points and their thresholds over ``scale_m``.
+
+    The tangent at the nearest, or the cubic through it and a point behind it on the same line with the same active
+    constraints.
+    """
+    target_m = thresholds_m / scale_m
+    near = _closest(at_sm, target_m)
+    ahead_m = target_m - at_sm[near]
+    lam_m, slope_m = solved[near].minimum.lam_m, _slope(solved[near], ahead_m * scale_m)
+    behind = _closest(at_sm, at_sm[near] - ahead_m)
+    back_m = at_sm[near] - at_sm[behind]
+    length = float(ahead_m @ ahead_m)
+    steps = float(back_m @ ahead_m) / length if length > 0 else 0.0
+    is_on_line = bool(np.all(np.abs(back_m - steps * ahead_m) <= _OFF_LINE * math.sqrt(length)))
+    if steps > _LEAST_STEP and is_on_line and bool(np.all((solved[behind].minimum.lam_m > 0) == (lam_m > 0))):
+        # The cubic through both points and slopes, one step on: s = -steps behind, 0 near, 1 here.
+        slope_behind_m = _slope(solved[behind], ahead_m * scale_m)
+        apart_m = solved[behind].minimum.lam_m - lam_m
+        squared_m = (slope_behind_m + 2.0 * slope_m) / steps + 3.0 * apart_m / steps**2
+        cubed_m = (slope_behind_m + slope_m) / steps**2 + 2.0 * apart_m / steps**3
+        slope_m += squared_m + cubed_m
+    return np.maximum(lam_m + slope_m, 0.0)
+
+
+def _closest(at_sm: FloatArray, target_m: FloatArray) -> int:
+    return int(np.argmin(np.sum((at_sm - target_m) ** 2, axis=1)))
+
+
+def _slope(point: _Point, change_m: FloatArray) -> FloatArray:
+    """How lam* moves for a change of the thresholds, to first order, while the same constraints are active, (m,)."""
+    slope_m = np.zeros_like(change_m)
+    free = point.minimum.lam_m > 0
     if bool(np.any(free)):
-        hess_mm = neighbour.certificate.hess_mm
+        hess_mm = point.certificate.hess_mm
         # Least squares: dependent constraints leave the Hessian singular.
-        start_m[free] += np.linalg.lstsq(hess_mm[np.ix_(free, free)], change_m[free], rcond=1e-10)[0]
-    return np.maximum(start_m, 0.0)
+        slope_m[free] = np.linalg.lstsq(hess_mm[np.ix_(free, free)], change_m[free], rcond=1e-10)[0]
+    return slope_m
 
 
 def _collect(grid_gm: FloatArray, status: list[str], points: list[_Point | None]) -> Frontier:

@@ -52,6 +52,8 @@ _RESIDUAL_ACCEPTED = 1e-10
 # Convergence is quadratic, at a rate the step before tells: a step foreseen to end so many times below what is
 # accepted need not be evaluated.
 _CAUTION = 10.0
+# A start with so small a residual was predicted, and its prediction worked.
+_NEAR = 1e-5
 # One step lets a multiplier grow by this factor at most, or to this many standard deviations.
 _GROWTH = 10.0
 # A line search that has come down to this fraction of its step is lost in rounding.
@@ -295,7 +297,9 @@ def _newton(
     end well is taken without an evaluation where it leads.
     """
     best = point = dual.at(dual.to_mu(start_m))
-    before, stalled = best.residual, 0
+    # No step before tells the rate of convergence; so near, it is taken as one.
+    before = math.sqrt(best.residual) if best.residual <= _NEAR else best.residual
+    stalled = 0
     while best.residual > target and stalled < 3 and dual.n_evaluations < max_evaluations:
         if float(np.max(point.mu, initial=0.0)) > longest:
             break

@@ -113,3 +113,30 @@ def test_what_is_attainable_may_be_shared_between_sweeps() -> None:
         assert shared.status_g.tolist() == alone.status_g.tolist()
         assert {"certified", "infeasible"} == set(shared.status_g)
         np.testing.assert_allclose(shared.multipliers_gm, alone.multipliers_gm, atol=1e-10)
+
+
+def test_near_margins_need_one_evaluation_each() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=100, n_responses=64, n_constraints=2, seed=4)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm, axis=(0, 1)), beta=1.0)
+    margins_gm = np.linspace(0.05, 0.6, 60)[:, np.newaxis] * np.array([1.0, 0.5])
+    frontier = solve_frontier(problem, problem.reference_means_m + margins_gm)
+    assert set(frontier.status_g) == {"certified"}
+    # The first two have nothing behind them.
+    assert np.median(frontier.n_evaluations_g[2:]) == 1
+    assert frontier.n_evaluations_g[2:].max() <= 2
+
+
+@pytest.mark.parametrize("order", ["sorted", "shuffled", "repeated"])
+def test_the_order_of_a_grid_changes_no_answer(order: str) -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=50, n_responses=32, n_constraints=1, seed=5)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm), beta=1.0)
+    # Unevenly spaced, from where the constraint is not active to where it is.
+    grid_g = float(np.mean(g_pkm)) + np.concatenate([np.linspace(-0.8, 0.1, 9), np.geomspace(0.11, 1.2, 15)])
+    if order == "shuffled":
+        grid_g = np.random.default_rng(0).permutation(grid_g)
+    elif order == "repeated":
+        grid_g = np.repeat(grid_g, 2)
+    frontier = solve_frontier(problem, grid_g)
+    for threshold, lam_m in zip(grid_g, frontier.multipliers_gm, strict=True):
+        expected_m = solve_dual(problem.with_thresholds(threshold)).multipliers
+        np.testing.assert_allclose(lam_m, expected_m, atol=1e-9)

@@ -6,10 +6,10 @@ import pickle
 
 import numpy as np
 import pytest
+from helpers.dual_problems import FloatArray, draw_scores
 
 import stage1_dual.dual.samples
 from stage1_dual.dual.samples import SampleScores
-from tests.helpers.dual_problems import FloatArray, draw_scores
 
 
 def _scores(r_pk: FloatArray, g_pkm: FloatArray) -> SampleScores:
