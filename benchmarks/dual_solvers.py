@@ -19,7 +19,7 @@ Three measures, all on the first lam >= 0 that a contestant puts forward, by one
 Time runs from the arrays to that lam and includes building the problem (ours: validation, feasibility, solution and
 certificate; cvxpy: modelling and compiling). Taking the measures, imports and a warm-up on a small problem are not
 counted. Times are medians of up to 15 repeats in each of three rounds: in a round the contestants follow each other,
-so that minutes when the machine is slow are so for all. Who takes over a second has one round.
+so that minutes when the machine is slow are so for all. Who takes over a second has no further round.
 
 Contestants:
 - ours: DualProblem.from_arrays and solve_dual.
@@ -49,6 +49,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -385,8 +386,8 @@ class Outcome:
         return not self.cut_short and max(seconds, default=np.inf) <= _ONE_ROUND_SECONDS
 
     def and_then(self, later: Outcome) -> Outcome:
-        """With the repeats of a later round of the same tries."""
-        tries = [[*before, *after] for before, after in zip(self.tries, later.tries, strict=True)]
+        """With the repeats of a later round; a round that was cut short may have fewer tries."""
+        tries = [[*before, *after] for before, after in zip_longest(self.tries, later.tries, fillvalue=[])]
         return Outcome(tries, max(self.peak_bytes, later.peak_bytes), self.cut_short or later.cut_short)
 
 

@@ -2,9 +2,9 @@
 
 Between neighbouring thresholds lam* moves by the inverse Hessian of the active constraints times the change of the
 thresholds. Each point starts from its nearest solved neighbour, moved along that tangent or, where another solved
-point lies behind, along the cubic through both, and needs one or two evaluations of the dual and its certificate. A
-certified solution nearly always proves by itself that its thresholds are feasible; feasibility is decided separately
-only where it does not, or where it is a closed form.
+point lies behind, along the cubic through both, and usually needs one or two evaluations of the dual and its
+certificate. A certified solution nearly always proves by itself that its thresholds are feasible; feasibility is
+decided separately only where it does not, or where it is a closed form.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from stage1_dual.dual.solver import DualMinimum, certify_minimum, continue_minim
 # A point behind counts where it is on the line to this fraction of a step, and at least that many steps away.
 _OFF_LINE = 1e-6
 _LEAST_STEP = 0.2
+# A bend that is not small against the tangent says that lam* has corners between the points, as for small betas.
+_LARGEST_BEND = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +85,14 @@ def solve_frontier(
     # Where the solved points are; as many rows of it as there are.
     at_sm = np.empty_like(grid_gm)
     for thresholds_m in grid_gm:
-        start_m = _predict(thresholds_m, solved, at_sm[: len(solved)], scale_m) if solved else None
+        # Relative to one of them: a large common offset must not round the differences.
+        target_m = (thresholds_m - grid_gm[0]) / scale_m
+        start_m = _predict(target_m, solved, at_sm[: len(solved)], scale_m) if solved else None
         verdict, point = _solve_point(problem.with_thresholds(thresholds_m), start_m, known)
         status.append(verdict)
         points.append(point)
         if point is not None:
-            at_sm[len(solved)] = thresholds_m / scale_m
+            at_sm[len(solved)] = target_m
             solved.append(point)
     return _collect(grid_gm, status, points)
 
@@ -140,28 +144,32 @@ def _certified_point(problem: DualProblem, minimum: DualMinimum) -> _Point | Non
     return _Point(minimum, certificate) if certificate.is_valid else None
 
 
-def _predict(thresholds_m: FloatArray, solved: list[_Point], at_sm: FloatArray, scale_m: FloatArray) -> FloatArray:
-    """About where lam* is for ``thresholds_m``, shape (m,), from solved points and their thresholds over ``scale_m``.
+def _predict(target_m: FloatArray, solved: list[_Point], at_sm: FloatArray, scale_m: FloatArray) -> FloatArray:
+    """About where lam* is, shape (m,), from solved points; theirs and the target's thresholds are over ``scale_m``.
 
     The tangent at the nearest, or the cubic through it and a point behind it on the same line with the same active
     constraints.
     """
-    target_m = thresholds_m / scale_m
     near = _closest(at_sm, target_m)
     ahead_m = target_m - at_sm[near]
-    lam_m, slope_m = solved[near].minimum.lam_m, _slope(solved[near], ahead_m * scale_m)
+    lam_m = solved[near].minimum.lam_m
+    slope_m, is_unique = _slope(solved[near], ahead_m * scale_m)
     behind = _closest(at_sm, at_sm[near] - ahead_m)
+    lam_behind_m = solved[behind].minimum.lam_m
     back_m = at_sm[near] - at_sm[behind]
     length = float(ahead_m @ ahead_m)
     steps = float(back_m @ ahead_m) / length if length > 0 else 0.0
     is_on_line = bool(np.all(np.abs(back_m - steps * ahead_m) <= _OFF_LINE * math.sqrt(length)))
-    if steps > _LEAST_STEP and is_on_line and bool(np.all((solved[behind].minimum.lam_m > 0) == (lam_m > 0))):
+    # Where the split of lam* is not unique the points' own splits would be taken for a bend.
+    if is_unique and is_on_line and steps > _LEAST_STEP and bool(np.all((lam_behind_m > 0) == (lam_m > 0))):
+        slope_behind_m, _ = _slope(solved[behind], ahead_m * scale_m)
         # The cubic through both points and slopes, one step on: s = -steps behind, 0 near, 1 here.
-        slope_behind_m = _slope(solved[behind], ahead_m * scale_m)
-        apart_m = solved[behind].minimum.lam_m - lam_m
+        apart_m = lam_behind_m - lam_m
         squared_m = (slope_behind_m + 2.0 * slope_m) / steps + 3.0 * apart_m / steps**2
         cubed_m = (slope_behind_m + slope_m) / steps**2 + 2.0 * apart_m / steps**3
-        slope_m += squared_m + cubed_m
+        bend_m = squared_m + cubed_m
+        if np.max(np.abs(bend_m * scale_m)) <= _LARGEST_BEND * np.max(np.abs(slope_m * scale_m)):
+            slope_m = slope_m + bend_m
     return np.maximum(lam_m + slope_m, 0.0)
 
 
@@ -169,15 +177,19 @@ def _closest(at_sm: FloatArray, target_m: FloatArray) -> int:
     return int(np.argmin(np.sum((at_sm - target_m) ** 2, axis=1)))
 
 
-def _slope(point: _Point, change_m: FloatArray) -> FloatArray:
-    """How lam* moves for a change of the thresholds, to first order, while the same constraints are active, (m,)."""
+def _slope(point: _Point, change_m: FloatArray) -> tuple[FloatArray, bool]:
+    """How lam* moves for a change of the thresholds, to first order, while the same constraints are active, (m,).
+
+    And whether no other movement does as well: not where active constraints are dependent.
+    """
     slope_m = np.zeros_like(change_m)
-    free = point.minimum.lam_m > 0
-    if bool(np.any(free)):
-        hess_mm = point.certificate.hess_mm
-        # Least squares: dependent constraints leave the Hessian singular.
-        slope_m[free] = np.linalg.lstsq(hess_mm[np.ix_(free, free)], change_m[free], rcond=1e-10)[0]
-    return slope_m
+    free = np.flatnonzero(point.minimum.lam_m > 0)
+    if len(free) == 0:
+        return slope_m, True
+    hess_mm = point.certificate.hess_mm
+    # Least squares: dependent constraints leave the Hessian singular.
+    slope_m[free], _, rank, _ = np.linalg.lstsq(hess_mm[np.ix_(free, free)], change_m[free], rcond=1e-10)
+    return slope_m, int(rank) == len(free)
 
 
 def _collect(grid_gm: FloatArray, status: list[str], points: list[_Point | None]) -> Frontier:

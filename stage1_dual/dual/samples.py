@@ -122,7 +122,7 @@ class SampleBlock:
         segments = Segments.from_counts(counts_p)
         block = cls(segments, out, np.empty((len(out), segments.n_prompts)))
         # Near the largest float64 a mean may overflow; any value of the prompt serves as a shift.
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             start = 0
             for _, tile in block.tiles:
                 rows = slice(start, start + tile.segments.n_rows)
@@ -130,7 +130,8 @@ class SampleBlock:
                 tile.values_in[1:] = scores_nm[rows].T
                 tile._centre()
                 start = rows.stop
-            if not np.isfinite(block.facts.moments.largest_i).all():
+            # Twice: so far apart may two responses be.
+            if not np.isfinite(2.0 * block.facts.moments.largest_i).all():
                 raise InputError("the scores of one prompt differ by more than float64 can hold; rescale them")
         return block
 
@@ -317,7 +318,9 @@ class SampleScores:
     @cached_property
     def facts(self) -> SampleFacts:
         """What the scores are like before any tilt; one pass, then kept."""
-        return SampleFacts.combine(list(self.map(_block_facts)))
+        parts = list(self.map(_block_facts))
+        with np.errstate(under="ignore"):
+            return SampleFacts.combine(parts)
 
     @cached_property
     def counts_p(self) -> IntArray:
@@ -453,7 +456,8 @@ class BlockFacts:
 
 
 def _block_facts(block: SampleBlock) -> BlockFacts:
-    return block.facts
+    with np.errstate(under="ignore"):
+        return block.facts
 
 
 def _map_partition(function: Callable[[SampleBlock], T], partition: Partition) -> list[T]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,10 @@ class Segments:
     starts_p: IntArray
     counts_p: IntArray
     common_count: int | None
+
+    def __getstate__(self) -> dict[str, object]:
+        # Without what is cached.
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_counts(cls, counts_p: IntArray) -> Segments:
@@ -123,7 +127,10 @@ class Segments:
 
 
 def combine(coefficients_m: FloatArray, values_mn: FloatArray, *, out: FloatArray | None = None) -> FloatArray:
-    """sum_m c_m values_mn, (m,) and (m, n) to (n,), fresh or ``out``."""
+    """sum_m c_m values_mn, (m,) and (m, n) to (n,), fresh or ``out``.
+
+    A sum of so few terms is the same however many threads BLAS uses; on such flat shapes it was seen to use one.
+    """
     return np.asarray(np.matmul(coefficients_m, values_mn, out=out), dtype=np.float64)
 
 

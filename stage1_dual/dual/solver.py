@@ -136,7 +136,8 @@ class _ScaledDual:
             tilted_by_reward = facts.correlation_ii[1:, 0][varying] * (facts.reward_scale / self._problem.beta)
             gradient = np.clip(tilted_by_reward - margin, -_EXPANSION_REACH, _EXPANSION_REACH)
         mu = newton_step(np.zeros(len(varying)), gradient, facts.correlation_ii[1:, 1:][self._block])
-        return self.to_lam(np.minimum(mu, _EXPANSION_REACH))
+        # Plus zero: a minus sign of it would be written into artifacts.
+        return self.to_lam(np.minimum(mu, _EXPANSION_REACH) + 0.0)
 
     def minimum(self, point: _Point) -> DualMinimum:
         return DualMinimum(self.to_lam(point.mu), point.residual, self.n_evaluations)
@@ -366,10 +367,12 @@ def _search(dual: _ScaledDual, start: _Point, step: FloatArray, max_evaluations:
         accepted |= slope <= _SLOPE_DECREASE * -slope_start and trial.value <= start.value + rounding
         if accepted or longest_left <= _SHORTEST or dual.n_evaluations >= max_evaluations:
             return trial
-        # Overshot: the minimum along the step lies between 0 and here. Newton on the slope from here, else secant.
+        # Overshot: the minimum along the step lies between 0 and here. Newton on the slope from here; where that leads
+        # out, the secant, kept near the middle: from plateau to plateau slopes do not tell where the cliff between is.
         longest_left = fraction
         curvature = float(step @ trial.hessian @ step)
         proposal = fraction - slope / curvature if curvature > 0 else 0.0
         if not 0.0 < proposal < fraction:
-            proposal = fraction * slope_start / (slope_start - slope)
+            secant = fraction * slope_start / (slope_start - slope)
+            proposal = min(max(secant, 0.4 * longest_left), 0.8 * longest_left)
         fraction = min(max(proposal, 0.05 * longest_left), 0.9 * longest_left)

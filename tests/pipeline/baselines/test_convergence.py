@@ -80,10 +80,8 @@ def test_our_path_is_the_solver_s(make: Any) -> None:
     solution = solve_dual(problem)
     ours = _rows(convergence_table(problem, n_steps=5), OURS)
     evaluations = [row["evaluation"] for row in ours]
-    assert evaluations[:3] == [1, 2, 3]
-    # Its evaluations, and the pass of the certificate.
-    assert evaluations[-1] == solution.n_evaluations + 1
-    assert ours[0]["multiplier"] == 0.0
+    # Its evaluations but for the last, which ends with the pass of the certificate.
+    assert evaluations == [*range(1, solution.n_evaluations), solution.n_evaluations + 1]
     # Both have a KKT residual of at most 1e-8; which of two such points is given is the certificate's affair.
     assert ours[-1]["multiplier"] == pytest.approx(float(solution.multipliers[0]), abs=1e-8)
 

@@ -140,3 +140,36 @@ def test_the_order_of_a_grid_changes_no_answer(order: str) -> None:
     for threshold, lam_m in zip(grid_g, frontier.multipliers_gm, strict=True):
         expected_m = solve_dual(problem.with_thresholds(threshold)).multipliers
         np.testing.assert_allclose(lam_m, expected_m, atol=1e-9)
+
+
+def test_points_are_predicted_where_the_split_of_multipliers_is_not_unique() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=32, n_constraints=1, seed=6)
+    twice_pkm = np.concatenate([g_pkm, g_pkm], axis=2)
+    once = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm), beta=1.0)
+    twice = DualProblem.from_arrays(r_pk, twice_pkm, thresholds=[np.mean(g_pkm)] * 2, beta=1.0)
+    margins_g = np.linspace(-0.3, 1.3, 60)
+    expected = solve_frontier(once, once.reference_means_m + margins_g[:, np.newaxis])
+    frontier = solve_frontier(twice, twice.reference_means_m + margins_g[:, np.newaxis])
+    np.testing.assert_allclose(frontier.multipliers_gm.sum(axis=1), expected.multipliers_gm[:, 0], atol=1e-8)
+    # Even all along: a cubic through arbitrary splits would drive them apart.
+    np.testing.assert_allclose(frontier.multipliers_gm[:, 0], frontier.multipliers_gm[:, 1], atol=1e-6)
+    assert frontier.n_evaluations_g.max() <= 4
+
+
+def test_a_small_beta_costs_few_evaluations() -> None:
+    # Lam* is nearly a step function of the margin: the cubic through two of its points says nothing of the next.
+    r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=32, n_constraints=1, seed=0)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm), beta=0.02)
+    frontier = solve_frontier(problem, problem.reference_means_m + np.linspace(-0.3, 1.3, 60)[:, np.newaxis])
+    assert set(frontier.status_g) == {"certified"}
+    assert frontier.n_evaluations_g.mean() <= 3.5
+
+
+def test_a_common_offset_does_not_slow_a_frontier() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=32, n_constraints=1, seed=7)
+    margins_g = np.linspace(0.1, 0.9, 40)[:, np.newaxis]
+    counts = []
+    for offset in (0.0, 1e10):
+        problem = DualProblem.from_arrays(r_pk, g_pkm + offset, thresholds=offset, beta=1.0)
+        counts.append(solve_frontier(problem, problem.reference_means_m + margins_g).n_evaluations_g.sum())
+    assert counts[1] <= counts[0] + 2

@@ -9,6 +9,7 @@ import pytest
 from helpers.dual_problems import FloatArray, draw_scores
 
 import stage1_dual.dual.samples
+from stage1_dual.dual import InputError
 from stage1_dual.dual.samples import SampleScores
 
 
@@ -28,7 +29,7 @@ def _correlation(values_ipk: FloatArray) -> FloatArray:
 
 @pytest.mark.parametrize("n_prompts", [7, 900])
 @pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
-@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e13])
 def test_correlation_is_within_prompts_whatever_the_units(
     n_prompts: int, scale: float, offset: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -36,6 +37,9 @@ def test_correlation_is_within_prompts_whatever_the_units(
     monkeypatch.setattr(stage1_dual.dual.samples, "PARTITION_ROWS", 20_000)
     monkeypatch.setattr(stage1_dual.dual.samples, "TILE_ROWS", 6_000)
     r_pk, g_pkm = draw_scores(n_prompts=n_prompts, n_responses=60, n_constraints=2, seed=1)
+    # A power of two, and numbers that the offset has rounded: what follows is exact.
+    scale = 2.0 ** round(np.log2(scale))
+    g_pkm = (g_pkm + offset) - offset
     facts = _scores(r_pk, scale * (g_pkm + offset)).facts
     expected_ii = _correlation(np.stack([r_pk, g_pkm[..., 0], g_pkm[..., 1]]))
     np.testing.assert_allclose(facts.correlation_ii, expected_ii, atol=1e-9)
@@ -67,12 +71,42 @@ def test_equal_scores_centre_to_zero(value: float, n_responses: int) -> None:
     assert facts.score_scale_m[0] == facts.correlation_ii[1, 1] == facts.correlation_ii[0, 1] == 0.0
 
 
+def test_means_of_huge_scores_may_overflow() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=2, n_responses=3, n_constraints=1, seed=5)
+    g_pkm[0, :, 0] = [1e308, 1.1e308, 1.05e308]
+    facts = _scores(r_pk, g_pkm).facts
+    assert facts.score_scale_m[0] == pytest.approx(np.std([1.0, 1.1, 1.05]) * 1e308 / np.sqrt(2), rel=1e-12)
+
+
+@pytest.mark.parametrize("largest", [1e308, 1.7e308])
+@pytest.mark.parametrize("n_responses", [2, 16])
+@pytest.mark.parametrize("is_reward", [False, True])
+def test_scores_too_far_apart_are_refused(largest: float, n_responses: int, is_reward: bool) -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=4, n_responses=n_responses, n_constraints=1, seed=6)
+    changed_pk = r_pk if is_reward else g_pkm[..., 0]
+    changed_pk[1, :] = np.where(np.arange(n_responses) % 2 == 0, largest, -largest)
+    with pytest.raises(InputError, match="differ by more than float64 can hold"):
+        _scores(r_pk, g_pkm)
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e-310, 0.0])
+def test_tiny_scores_raise_nothing(value: float) -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=4, n_responses=8, n_constraints=1, seed=7)
+    g_pkm[0, 0, 0] = r_pk[1, 0] = value
+    g_pkm[2] = value
+    with np.errstate(all="raise"):
+        assert np.isfinite(_scores(r_pk, g_pkm).facts.correlation_ii).all()
+        g_pkm[3] = 10.0 ** (-200.0 * np.abs(g_pkm[3]).clip(max=1.5))
+        assert np.isfinite(_scores(r_pk, g_pkm).facts.correlation_ii).all()
+
+
 def test_a_block_is_sent_without_its_tiles() -> None:
-    r_pk, g_pkm = draw_scores(n_prompts=1_000, n_responses=64, n_constraints=1, seed=4)
+    r_pk, g_pkm = draw_scores(n_prompts=50, n_responses=1_280, n_constraints=1, seed=4)
     (partition,) = _scores(r_pk, g_pkm).partitions
     (block,) = partition.blocks()
     assert len(block.tiles) > 1
+    assert block.segments.sum(block.reward_n).shape == (50,)
     sent = pickle.dumps(partition)
-    assert len(sent) < 1.1 * block.values_in.nbytes
+    assert len(sent) < 1.01 * block.values_in.nbytes
     (received,) = pickle.loads(sent).blocks()
     np.testing.assert_array_equal(received.tiles[-1][1].values_in, block.tiles[-1][1].values_in)

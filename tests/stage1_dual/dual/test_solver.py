@@ -266,6 +266,7 @@ def test_large_offsets_cost_no_accuracy(offset: float, by_prompt: bool) -> None:
     solution = solve_dual(moved)
     np.testing.assert_allclose(solution.multipliers, expected.multipliers, atol=1e-9)
     assert solution.duality_gap == pytest.approx(expected.duality_gap, abs=1e-13)
+    assert abs(solution.duality_gap) <= 1e-11
     np.testing.assert_allclose(solution.slack, expected.slack, atol=1e-12)
 
 
@@ -415,6 +416,36 @@ def test_joint_gaussian_scores_need_two_evaluations(n_constraints: int, beta: fl
     scale_m = np.sqrt(np.mean(np.var(g_pkm, axis=1), axis=0))
     problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm, axis=(0, 1)) + 0.3 * scale_m, beta=beta)
     assert solve_dual(problem).n_evaluations <= 2
+
+
+def test_the_start_is_no_further_than_the_expansion_reaches() -> None:
+    # One response in 64 has the score: nearly all weight on it is 7.8 standard deviations, exp of which is no tilt.
+    g_pk = np.tile(np.arange(64) == 63, (50, 1)).astype(np.float64)
+    r_pk = np.random.default_rng(9).normal(size=g_pk.shape)
+    problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=0.98, beta=1.0)
+    dual = solver_module._ScaledDual(problem)
+    assert 2.0 < dual.to_mu(dual.expansion_minimum())[0] <= 3.0
+
+
+@pytest.mark.parametrize("n_responses", [16, 64, 256])
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.98])
+@pytest.mark.parametrize("beta", [0.3, 3.0])
+def test_scores_that_few_responses_have(n_responses: int, threshold: float, beta: float) -> None:
+    # The tilted mean is a cliff between two plateaus: a line search that trusts slopes crawls along them.
+    g_pk = np.tile(np.arange(n_responses) == 0, (50, 1)).astype(np.float64)
+    r_pk = np.random.default_rng(9).normal(size=g_pk.shape)
+    problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=threshold, beta=beta)
+    solution = solve_dual(problem)
+    assert_certified(problem, solution)
+    assert solution.n_evaluations <= 15
+
+
+def test_a_multiplier_of_zero_has_no_sign() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=50, n_responses=16, n_constraints=2, seed=0)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.mean(g_pkm, axis=(0, 1)) - 5.0, beta=1.0)
+    solution = solve_dual(problem)
+    np.testing.assert_array_equal(solution.multipliers, 0.0)
+    assert not np.signbit(solution.multipliers).any()
 
 
 @pytest.mark.parametrize("margin", [-1e300, -50.0, 0.0, 2.5])
