@@ -18,8 +18,10 @@ Three measures, all on the first lam >= 0 that a contestant puts forward, by one
 
 Time runs from the arrays to that lam and includes building the problem (ours: validation, feasibility, solution and
 certificate; cvxpy: modelling and compiling). Taking the measures, imports and a warm-up on a small problem are not
-counted. Times are medians of up to 15 repeats in each of three rounds: in a round the contestants follow each other,
-so that minutes when the machine is slow are so for all. Who takes over a second has no further round.
+counted. Each contestant runs in a process of its own under a limit of time and of address space; its times are
+medians of up to 15 repeats. Those who take less than a second a try then run again, in turn and in one process, so
+that moments when the machine is slow are so for all, and none finds its memory as it left it: their times are medians
+of that run-off. Times alone, repeat after repeat, are kept in the file of --output.
 
 Contestants:
 - ours: DualProblem.from_arrays and solve_dual.
@@ -29,8 +31,6 @@ Contestants:
 - scipy's L-BFGS-B from lam = 0 with a vectorised value and gradient: default tolerances, and tight ones.
 - cvxpy, log_sum_exp over the responses of every prompt, with Clarabel and SCS: default tolerances, then tight ones
   where the defaults do not reach 1e-9; each try has the limit to itself.
-
-Each contestant runs in a process of its own under a limit of time and of address space.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import zip_longest
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,9 @@ _DISTANCE_REACHED = 1e-9
 GOALS = (*_GAPS, _DISTANCE, _KKT)
 _REPEATS = 15
 _REPEAT_SECONDS = 3.0
-_ROUNDS = 3
-_ONE_ROUND_SECONDS = 1.0
+_QUICK_SECONDS = 1.0
+_RUN_OFF_REPEATS = 50
+_RUN_OFF_SECONDS = 45.0
 _MOST_STEPS = 10_000
 
 
@@ -333,16 +334,20 @@ CONTESTANTS: dict[str, tuple[Try, ...]] = {
 }
 
 
+def _tries(name: str, arrays: Arrays, judge: Judge) -> tuple[Try, ...]:
+    if CONTESTANTS[name]:
+        return CONTESTANTS[name]
+    step = best_step(arrays, judge)
+    return (partial(try_constant_step, lambda _: step),)
+
+
 def _compete(name: str, size: Size, seed: int, limit: float, memory_bytes: int, pipe: Connection) -> None:
     """In a process of its own: every try of one contestant, told to the parent as it goes."""
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     try:
         arrays = size.draw(seed)
         judge = Judge(arrays, limit)
-        tries = CONTESTANTS[name]
-        if not tries:
-            step = best_step(arrays, judge)
-            tries = (partial(try_constant_step, lambda _: step),)
+        tries = _tries(name, arrays, judge)
         small = Size(20, 8, size.n_constraints, is_hard=False).draw(seed)
         small_judge = Judge(small, limit)
         for contestant in tries:
@@ -381,14 +386,9 @@ class Outcome:
 
     @property
     def is_quick(self) -> bool:
-        """Whether further rounds cost little."""
+        """Whether repeats cost little."""
         seconds = [one["elapsed"] for repeats in self.tries for one in repeats]
-        return not self.cut_short and max(seconds, default=np.inf) <= _ONE_ROUND_SECONDS
-
-    def and_then(self, later: Outcome) -> Outcome:
-        """With the repeats of a later round; a round that was cut short may have fewer tries."""
-        tries = [[*before, *after] for before, after in zip_longest(self.tries, later.tries, fillvalue=[])]
-        return Outcome(tries, max(self.peak_bytes, later.peak_bytes), self.cut_short or later.cut_short)
+        return not self.cut_short and max(seconds, default=np.inf) <= _QUICK_SECONDS
 
 
 def compete(name: str, size: Size, *, seed: int, limit: float, memory_bytes: int) -> Outcome:
@@ -427,23 +427,45 @@ def compete(name: str, size: Size, *, seed: int, limit: float, memory_bytes: int
     return Outcome([one for one in tries if one], peak, end)
 
 
-def compete_in_rounds(
+def run_off(outcomes: dict[str, Outcome], size: Size, seed: int, limit: float) -> dict[str, Outcome]:
+    """Contestants again, in turn; meant for a process of its own."""
+    arrays = size.draw(seed)
+    judge = Judge(arrays, limit)
+    tries = {name: _tries(name, arrays, judge)[: len(outcome.tries)] for name, outcome in outcomes.items()}
+    found: dict[str, list[list[dict[str, Any]]]] = {name: [[] for _ in of_name] for name, of_name in tries.items()}
+    started = time.perf_counter()
+    # Once through before it counts: the first time round a contestant imports what it needs.
+    for number in range(1 + _RUN_OFF_REPEATS):
+        for name, of_name in tries.items():
+            for place, contestant in enumerate(of_name):
+                figures = judge.run(contestant, arrays)
+                if number > 0:
+                    found[name][place].append(figures)
+        if number > 0 and time.perf_counter() - started > _RUN_OFF_SECONDS:
+            break
+    return {name: replace(outcome, tries=found[name]) for name, outcome in outcomes.items()}
+
+
+def compete_at(
     names: list[str], size: Size, *, seed: int, limit: float, memory_bytes: int
 ) -> Iterator[dict[str, Any]]:
     """All contestants at one size; the row of each."""
     outcomes: dict[str, Outcome] = {}
-    for number in range(_ROUNDS):
-        for name in names:
-            if number > 0 and not outcomes[name].is_quick:
-                continue
-            print(f"{size}, round {number + 1} of {_ROUNDS}: {name}", file=sys.stderr)
-            outcome = compete(name, size, seed=seed, limit=limit, memory_bytes=memory_bytes)
-            outcomes[name] = outcomes[name].and_then(outcome) if name in outcomes else outcome
+    for name in names:
+        print(f"{size}: {name}", file=sys.stderr)
+        outcomes[name] = compete(name, size, seed=seed, limit=limit, memory_bytes=memory_bytes)
+    alone = {name: _summarise(outcome.tries) for name, outcome in outcomes.items()}
+    quick = {name: outcome for name, outcome in outcomes.items() if outcome.is_quick}
+    if quick:
+        print(f"{size}: run-off of {len(quick)}", file=sys.stderr)
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            outcomes |= pool.submit(run_off, quick, size, seed, limit).result()
     for name, outcome in outcomes.items():
         yield {
             "size": str(size),
             "contestant": name,
             **_summarise(outcome.tries),
+            "alone": {goal: alone[name][goal] for goal in GOALS},
             "peak_gib": outcome.peak_bytes / 2**30,
             "cut_short": outcome.cut_short,
         }
@@ -529,9 +551,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     memory_bytes = int(args.memory_gib * 2**30)
     for size in map(Size.parse, args.sizes or default_sizes):
-        of_size = list(
-            compete_in_rounds(args.contestants, size, seed=args.seed, limit=limit, memory_bytes=memory_bytes)
-        )
+        of_size = list(compete_at(args.contestants, size, seed=args.seed, limit=limit, memory_bytes=memory_bytes))
         ours = next((row for row in of_size if row["contestant"] == OURS), {})
         for row in of_size:
             print(format_row(row, ours), flush=True)

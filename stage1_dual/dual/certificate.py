@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.contracts.errors import NotCertifiedError
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.samples import SampleBlock
-from stage1_dual.dual.segments import FloatArray, combine, scratch, weighted_products
+from stage1_dual.dual.segments import FloatArray, combine, scratch, weighted_moments
 
 KKT_TOLERANCE = 1e-8
 GAP_TOLERANCE = 1e-8
@@ -135,7 +135,7 @@ def _examine(
     mass_p, top_p, square_p = np.empty(n_prompts), np.zeros(n_prompts), np.empty(n_prompts)
     # Rows as in ``_Examination.sums``.
     terms_tp = np.empty((4 + n_constraints, n_prompts))
-    log_z_p, kl_p, tilted_ip, slack_mp = terms_tp[0], terms_tp[1], terms_tp[3:], terms_tp[4:]
+    log_z_p, kl_p, reward_p, mean_mp = terms_tp[0], terms_tp[1], terms_tp[3], terms_tp[4:]
     covariance_mm = np.zeros((n_constraints, n_constraints))
     exponent_i = np.array([1.0, *lam_m]) / beta
     with np.errstate(under="ignore"):
@@ -150,20 +150,24 @@ def _examine(
             mass_p[prompts] = segments.sum(policy_n)
             share_p = 1.0 / mass_p[prompts]
             kl_p[prompts] = segments.dot(exponent_n, policy_n) * share_p
-            tilted_ip[:, prompts] = mean_ip = segments.dot(tile.values_in, policy_n) * share_p
+            reward_p[prompts] = segments.dot(tile.reward_n, policy_n) * share_p
             square_p[prompts] = segments.dot(policy_n, policy_n)
             if not is_even:
-                vectors_mn = segments.subtract(vectors_mn, mean_ip[1:], out=work_in[3:])
-            covariance_mm += weighted_products(segments, vectors_mn, policy_n, share_p, work_n=work_in[2])
+                mean_mp[:, prompts] = segments.dot(vectors_mn, policy_n) * share_p
+                vectors_mn = segments.subtract(vectors_mn, mean_mp[:, prompts], out=work_in[3:])
+            sums_mp, products_mm = weighted_moments(segments, vectors_mn, policy_n, share_p, work_n=work_in[2])
+            if is_even:
+                mean_mp[:, prompts] = sums_mp
+            covariance_mm += products_mm
         if is_even:
-            covariance_mm -= tilted_ip[1:] @ tilted_ip[1:].T
+            covariance_mm -= mean_mp @ mean_mp.T
         ess_p = mass_p**2 / square_p
     log_mean_p = np.log(mass_p / counts_p)
     # KL from its definition: the tilted mean of the log of w K, the ratio of the policies.
     kl_p -= log_mean_p
     log_z_p[:] = top_p + log_mean_p + lam_m @ h_shift_mp / beta
     terms_tp[2] = block.reward_shift_p
-    slack_mp += h_shift_mp
+    mean_mp += h_shift_mp
     # Rounding can leave an effective sample size just outside [1, k].
     return _Examination(terms_tp.sum(axis=1), covariance_mm, np.clip(ess_p, 1.0, counts_p))
 

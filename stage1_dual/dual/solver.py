@@ -18,7 +18,7 @@ from stage1_dual.dual.certificate import Certificate, certify, require_certified
 from stage1_dual.dual.dual_function import evaluate_dual
 from stage1_dual.dual.feasibility import AttainableMeans, require_feasible
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
-from stage1_dual.dual.segments import FloatArray
+from stage1_dual.dual.segments import FloatArray, IntArray
 from stage1_dual.dual.solution import DualSolution, build_solution
 
 MAX_EVALUATIONS = 300
@@ -98,9 +98,14 @@ class _ScaledDual:
 
     def __init__(self, problem: DualProblem) -> None:
         self._problem = problem
-        self._varying = np.flatnonzero(~problem.is_constant_m)
-        self._block = np.ix_(self._varying, self._varying)
+        # Nearly always all of them, and then views will do.
+        self._varying: slice | IntArray = slice(None)
+        self._block: tuple[slice | IntArray, ...] = (slice(None), slice(None))
+        if problem.is_constant_m.any():
+            self._varying = np.flatnonzero(~problem.is_constant_m)
+            self._block = np.ix_(self._varying, self._varying)
         self._scale = problem.score_scale_m[self._varying]
+        self._unit = problem.beta / np.outer(self._scale, self._scale)
         self.n_evaluations = 0
 
     def to_mu(self, lam_m: FloatArray) -> FloatArray:
@@ -120,8 +125,8 @@ class _ScaledDual:
             mu=mu,
             value=evaluation.centred_value / self._problem.beta,
             gradient=gradient,
-            hessian=evaluation.hess_mm[self._block] * (self._problem.beta / np.outer(self._scale, self._scale)),
-            residual=float(np.max(np.abs(np.minimum(mu, gradient)), initial=0.0)),
+            hessian=evaluation.hess_mm[self._block] * self._unit,
+            residual=float(np.abs(np.minimum(mu, gradient)).max(initial=0.0)),
         )
 
     def expansion_minimum(self) -> FloatArray:
@@ -135,7 +140,7 @@ class _ScaledDual:
             margin = (self._problem.thresholds_m - facts.reference_means_m)[varying] / self._scale
             tilted_by_reward = facts.correlation_ii[1:, 0][varying] * (facts.reward_scale / self._problem.beta)
             gradient = np.clip(tilted_by_reward - margin, -_EXPANSION_REACH, _EXPANSION_REACH)
-        mu = newton_step(np.zeros(len(varying)), gradient, facts.correlation_ii[1:, 1:][self._block])
+        mu = newton_step(np.zeros(len(self._scale)), gradient, facts.correlation_ii[1:, 1:][self._block])
         # Plus zero: a minus sign of it would be written into artifacts.
         return self.to_lam(np.minimum(mu, _EXPANSION_REACH) + 0.0)
 
@@ -318,8 +323,6 @@ def _newton(
 
 def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray) -> FloatArray:
     """Minimiser d of <gradient, d> + d' hessian d / 2 subject to mu + d >= 0, shape (m,)."""
-    from scipy.optimize import nnls
-
     if len(mu) == 0:
         return np.zeros(0)
     tiny = np.finfo(np.float64).tiny
@@ -332,6 +335,8 @@ def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray) -> Fl
     unbounded = np.asarray(np.linalg.solve(regular, -gradient), dtype=np.float64)
     if bool(np.all(mu + unbounded >= 0)) and float(gradient @ unbounded) <= 0:
         return unbounded
+    from scipy.optimize import nnls
+
     eigenvalues, eigenvectors = np.linalg.eigh(regular)
     if eigenvalues[0] <= 0:
         # Rounding of a variance that has collapsed outweighs the ridge: uphill would pass for a minimum.
