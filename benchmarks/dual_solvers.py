@@ -428,16 +428,18 @@ def compete(name: str, size: Size, *, seed: int, limit: float, memory_bytes: int
 
 
 def run_off(outcomes: dict[str, Outcome], size: Size, seed: int, limit: float) -> dict[str, Outcome]:
-    """Contestants again, in turn; meant for a process of its own."""
+    """Contestants again, each once a turn; meant for a process of its own."""
     arrays = size.draw(seed)
     judge = Judge(arrays, limit)
     tries = {name: _tries(name, arrays, judge)[: len(outcome.tries)] for name, outcome in outcomes.items()}
     found: dict[str, list[list[dict[str, Any]]]] = {name: [[] for _ in of_name] for name, of_name in tries.items()}
+    order = np.random.default_rng(seed)
     started = time.perf_counter()
     # Once through before it counts: the first time round a contestant imports what it needs.
     for number in range(1 + _RUN_OFF_REPEATS):
-        for name, of_name in tries.items():
-            for place, contestant in enumerate(of_name):
+        # In another order each time: who follows a long run of its own kind finds caches and memory ready.
+        for name in order.permutation(list(tries)):
+            for place, contestant in enumerate(tries[name]):
                 figures = judge.run(contestant, arrays)
                 if number > 0:
                     found[name][place].append(figures)
