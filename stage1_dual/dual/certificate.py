@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.contracts.errors import NotCertifiedError
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.samples import SampleBlock
-from stage1_dual.dual.segments import FloatArray, combine, scratch, weighted_moments
+from stage1_dual.dual.segments import FloatArray, combine, scratch, weighted_products
 
 KKT_TOLERANCE = 1e-8
 GAP_TOLERANCE = 1e-8
@@ -151,14 +151,11 @@ def _examine(
             share_p = 1.0 / mass_p[prompts]
             kl_p[prompts] = segments.dot(exponent_n, policy_n) * share_p
             reward_p[prompts] = segments.dot(tile.reward_n, policy_n) * share_p
+            mean_mp[:, prompts] = segments.dot(vectors_mn, policy_n) * share_p
             square_p[prompts] = segments.dot(policy_n, policy_n)
             if not is_even:
-                mean_mp[:, prompts] = segments.dot(vectors_mn, policy_n) * share_p
                 vectors_mn = segments.subtract(vectors_mn, mean_mp[:, prompts], out=work_in[3:])
-            sums_mp, products_mm = weighted_moments(segments, vectors_mn, policy_n, share_p, work_n=work_in[2])
-            if is_even:
-                mean_mp[:, prompts] = sums_mp
-            covariance_mm += products_mm
+            covariance_mm += weighted_products(segments, vectors_mn, policy_n, share_p, work_n=work_in[2])
         if is_even:
             covariance_mm -= mean_mp @ mean_mp.T
         ess_p = mass_p**2 / square_p

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stage1_dual.dual.samples import SampleBlock
-from stage1_dual.dual.segments import FloatArray, IntArray, Segments, combine, scratch, weighted_moments
+from stage1_dual.dual.segments import FloatArray, IntArray, Segments, combine, scratch, weighted_products
 
 if TYPE_CHECKING:
     from stage1_dual.dual.problem import DualProblem
@@ -201,15 +201,12 @@ def _evaluate_block(
             np.exp(weights_n, out=weights_n)
             total_p[prompts] = mass_p = segments.sum(weights_n)
             share_p = 1.0 / mass_p
+            mean_mp[:, prompts] = segments.dot(vectors_mn, weights_n) * share_p
             # Deviations from the tilted mean where weights may collapse: a difference of moments is cheaper, but
             # leaves rounding of the size of the scores where the variance is far smaller.
             if not is_tame:
-                mean_mp[:, prompts] = segments.dot(vectors_mn, weights_n) * share_p
                 vectors_mn = segments.subtract(vectors_mn, mean_mp[:, prompts], out=work_in[2:])
-            sums_mp, products_mm = weighted_moments(segments, vectors_mn, weights_n, share_p, work_n=work_in[1])
-            if is_tame:
-                mean_mp[:, prompts] = sums_mp
-            covariance_mm += products_mm
+            covariance_mm += weighted_products(segments, vectors_mn, weights_n, share_p, work_n=work_in[1])
         if is_tame:
             covariance_mm -= mean_mp @ mean_mp.T
     log_z_p = largest_p + np.log(total_p / block.segments.counts_p)

@@ -154,17 +154,12 @@ class _Scratch(threading.local):
 scratch = _Scratch()
 
 
-def weighted_moments(
+def weighted_products(
     segments: Segments, vectors_mn: FloatArray, weights_n: FloatArray, factor_p: FloatArray, *, work_n: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Weighted sums of vectors and of their products, with a factor of each prompt.
-
-    Returns:
-        Sums of the vectors times the factor, shape (m, p), and those of the products of two, over all prompts, (m, m).
-    """
-    sums_mp, products_mm = np.empty((len(vectors_mn), len(factor_p))), np.empty((len(vectors_mn), len(vectors_mn)))
+) -> FloatArray:
+    """Sum over prompts of their factor times the weighted sum of products of two vectors, shape (m, m)."""
+    products_mm = np.empty((len(vectors_mn), len(vectors_mn)))
     for j, vector_n in enumerate(vectors_mn):
         np.multiply(vector_n, weights_n, out=work_n)
-        np.multiply(segments.sum(work_n), factor_p, out=sums_mp[j])
         products_mm[j, : j + 1] = products_mm[: j + 1, j] = segments.dot(vectors_mn[: j + 1], work_n) @ factor_p
-    return sums_mp, products_mm
+    return products_mm
