@@ -25,9 +25,9 @@ import numpy as np
 
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLES, prompt_id
-from stage1_dual.sampling.prompts import load_tokenizer, read_max_positions, render_prompts
 from stage1_dual.sampling.protocol import SampledCompletion, Sampler, SampleRequest
-from stage1_dual.sampling.run import PromptTokens, sample_table
+from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions, render_prompts
+from stage1_dual.sampling.sample_table import PromptTokens, sample_table
 
 _KV_CACHE_BYTES = 512 * 2**20
 

@@ -31,7 +31,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from stage1_dual.scoring.protocol import Score, ScoreRow
+from stage1_dual.scoring.protocol import Score, ScoreRequest
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
 
 
@@ -43,10 +43,10 @@ class Result:
     padding: float
 
 
-Contender = Callable[[Sequence[ScoreRow]], Result]
+Contender = Callable[[Sequence[ScoreRequest]], Result]
 
 
-def _read_rows(args: argparse.Namespace, model: str) -> list[ScoreRow]:
+def _read_rows(args: argparse.Namespace, model: str) -> list[ScoreRequest]:
     """Prompts of the world, and completions cut from its prompts to the length mix of chat responses."""
     rng = np.random.default_rng(args.seed)
     path = Path(model).parent.parent / "prompts.json"
@@ -61,7 +61,7 @@ def _read_rows(args: argparse.Namespace, model: str) -> list[ScoreRow]:
         for k in range(args.samples):
             n_words = min(90, max(3, int(rng.lognormal(args.log_length, 0.7))))
             start = int(rng.integers(len(words) - n_words))
-            rows.append(ScoreRow(f"p{p}", k, messages, " ".join(words[start : start + n_words])))
+            rows.append(ScoreRequest(f"p{p}", k, messages, " ".join(words[start : start + n_words])))
     return rows
 
 
@@ -70,11 +70,11 @@ def _plain(model: str, batch_rows: int) -> Contender:
     network = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
 
-    def render(row: ScoreRow) -> str:
+    def render(row: ScoreRequest) -> str:
         conversation = [*row.messages, {"role": "assistant", "content": row.completion}]
         return str(tokenizer.apply_chat_template(conversation, tokenize=False))
 
-    def run(rows: Sequence[ScoreRow]) -> Result:
+    def run(rows: Sequence[ScoreRequest]) -> Result:
         values: list[float] = []
         computed = needed = 0
         with torch.inference_mode():
@@ -92,7 +92,7 @@ def _plain(model: str, batch_rows: int) -> Contender:
 def _ours(model: str, *, token_budget: int, share: bool) -> Contender:
     scorer = SequenceClassificationScorer(model, token_budget=token_budget, share_prefixes=share, device="cpu")
 
-    def run(rows: Sequence[ScoreRow]) -> Result:
+    def run(rows: Sequence[ScoreRequest]) -> Result:
         before = scorer.padding
         values = [score.values[0] for score in scorer.score(rows) if isinstance(score, Score)]
         after = scorer.padding
@@ -102,7 +102,7 @@ def _ours(model: str, *, token_budget: int, share: bool) -> Contender:
 
 
 def _race(
-    contenders: dict[str, Contender], rows: Sequence[ScoreRow], args: argparse.Namespace
+    contenders: dict[str, Contender], rows: Sequence[ScoreRequest], args: argparse.Namespace
 ) -> tuple[dict[str, list[float]], dict[str, Result]]:
     """Texts a second of each contender in each round, and its last result."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
@@ -198,7 +198,7 @@ def _compare_sharing(args: argparse.Namespace, model: str) -> None:
                 rows = []
                 for p in range(n_prompts):
                     messages = [{"role": "user", "content": text(prompt)}]
-                    rows += [ScoreRow(f"p{p}", k, messages, text(response)) for k in range(samples)]
+                    rows += [ScoreRequest(f"p{p}", k, messages, text(response)) for k in range(samples)]
                 rates, results = _race(contenders, rows, args)
                 print(
                     f"| {width} x {layers} | {prompt} | {response} | {samples} "

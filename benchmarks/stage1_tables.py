@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLES, SCORES
-from pipeline.scores import read_scores
+from pipeline.scoring.joined import read_scores
 from stage1_dual.scoring.python_function import PythonScorer
-from stage1_dual.scoring.run import score_tables
+from stage1_dual.scoring.score_tables import score_tables
 
 _SHARD_ROWS = 4096
 _RESPONSES = 128

@@ -48,9 +48,9 @@ from trl import DPOConfig, DPOTrainer
 from typing_extensions import override
 
 from stage2_policy.adapters import AdapterSettings, attach_adapter
-from stage2_policy.data import Responses, StepSampler
+from stage2_policy.data import StepSampler, TrainingResponses
 from stage2_policy.objectives import OBJECTIVES
-from stage2_policy.trainer import TiltedTrainer
+from stage2_policy.tilted_trainer import TiltedTrainer
 
 _WARM_UP = 2
 _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -227,7 +227,7 @@ class Bench:
     def _ours(self, model: torch.nn.Module, folder: str, timer: StepTimer) -> Trainer:
         n = len(self._sequences)
         length = self._size.prompt + self._size.response
-        data = Responses(
+        data = TrainingResponses(
             prompt_ids=tuple(f"{place:064d}" for place in range(n // _GROUP)),
             prompt_p=np.repeat(np.arange(n // _GROUP), _GROUP),
             sample_index=np.tile(np.arange(_GROUP), n // _GROUP),

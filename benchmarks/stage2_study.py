@@ -28,22 +28,23 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
 from pipeline.contracts.artifacts import read_json
-from pipeline.evaluation import ScoredSamples, evaluate_policy
-from pipeline.run import Run
-from pipeline.run_scores import reference_scores
-from stage1_dual.sampling.prompts import load_tokenizer, render_prompts
+from pipeline.evaluation import SampleScoresByPrompt, evaluate_policy
+from pipeline.run.run import Run
+from pipeline.scoring.joined import reference_scores
 from stage1_dual.sampling.protocol import SampleRequest
+from stage1_dual.sampling.rendering import load_tokenizer, render_prompts
 from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
-from stage1_dual.scoring.protocol import ScoreRow
+from stage1_dual.scoring.protocol import ScoreRequest
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
 from stage2_policy.adapters import AdapterSettings, attach_adapter
 from stage2_policy.data import TrainingData, read_training_data, segment_softmax
-from stage2_policy.export import save_policy
+from stage2_policy.fit import fit_policy
 from stage2_policy.logprobs import score_sequences
-from stage2_policy.trainer import ReferenceLogp, TrainSettings, fit_policy, score_reference
+from stage2_policy.saving import save_policy
+from stage2_policy.trainer import ReferenceLogp, TrainSettings, score_reference
 
 _EVALUATION_SEED = 2_000_003
 _BASE = TrainSettings(epochs=2.0, evaluations=4, patience=99)
@@ -109,7 +110,7 @@ class Study:
             for name in names
         }
         self._prompt_ids, reward, constraints = reference_scores(run, "test").by_prompt()
-        self._reference_scores = ScoredSamples(reward, constraints)
+        self._reference_scores = SampleScoresByPrompt(reward, constraints)
         prompts = {row["prompt_id"]: row["prompt"] for row in run.prompts_table().to_pylist()}
         self._messages = [prompts[name] for name in self._prompt_ids]
         limit = run.config.sampling.max_new_tokens
@@ -176,7 +177,7 @@ class Study:
         ]
         drawn = sampler.sample(requests)
         rows = [
-            ScoreRow(request.prompt_id, request.sample_index, self._messages[place // k], completion.text)
+            ScoreRequest(request.prompt_id, request.sample_index, self._messages[place // k], completion.text)
             for place, (request, completion) in enumerate(zip(requests, drawn, strict=True))
         ]
         scores = {
@@ -192,7 +193,7 @@ class Study:
         constraints = np.stack([scores[name] for name in config.constraints], axis=2)
         return evaluate_policy(
             reference=self._reference_scores,
-            policy=ScoredSamples(list(scores[config.reward]), list(constraints)),
+            policy=SampleScoresByPrompt(list(scores[config.reward]), list(constraints)),
             log_ratio=list((logp - ref_logp).reshape(-1, k)),
             reward_name=config.reward,
             constraints=config.demanded_constraints(),

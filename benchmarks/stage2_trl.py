@@ -42,15 +42,15 @@ from transformers import (
 from trl import DPOConfig, DPOTrainer
 from typing_extensions import override
 
-from pipeline.config import load_config
-from pipeline.exports import ExportSettings, build_preferences, read_prompt_rows
-from pipeline.run import Run
+from pipeline.config.loading import load_config
+from pipeline.formats import ExportSettings, build_preferences, read_prompt_rows
+from pipeline.run.run import Run
 from stage2_policy.data import TrainingData, read_training_data
+from stage2_policy.fit import fit_policy
 from stage2_policy.held_out import estimate_held_out
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.reference import score_reference
 from stage2_policy.settings import TrainSettings
-from stage2_policy.trainer import fit_policy
 
 _HELD_OUT = 0.1
 _TOKENS_PER_STEP = 8192

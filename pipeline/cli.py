@@ -19,18 +19,27 @@ from typing import TYPE_CHECKING
 
 from pipeline.baselines.command import build_study, run_experiments
 from pipeline.baselines.experiments import EXPERIMENTS
-from pipeline.config import is_hub_id, load_config
+from pipeline.config.loading import load_config
 from pipeline.contracts.artifacts import environment, is_complete, read_json
-from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError, InputError
+from pipeline.contracts.errors import (
+    ConfigError,
+    ConstraintsNotSatisfiedError,
+    DualignError,
+    InputError,
+    require_extra,
+)
 from pipeline.contracts.problem import Safeguard
-from pipeline.dry_run import show_plan
-from pipeline.exports import FORMATS, ExportSettings, write_exports
-from pipeline.launch import launch_training, process_number, require_one_process
-from pipeline.multishot import run_multishot
+from pipeline.formats import FORMATS, ExportSettings, write_exports
+from pipeline.multishot.loop import run_multishot
+from pipeline.planning.dry_run import show_plan
 from pipeline.report import print_stage2
-from pipeline.run import Run, require_extra
-from pipeline.steps import STAGES, STEPS, perform_training, preview_samples, read_status, run_steps
-from pipeline.validation import validate_run
+from pipeline.run.launch import launch_training, process_number, require_one_process
+from pipeline.run.run import Run
+from pipeline.scorers.models import is_hub_id
+from pipeline.steps.evaluate import read_status
+from pipeline.steps.runner import STAGES, STEPS, preview_samples, run_steps
+from pipeline.steps.train import perform_training
+from pipeline.steps.validate import validate_run
 
 if TYPE_CHECKING:
     from stage1_dual.ray_execution import RayExecutor
@@ -238,9 +247,9 @@ def _safeguards(options: argparse.Namespace) -> dict[str, Safeguard]:
 
 
 def _table_command(command: str, arguments: Sequence[str]) -> int:
+    from pipeline.dual.from_table import TableRequest, frontier_table, solve_table
+    from pipeline.dual.solving import EvaluationSize
     from pipeline.report import print_stage1
-    from pipeline.solving import EvaluationSize
-    from pipeline.tabular import TableRequest, frontier_table, solve_table
 
     options = _table_parser(command).parse_args(arguments)
     # As an exception it passes through the clean-up of what was written on the way.

@@ -25,7 +25,7 @@ FloatArray = np.ndarray
 
 
 @dataclass(frozen=True)
-class ScoredSamples:
+class SampleScoresByPrompt:
     """Scores of one policy's samples, one array a prompt, prompts in one fixed order.
 
     Attributes:
@@ -79,7 +79,7 @@ class TiltPrediction:
 
 
 def predict_tilt(
-    reference: ScoredSamples, *, signs_m: FloatArray, lam_star: FloatArray, b_m: FloatArray, beta: float
+    reference: SampleScoresByPrompt, *, signs_m: FloatArray, lam_star: FloatArray, b_m: FloatArray, beta: float
 ) -> TiltPrediction:
     """Self-normalised importance estimate of the tilted policy from reference samples.
 
@@ -127,8 +127,8 @@ def _log_mean_exp(logit_k: FloatArray) -> float:
 
 def evaluate_policy(
     *,
-    reference: ScoredSamples,
-    policy: ScoredSamples,
+    reference: SampleScoresByPrompt,
+    policy: SampleScoresByPrompt,
     log_ratio: Sequence[FloatArray],
     reward_name: str,
     constraints: Sequence[Constraint],

@@ -53,7 +53,7 @@ class RayActors:
     def perform(
         self, start: Callable[[], Worker[T]], tasks: Iterable[Task[T]]
     ) -> Iterator[tuple[Task[T], ShardResult, Mapping[str, object]]]:
-        """See :class:`stage1_dual.work.Execution`.
+        """See :class:`stage1_dual.work.WorkerPool`.
 
         Raises:
             InputError: no cluster answers, or it is too small for ``min_actors``.

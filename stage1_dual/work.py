@@ -78,7 +78,7 @@ class Worker(Protocol[T_contra]):
         ...
 
 
-class Execution(Protocol):
+class WorkerPool(Protocol):
     """Where and how many workers perform tasks."""
 
     def perform(
@@ -99,7 +99,7 @@ class InProcess:
     def perform(
         self, start: Callable[[], Worker[T]], tasks: Iterable[Task[T]]
     ) -> Iterator[tuple[Task[T], ShardResult, Mapping[str, object]]]:
-        """See :class:`Execution`."""
+        """See :class:`WorkerPool`."""
         worker = start()
         try:
             for task in tasks:

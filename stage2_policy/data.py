@@ -28,7 +28,7 @@ _SAMPLE_COLUMNS = (*SAMPLE_KEY, "prompt_token_ids", "completion_token_ids", "sam
 
 
 @dataclass(frozen=True)
-class Responses(Dataset[GroupedRow]):
+class TrainingResponses(Dataset[GroupedRow]):
     """Scored responses of some prompts, sorted by prompt; an item is what the sampler asks for, row and group.
 
     Of pairs of a data set, every pair stands for itself, and "prompt" means pair: see :func:`split_pairs`.
@@ -73,14 +73,14 @@ class Responses(Dataset[GroupedRow]):
         """Key (prompt_id, sample_index) of each row."""
         return [(self.prompt_ids[place], int(k)) for place, k in zip(self.prompt_p, self.sample_index, strict=True)]
 
-    def select(self, prompts: Sequence[int]) -> Responses:
+    def select(self, prompts: Sequence[int]) -> TrainingResponses:
         """The responses of some prompts, given by their places."""
         return self.select_rows(np.flatnonzero(np.isin(self.prompt_p, prompts)))
 
-    def select_rows(self, rows: np.ndarray) -> Responses:
+    def select_rows(self, rows: np.ndarray) -> TrainingResponses:
         """Some of the responses, given by their numbers, ascending; weights stay as they are."""
         places, prompt_p = np.unique(self.prompt_p[rows], return_inverse=True)
-        return Responses(
+        return TrainingResponses(
             prompt_ids=tuple(self.prompt_ids[place] for place in places),
             prompt_p=prompt_p,
             sample_index=self.sample_index[rows],
@@ -91,7 +91,7 @@ class Responses(Dataset[GroupedRow]):
         )
 
 
-def split_pairs(responses: Responses, *, beta: float) -> Responses:
+def split_pairs(responses: TrainingResponses, *, beta: float) -> TrainingResponses:
     """Pairs of responses, each for itself: compared with no other of its prompt, and all pairs count the same.
 
     Args:
@@ -134,7 +134,7 @@ class Skipped:
     mass_max: float
 
 
-def skip_negligible(responses: Responses, *, mass: float) -> tuple[Responses, Skipped]:
+def skip_negligible(responses: TrainingResponses, *, mass: float) -> tuple[TrainingResponses, Skipped]:
     """Leave out the responses of least weight, up to a total weight of ``mass`` in each prompt.
 
     The weights that remain are scaled to sum to 1 again: the tilted policy given that one of them is drawn, which is
@@ -170,8 +170,8 @@ class TrainingData:
         n_held_out_pairs: pairs of a data set that are not trained on, because their prompt is held out.
     """
 
-    train: Responses
-    held_out: Responses
+    train: TrainingResponses
+    held_out: TrainingResponses
     beta: float
     dual: Mapping[str, Any]
     identities: Mapping[str, str]
@@ -232,7 +232,9 @@ def read_training_data(
     )
 
 
-def _read_pairs(folder: Path, solution: Mapping[str, Any], *, held_out: Sequence[str]) -> tuple[Responses, int]:
+def _read_pairs(
+    folder: Path, solution: Mapping[str, Any], *, held_out: Sequence[str]
+) -> tuple[TrainingResponses, int]:
     """The pairs to train on, and the number of those whose prompt is held out."""
     responses = _join(samples=folder / "samples", tilted=folder / "tilted", solution=solution)
     judging = set(held_out)
@@ -284,7 +286,7 @@ class StepSampler(Sampler[list[GroupedRow]]):
 
     def __init__(
         self,
-        responses: Responses,
+        responses: TrainingResponses,
         *,
         tokens_per_step: int,
         tokens_per_microbatch: int,
@@ -382,7 +384,9 @@ def _require_files(folder: Path, manifest: Manifest) -> None:
             raise CorruptArtifactError(f"{folder / name} is not the file its manifest records (sha256 differs)")
 
 
-def _join(*, samples: Path, tilted: Path, solution: Mapping[str, Any], solved_on: int | None = None) -> Responses:
+def _join(
+    *, samples: Path, tilted: Path, solution: Mapping[str, Any], solved_on: int | None = None
+) -> TrainingResponses:
     drawn = ShardedTable(folder=samples, schema=SAMPLES, metadata={}).read("train", columns=_SAMPLE_COLUMNS)
     names = [constraint["name"] for constraint in solution["constraints"]]
     weighted = _read_tilted(tilted, constraint_names=names)
@@ -410,7 +414,7 @@ def _join(*, samples: Path, tilted: Path, solution: Mapping[str, Any], solved_on
     weight = weighted["weight"].to_numpy()[joined]
     tilt = read_tilt(weighted, solution)[joined]
     sample_index = np.array([index for _, index in drawn_keys])[order]
-    responses = Responses(
+    responses = TrainingResponses(
         prompt_ids=tuple(str(prompt) for prompt in prompt_ids),
         prompt_p=prompt_p[order],
         sample_index=sample_index,
@@ -444,7 +448,7 @@ def _sequences(drawn: pa.Table, order: np.ndarray) -> list[tuple[np.ndarray, np.
     return list(zip(*columns, strict=True))
 
 
-def _require_weights(responses: Responses, *, beta: float, tilted: Path) -> None:
+def _require_weights(responses: TrainingResponses, *, beta: float, tilted: Path) -> None:
     """The weights must be those of this lam* and beta: w_pk proportional to exp(tilt / beta), summing to one."""
     expected = segment_softmax(responses.tilt / beta, responses.prompt_p)
     error = np.abs(responses.weight - expected)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from stage2_policy.data import Responses, segment_softmax
+from stage2_policy.data import TrainingResponses, segment_softmax
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ class HeldOutEstimate:
         return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
 
 
-def estimate_held_out(responses: Responses, *, logp: np.ndarray, ref_logp: np.ndarray, beta: float) -> HeldOutEstimate:
+def estimate_held_out(
+    responses: TrainingResponses, *, logp: np.ndarray, ref_logp: np.ndarray, beta: float
+) -> HeldOutEstimate:
     """Estimate how close a policy is to the tilted optimum.
 
     Args:

@@ -26,7 +26,7 @@ from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLE_KEY
-from stage2_policy.data import Responses, TrainingData
+from stage2_policy.data import TrainingData, TrainingResponses
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.objectives import read_objective
 from stage2_policy.settings import TrainSettings
@@ -126,7 +126,7 @@ def score_reference(
     }
     device = next(model.parameters()).device
 
-    def score(responses: Responses, *, description: str) -> np.ndarray:
+    def score(responses: TrainingResponses, *, description: str) -> np.ndarray:
         with arithmetic(settings.dtype, device):
             return score_sequences(
                 model,
@@ -157,7 +157,7 @@ def _table(store: ReferenceStore) -> ShardedTable:
     return ShardedTable(folder=store.table, schema=SCHEMA, metadata={"key": content_sha256(store.key)})
 
 
-def _write_shards(store: ReferenceStore, responses: Responses, *, part: str, score: Any) -> None:
+def _write_shards(store: ReferenceStore, responses: TrainingResponses, *, part: str, score: Any) -> None:
     """Score what is not on disk yet, shard by shard: a killed run loses one."""
     table = _table(store)
     keys = responses.row_keys()
@@ -208,7 +208,7 @@ def _read(store: ReferenceStore) -> dict[tuple[str, int], float]:
     return dict(zip(keys, table["ref_logp"].to_pylist(), strict=True))
 
 
-def _join(responses: Responses, found: Mapping[tuple[str, int], float], store: ReferenceStore) -> np.ndarray:
+def _join(responses: TrainingResponses, found: Mapping[tuple[str, int], float], store: ReferenceStore) -> np.ndarray:
     logp = np.array([found.get(key, np.nan) for key in responses.row_keys()])
     bad = np.flatnonzero(~np.isfinite(logp))
     if len(bad):

@@ -16,13 +16,13 @@ from peft import PeftModel
 from scipy.optimize import brentq
 from transformers import PreTrainedModel
 
-from stage2_policy.data import Responses, segment_softmax
+from stage2_policy.data import TrainingResponses, segment_softmax
 
 WIDEST = 1.5
 """The factor lies between 1 / WIDEST and WIDEST: a policy further off than that has not learnt its scores."""
 
 
-def matching_factor(responses: Responses, log_ratio: np.ndarray) -> float:
+def matching_factor(responses: TrainingResponses, log_ratio: np.ndarray) -> float:
     """The factor alpha at which the policy's mean score is that of the tilted weights.
 
     The policy's expectation is that of the reference's responses weighted by softmax(alpha log rho) within a prompt.

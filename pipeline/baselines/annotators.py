@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 from pipeline.microworld import gold_scores
-from stage1_dual.scoring.protocol import ScoreRow
+from stage1_dual.scoring.protocol import ScoreRequest
 
 
-def gold(rows: Sequence[ScoreRow], *, score: Literal["helpful", "harmless", "humour"]) -> list[float]:
+def gold(rows: Sequence[ScoreRequest], *, score: Literal["helpful", "harmless", "humour"]) -> list[float]:
     """The world's true score of each response, in the nats of preference that its annotators choose by."""
     return [gold_scores(row.messages[-1]["content"], row.completion)[score] for row in rows]

@@ -10,11 +10,11 @@ from pathlib import Path
 from pipeline.baselines.experiments import EXPERIMENTS
 from pipeline.baselines.results import Result, write_index, write_result
 from pipeline.baselines.study import Study, change_config
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
 from pipeline.contracts.artifacts import require_writable, run_lock
 from pipeline.contracts.errors import InputError, StaleArtifactError
 from pipeline.microworld.size import WorldSize
-from pipeline.run import log
+from pipeline.run.step import log
 
 RECIPE = "baselines"
 

@@ -14,8 +14,8 @@ from pipeline.baselines import figures, policies
 from pipeline.baselines.results import Result, Rows, methods
 from pipeline.baselines.study import Arm, Study
 from pipeline.contracts.artifacts import read_manifest
-from pipeline.multishot import FOLDER as MULTISHOT
-from pipeline.run import Run
+from pipeline.multishot.loop import FOLDER as MULTISHOT
+from pipeline.run.run import Run
 
 
 def cost(study: Study) -> Result:

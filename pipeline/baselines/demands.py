@@ -12,7 +12,7 @@ from pipeline.baselines.costs import seconds_to_result
 from pipeline.baselines.outcomes import read_outcome
 from pipeline.baselines.results import Result, Rows, methods
 from pipeline.baselines.study import Arm, Study
-from pipeline.run import Run
+from pipeline.run.run import Run
 
 
 def constraint_satisfaction(study: Study) -> Result:

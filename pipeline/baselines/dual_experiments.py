@@ -22,10 +22,11 @@ from pipeline.baselines.outcomes import read_outcome
 from pipeline.baselines.results import Result, Rows
 from pipeline.baselines.sample_sizes import sample_size_figure, sample_size_table
 from pipeline.baselines.study import Study
-from pipeline.model_sizes import read_size
-from pipeline.run import Run
-from pipeline.run_scores import reference_problem, reference_scores
-from pipeline.solving import constraint_signs
+from pipeline.dual.solving import constraint_signs
+from pipeline.planning.model_sizes import read_size
+from pipeline.run.run import Run
+from pipeline.scoring.joined import reference_scores
+from pipeline.steps.solve import reference_problem
 from stage1_dual.dual import DualProblem
 
 _DEFAULT = "default"

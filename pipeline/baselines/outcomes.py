@@ -13,7 +13,7 @@ from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SCORES
 from pipeline.evaluation import mean_interval
-from pipeline.run import Run
+from pipeline.run.run import Run
 
 
 @dataclass(frozen=True)

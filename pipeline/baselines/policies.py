@@ -24,10 +24,11 @@ from pipeline.baselines.study import (
 from pipeline.contracts.artifacts import begin_step, file_sha256, is_complete, read_json, read_manifest
 from pipeline.contracts.shards import ShardedTable, write_parquet
 from pipeline.contracts.tables import SAMPLE_KEY, SCORES
-from pipeline.multishot import share_stage1
-from pipeline.run import Run, finish_step, log, remedy
-from pipeline.run_scores import reference_problem
-from pipeline.steps import run_steps
+from pipeline.multishot.loop import share_stage1
+from pipeline.run.run import Run
+from pipeline.run.step import finish_step, log, remedy
+from pipeline.steps.runner import run_steps
+from pipeline.steps.solve import reference_problem
 from stage1_dual.dual import threshold_at_multipliers
 
 ONE_SHOT = "one-shot"
@@ -182,7 +183,7 @@ def _write_pairs(base: Run, side: str) -> Path:
 
 def soup(study: Study, base: Run, share: float) -> Run:
     """The weights of the two single-score policies, mixed: ``share`` of the constraint's one (arXiv 2306.04488)."""
-    from stage2_policy.export import write_model_card
+    from stage2_policy.saving import write_model_card
 
     sides = [study.train(base, arm) for arm in (reward_only(), constraint_only())]
     run = replace(study.arm_run(base, reward_only()), name=f"{base.name}/soup-{share:g}")
@@ -205,7 +206,7 @@ def soup(study: Study, base: Run, share: float) -> Run:
         described = {"weights": f"mixed from {sides[0].name} and {sides[1].name}", "share of the second": share}
         write_model_card(folder, dual=dual, evaluation=None, identities=inputs, training=described)
         files = {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
-        finish_step(run, folder, "train", settings=settings, inputs=inputs, files=files, started=started)
+        finish_step(run.name, folder, "train", settings=settings, inputs=inputs, files=files, started=started)
     with output_to(run.folder / "output.txt"):
         run_steps(run, ("evaluate",))
     record_done(run, "evaluation", made_from)
@@ -215,7 +216,7 @@ def soup(study: Study, base: Run, share: float) -> Run:
 def _write_mixture(first: Path, second: Path, *, share: float, output: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from stage2_policy.export import save_policy
+    from stage2_policy.saving import save_policy
 
     model = AutoModelForCausalLM.from_pretrained(first)
     other = AutoModelForCausalLM.from_pretrained(second).state_dict()

@@ -8,14 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig, build_config
+from pipeline.config.loading import build_config
+from pipeline.config.recipe import RunConfig
 from pipeline.contracts.artifacts import content_sha256, read_json, read_manifest, write_json
 from pipeline.microworld import build_reference
 from pipeline.microworld.size import WorldSize
-from pipeline.multishot import FOLDER as MULTISHOT
-from pipeline.multishot import run_multishot, share_stage1
-from pipeline.run import Run, log
-from pipeline.steps import WORLD_SEED, run_steps
+from pipeline.multishot.loop import FOLDER as MULTISHOT
+from pipeline.multishot.loop import run_multishot, share_stage1
+from pipeline.run.run import Run
+from pipeline.run.step import log
+from pipeline.steps.prepare import WORLD_SEED
+from pipeline.steps.runner import run_steps
 
 Changes = Mapping[str, Any]
 """Changed settings of a recipe by their dotted keys; a mapping replaces a whole section."""

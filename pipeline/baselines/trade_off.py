@@ -12,10 +12,11 @@ from pipeline.baselines.outcomes import read_outcome
 from pipeline.baselines.results import Result, Rows, methods
 from pipeline.baselines.study import Study
 from pipeline.contracts.artifacts import read_manifest
-from pipeline.contracts.errors import InfeasibleError
-from pipeline.run import Run
-from pipeline.run_scores import reference_problem, reference_scores
+from pipeline.run.run import Run
+from pipeline.scoring.joined import reference_scores
+from pipeline.steps.solve import reference_problem
 from stage1_dual.dual import tilt
+from stage1_dual.dual.errors import InfeasibleError
 
 
 def trade_off(study: Study) -> Result:

@@ -14,13 +14,21 @@ code  meaning
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
-if TYPE_CHECKING:
-    import numpy as np
+
+def require_extra(extra: str, *packages: str, purpose: str) -> None:
+    """Name the extra to install before an import fails somewhere inside.
+
+    Raises:
+        MissingExtraError: a package is not installed.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(package=package, extra=extra, purpose=purpose)
 
 
 class DualignError(Exception):
@@ -72,45 +80,6 @@ class MissingExtraError(InputError):
     def __reduce__(self) -> tuple[Any, ...]:
         """By its own arguments: it is raised in the workers of a cluster too, and comes from there pickled."""
         return partial(MissingExtraError, **self._arguments), ()
-
-
-@dataclass(frozen=True)
-class InfeasibilityCertificate:
-    """Proof that no reweighting of the samples meets all thresholds.
-
-    With ``v >= 0`` and ``E_x max_k <v, g(x, y_k) - b> < 0``, any policy supported on the samples has
-    ``<v, E[g] - b> < 0``, hence misses at least one threshold (a Farkas certificate; a theorem of the alternative).
-
-    Attributes:
-        thresholds: the thresholds b, shape (m,), score units, higher better.
-        direction: the vector v, shape (m,), non-negative, sums to 1.
-        support_value: E_x max_k <v, g - b>, in (v-weighted) score units; negative.
-        best_attainable: the largest mean of each constraint alone over reweightings, shape (m,), score units.
-        largest_feasible_scale: the largest t such that the margins scaled by t are feasible
-            (``reference + t * (threshold - reference)``), or None when no t >= 0 helps or the scale is undefined.
-    """
-
-    thresholds: np.ndarray
-    direction: np.ndarray
-    support_value: float
-    best_attainable: np.ndarray
-    largest_feasible_scale: float | None
-
-
-class InfeasibleError(DualignError):
-    """The thresholds cannot be met on these samples; ``certificate`` proves it."""
-
-    exit_code = 3
-
-    def __init__(self, message: str, *, certificate: InfeasibilityCertificate) -> None:
-        super().__init__(message)
-        self.certificate = certificate
-
-
-class NotCertifiedError(DualignError):
-    """The solver stopped, but its answer failed the independent optimality check."""
-
-    exit_code = 4
 
 
 class ConstraintsNotSatisfiedError(DualignError):

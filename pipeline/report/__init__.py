@@ -2,7 +2,7 @@
 
 from pipeline.report.page import write_report
 from pipeline.report.plates import write_stage1_figures
-from pipeline.report.tables import print_stage1, print_stage2, stage1_table, stage2_table
+from pipeline.report.terminal import print_stage1, print_stage2, stage1_table, stage2_table
 from pipeline.report.trajectory import write_trajectory_figure
 
 __all__ = [

@@ -41,7 +41,7 @@ Message = Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False)
-class TiltedScores:
+class HandoffRows:
     """The scored samples the dual was solved on, one row a response.
 
     Attributes:
@@ -89,7 +89,7 @@ class PolicyExamples:
     texts: Sequence[str]
 
 
-def read_tilted_scores(folder: Path, constraint_names: Sequence[str]) -> TiltedScores:
+def read_tilted_scores(folder: Path, constraint_names: Sequence[str]) -> HandoffRows:
     """Read the rows the dual was solved on from the hand-off table.
 
     Args:
@@ -105,7 +105,7 @@ def read_tilted_scores(folder: Path, constraint_names: Sequence[str]) -> TiltedS
     if rows.num_rows == 0:
         raise CorruptArtifactError(f"{folder} has no rows of the split {_SOLVED_SPLIT!r}; the dual is solved on those")
     codes = rows["prompt_id"].combine_chunks().dictionary_encode()
-    return TiltedScores(
+    return HandoffRows(
         prompt_n=np.asarray(codes.indices, dtype=np.int64),
         reward_n=_floats(rows["reward"]),
         scores_nm=np.column_stack([_floats(rows[name]) for name in columns]),
@@ -113,14 +113,14 @@ def read_tilted_scores(folder: Path, constraint_names: Sequence[str]) -> TiltedS
     )
 
 
-def sample_size_shares(scores: TiltedScores) -> FloatArray:
+def sample_size_shares(scores: HandoffRows) -> FloatArray:
     """Effective sample size 1 / sum w^2 over the number of responses, per prompt, shape (p,)."""
     counts_p = np.bincount(scores.prompt_n)
     ess_p = 1.0 / np.bincount(scores.prompt_n, weights=scores.weight_n**2)
     return np.asarray(ess_p / counts_p, dtype=np.float64)
 
 
-def build_problem(dual: Mapping[str, Any], scores: TiltedScores) -> DualProblem:
+def build_problem(dual: Mapping[str, Any], scores: HandoffRows) -> DualProblem:
     """The problem of a ``dual.json`` on the samples it was solved on."""
     bounds = dual["constraints"]
     sign_m = np.array([1.0 if bound["direction"] == ">=" else -1.0 for bound in bounds])

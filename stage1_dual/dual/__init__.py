@@ -8,33 +8,35 @@ The sign convention, everywhere: a constraint score g is higher-better, slack = 
 and lam >= 0. This module is the whole public interface; it imports neither torch nor pandas.
 """
 
-from pipeline.contracts.errors import InfeasibilityCertificate, InfeasibleError, InputError, NotCertifiedError
+from pipeline.contracts.errors import InputError
+from stage1_dual.dual.blocks import SampleBlock
 from stage1_dual.dual.certificate import Certificate, certify
 from stage1_dual.dual.diagnostics import Diagnostics, diagnose
-from stage1_dual.dual.dual_function import DualEvaluation, Normaliser, Tilt, build_normaliser, evaluate_dual, tilt
-from stage1_dual.dual.execution import ThreadExecutor
+from stage1_dual.dual.dual_function import DualEvaluation, Normaliser, build_normaliser, evaluate_dual, tilt
+from stage1_dual.dual.dual_solution import DualSolution
+from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError, NotCertifiedError
 from stage1_dual.dual.feasibility import AttainableMeans, Feasibility
 from stage1_dual.dual.frontier import Frontier, solve_frontier, threshold_at_multipliers
-from stage1_dual.dual.grouping import GroupedSamples, ScoreRows, group_in_memory
+from stage1_dual.dual.grouping import GroupedSamples, UngroupedScores, group_in_memory
+from stage1_dual.dual.heldout import HeldoutPrediction, predict_heldout
 from stage1_dual.dual.inference import (
     BootstrapIntervals,
     Estimates,
-    HeldoutPrediction,
     PromptSample,
     ResponseBias,
     StandardErrors,
     bootstrap_intervals,
-    predict_heldout,
     sandwich_standard_errors,
 )
 from stage1_dual.dual.on_disk import OnDiskPartition, group_on_disk
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.response_ladder import LadderRung, ResponseLadder, climb_ladder
-from stage1_dual.dual.samples import Executor, Partition, SampleBlock, SampleScores
-from stage1_dual.dual.solution import DualSolution
+from stage1_dual.dual.samples import Partition, PassRunner, SampleScores
 from stage1_dual.dual.solver import solve_dual
 from stage1_dual.dual.tail_index import pareto_k
+from stage1_dual.dual.threads import ThreadExecutor
 from stage1_dual.dual.tightening import Demand, TightenedSolution, correct_response_bias, solve_tightened
+from stage1_dual.dual.tilting import Tilt
 from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
 
 __all__ = [
@@ -48,7 +50,7 @@ __all__ = [
     "DualProblem",
     "DualSolution",
     "Estimates",
-    "Executor",
+    "PassRunner",
     "Feasibility",
     "Frontier",
     "GroupedSamples",
@@ -66,7 +68,7 @@ __all__ = [
     "ResponseLadder",
     "SampleBlock",
     "SampleScores",
-    "ScoreRows",
+    "UngroupedScores",
     "StandardErrors",
     "ThreadExecutor",
     "TightenedSolution",

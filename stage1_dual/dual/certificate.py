@@ -12,9 +12,9 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.contracts.errors import NotCertifiedError
+from stage1_dual.dual.blocks import SampleBlock
+from stage1_dual.dual.errors import NotCertifiedError
 from stage1_dual.dual.problem import DualProblem
-from stage1_dual.dual.samples import SampleBlock
 from stage1_dual.dual.segments import FloatArray, combine, scratch, weighted_products
 
 KKT_TOLERANCE = 1e-8

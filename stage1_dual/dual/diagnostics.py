@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
-from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.tail_index import LARGEST_USEFUL_K, pareto_k
 
 ESS_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)

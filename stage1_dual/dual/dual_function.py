@@ -16,16 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stage1_dual.dual.samples import SampleBlock
-from stage1_dual.dual.segments import FloatArray, IntArray, Segments, combine, scratch, weighted_products
+from stage1_dual.dual.blocks import SampleBlock
+from stage1_dual.dual.segments import FloatArray, IntArray, combine, scratch, weighted_products
+from stage1_dual.dual.tilting import TAME_NATS, Tilt, cap_exponents, tilt_block, unnormalised_weights, weigh_block
 
 if TYPE_CHECKING:
     from stage1_dual.dual.problem import DualProblem
-
-
-# Exponents up to this many nats leave weights so even that a variance can be a difference of moments, and need no
-# shift to stay within float64.
-_TAME_NATS = 15.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,27 +40,6 @@ class DualEvaluation:
     centred_value: float
     slack_m: FloatArray
     hess_mm: FloatArray
-
-
-@dataclass(frozen=True, eq=False)
-class Tilt:
-    """The tilted policy on the samples, prompt by prompt.
-
-    Attributes:
-        log_z_p: log E_{pi_ref} exp{(r + <lam, g>)/beta}, nats, shape (p,).
-        reward_p: tilted mean of the reward, reward units, shape (p,).
-        scores_mp: tilted mean of the constraint scores, score units, shape (m, p).
-        slack_mp: ``scores_mp`` minus the thresholds, free of cancellation, shape (m, p).
-        kl_p: KL(pi_lam || pi_ref), nats, shape (p,).
-        ess_p: effective sample size 1 / sum_k w^2, samples, shape (p,).
-    """
-
-    log_z_p: FloatArray
-    reward_p: FloatArray
-    scores_mp: FloatArray
-    slack_mp: FloatArray
-    kl_p: FloatArray
-    ess_p: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +83,7 @@ def evaluate_dual(problem: DualProblem, lam_m: FloatArray) -> DualEvaluation:
     n_constraints = problem.n_constraints
     log_z_sum, tilted_sum_m = 0.0, np.zeros(n_constraints)
     covariance_sum_mm = np.zeros((n_constraints, n_constraints))
-    is_tame = problem.samples.facts.largest_exponent(lam_m, problem.beta) <= _TAME_NATS
+    is_tame = problem.samples.facts.largest_exponent(lam_m, problem.beta) <= TAME_NATS
     function = partial(_evaluate_block, lam_m=lam_m, beta=problem.beta, is_tame=is_tame)
     for sums in problem.samples.map(function):
         log_z_sum += sums[0]
@@ -137,48 +112,11 @@ def tilted_weights(problem: DualProblem, lam_m: FloatArray) -> FloatArray:
     return np.concatenate(list(problem.samples.map(partial(weigh_block, lam_m=lam_m, beta=problem.beta))))
 
 
-def weigh_block(block: SampleBlock, *, lam_m: FloatArray, beta: float) -> FloatArray:
-    """Tilted weights of one block, summing to 1 within a prompt, shape (n,)."""
-    with np.errstate(under="ignore"):
-        weights_n, total_p, _ = _unnormalised(block, lam_m, beta)
-        return block.segments.divide(weights_n, total_p, out=weights_n)
-
-
-def tilt_block(block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds_m: FloatArray) -> Tilt:
-    """The tilted policy on one block."""
-    return weigh_and_tilt_block(block, lam_m=lam_m, beta=beta, thresholds_m=thresholds_m)[1]
-
-
-def weigh_and_tilt_block(
-    block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds_m: FloatArray
-) -> tuple[FloatArray, Tilt]:
-    """Tilted weights of one block, summing to 1 within a prompt, shape (n,), and the tilted policy on it."""
-    segments = block.segments
-    with np.errstate(under="ignore"):
-        weights_n, total_p, log_z_p = _unnormalised(block, lam_m, beta)
-        reward_p = segments.dot(weights_n, block.reward_n) / total_p
-        tilted_mp = np.empty_like(block.score_shift_mp)
-        for scores_n, tilted_p in zip(block.scores_mn, tilted_mp, strict=True):
-            tilted_p[:] = segments.dot(weights_n, scores_n) / total_p
-        ess_p = total_p**2 / segments.dot(weights_n, weights_n)
-    kl_p = (reward_p + lam_m @ tilted_mp) / beta - log_z_p
-    tilted = Tilt(
-        log_z_p=log_z_p + (block.reward_shift_p + lam_m @ block.score_shift_mp) / beta,
-        reward_p=reward_p + block.reward_shift_p,
-        scores_mp=tilted_mp + block.score_shift_mp,
-        slack_mp=tilted_mp + (block.score_shift_mp - thresholds_m[:, np.newaxis]),
-        # Rounding can leave a KL of -1e-17 and an effective sample size just outside [1, k].
-        kl_p=np.maximum(kl_p, 0.0),
-        ess_p=np.clip(ess_p, 1.0, segments.counts_p),
-    )
-    return segments.divide(weights_n, total_p, out=weights_n), tilted
-
-
 def _normalise_block(
     block: SampleBlock, *, lam_m: FloatArray, beta: float
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     with np.errstate(under="ignore"):
-        _, _, log_z_p = _unnormalised(block, lam_m, beta)
+        _, _, log_z_p = unnormalised_weights(block, lam_m, beta)
     # Copies: views would keep the whole partition they were read with.
     return log_z_p + np.log(block.segments.counts_p), block.reward_shift_p.copy(), block.score_shift_mp.copy()
 
@@ -197,7 +135,7 @@ def _evaluate_block(
             work_in = scratch.rows(2 if is_tame else 2 + n_constraints, segments.n_rows)
             weights_n = combine(exponent_i, tile.values_in, out=work_in[0])
             if not is_tame:
-                largest_p[prompts] = _cap(segments, weights_n)
+                largest_p[prompts] = cap_exponents(segments, weights_n)
             np.exp(weights_n, out=weights_n)
             total_p[prompts] = mass_p = segments.sum(weights_n)
             share_p = 1.0 / mass_p
@@ -211,20 +149,3 @@ def _evaluate_block(
             covariance_mm -= mean_mp @ mean_mp.T
     log_z_p = largest_p + np.log(total_p / block.segments.counts_p)
     return float(log_z_p.sum()), mean_mp.sum(axis=1), covariance_mm
-
-
-def _unnormalised(block: SampleBlock, lam_m: FloatArray, beta: float) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Fresh weights up to a factor of each prompt, shape (n,), their sums, and log E exp of centred scores, (p,)."""
-    segments = block.segments
-    weights_n = combine(np.array([1.0, *lam_m]) / beta, block.values_in)
-    largest_p = _cap(segments, weights_n)
-    np.exp(weights_n, out=weights_n)
-    total_p = segments.sum(weights_n)
-    return weights_n, total_p, largest_p + np.log(total_p / segments.counts_p)
-
-
-def _cap(segments: Segments, exponent_n: FloatArray) -> FloatArray:
-    """Make the largest exponent of each prompt 0, in place; what it was, shape (p,)."""
-    largest_p = segments.max(exponent_n)
-    segments.subtract(exponent_n, largest_p, out=exponent_n)
-    return largest_p

@@ -22,9 +22,9 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.contracts.errors import InfeasibilityCertificate, InfeasibleError
+from stage1_dual.dual.blocks import SampleBlock
+from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError
 from stage1_dual.dual.problem import DualProblem
-from stage1_dual.dual.samples import SampleBlock
 from stage1_dual.dual.segments import FloatArray, combine
 
 FeasibilityStatus = Literal["feasible", "boundary", "infeasible"]

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stage1_dual.dual.samples import Executor, SampleScores
+from stage1_dual.dual.samples import PassRunner, SampleScores
 from stage1_dual.dual.segments import FloatArray
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreRows:
+class UngroupedScores:
     """Some rows, one a response.
 
     Attributes:
@@ -39,13 +39,13 @@ class GroupedSamples:
     prompt_p: NDArray[np.uint64]
 
 
-def order_by_prompt(rows: ScoreRows) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
+def order_by_prompt(rows: UngroupedScores) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
     """The order that brings the rows of a prompt together, and counts and ids of the prompts in it."""
     prompt_p, counts_p = np.unique(rows.prompt_n, return_counts=True)
     return np.argsort(rows.prompt_n, kind="stable"), counts_p.astype(np.int64), prompt_p
 
 
-def group_in_memory(rows: ScoreRows, *, executor: Executor | None = None) -> GroupedSamples:
+def group_in_memory(rows: UngroupedScores, *, executor: PassRunner | None = None) -> GroupedSamples:
     """Group rows that fit in memory; by default a pass uses all cores.
 
     Raises:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.dual.execution import ThreadExecutor
-from stage1_dual.dual.grouping import GroupedSamples, ScoreRows, order_by_prompt
-from stage1_dual.dual.samples import PARTITION_ROWS, Executor, SampleBlock, SampleScores
+from stage1_dual.dual.blocks import SampleBlock
+from stage1_dual.dual.grouping import GroupedSamples, UngroupedScores, order_by_prompt
+from stage1_dual.dual.samples import PARTITION_ROWS, PassRunner, SampleScores
 from stage1_dual.dual.segments import Segments
+from stage1_dual.dual.threads import ThreadExecutor
 
 # What a file holds: a few of them in memory at once are small, and each is long enough to be read at full speed.
 _FILE_ROWS = 500_000
@@ -76,12 +77,12 @@ class OnDiskPartition:
 
 
 def group_on_disk(
-    chunks: Iterable[ScoreRows],
+    chunks: Iterable[UngroupedScores],
     *,
     folder: Path,
     n_rows: int,
     n_constraints: int,
-    executor: Executor | None = None,
+    executor: PassRunner | None = None,
 ) -> GroupedSamples | None:
     """Group rows by prompt into partitions under ``folder``; None where there are no rows.
 
@@ -114,7 +115,7 @@ def group_on_disk(
     return GroupedSamples(scores, np.concatenate([prompt_p for _, prompt_p in grouped]))
 
 
-def _deal(chunk: ScoreRows, buckets: list[Path]) -> None:
+def _deal(chunk: UngroupedScores, buckets: list[Path]) -> None:
     with np.errstate(over="ignore"):
         spread_n = (chunk.prompt_n * _SPREAD) >> np.uint64(32)
     bucket_n = (spread_n % np.uint64(len(buckets))).astype(np.int64)
@@ -133,7 +134,7 @@ def _group(bucket: Path, path: Path, n_constraints: int) -> tuple[OnDiskPartitio
     record_nv = np.fromfile(bucket, dtype=np.uint64).reshape(-1, 2 + n_constraints)
     bucket.unlink()
     values_nv = np.ascontiguousarray(record_nv[:, 1:]).view(np.float64)
-    order_n, counts_p, prompt_p = order_by_prompt(ScoreRows(record_nv[:, 0], values_nv[:, 0], values_nv[:, 1:]))
+    order_n, counts_p, prompt_p = order_by_prompt(UngroupedScores(record_nv[:, 0], values_nv[:, 0], values_nv[:, 1:]))
     values_nv = values_nv[order_n]
     centred_in = np.empty(values_nv.shape[::-1])
     block = SampleBlock.from_scores(values_nv[:, 0], values_nv[:, 1:], counts_p, out=centred_in)

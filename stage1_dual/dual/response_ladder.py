@@ -29,13 +29,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.contracts.errors import InfeasibleError, NotCertifiedError
-from stage1_dual.dual.dual_function import Tilt, tilt
+from stage1_dual.dual.dual_function import tilt
+from stage1_dual.dual.dual_solution import DualSolution
+from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
 from stage1_dual.dual.inference import Estimates, ResponseBias
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
-from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.solver import solve_dual
+from stage1_dual.dual.tilting import Tilt
 
 # Up to this KL, in nats, the jackknife leaves less than half of the bias, and beyond it more: with 32, 64 and 128
 # responses alike, since what it leaves behind depends on the tilt and not on their number.

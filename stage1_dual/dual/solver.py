@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike
 
 from stage1_dual.dual.certificate import Certificate, certify, require_certified
 from stage1_dual.dual.dual_function import evaluate_dual
+from stage1_dual.dual.dual_solution import DualSolution, build_solution
 from stage1_dual.dual.feasibility import AttainableMeans, require_feasible
 from stage1_dual.dual.problem import DualProblem, validate_multipliers
 from stage1_dual.dual.segments import FloatArray, IntArray
-from stage1_dual.dual.solution import DualSolution, build_solution
 
 MAX_EVALUATIONS = 300
 

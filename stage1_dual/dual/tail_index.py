@@ -14,10 +14,10 @@ from functools import partial
 
 import numpy as np
 
-from stage1_dual.dual.dual_function import weigh_block
+from stage1_dual.dual.blocks import SampleBlock
 from stage1_dual.dual.problem import DualProblem
-from stage1_dual.dual.samples import SampleBlock
 from stage1_dual.dual.segments import FloatArray
+from stage1_dual.dual.tilting import weigh_block
 
 # Beyond this shape, means of weighted samples converge too slowly to be of use.
 LARGEST_USEFUL_K = 0.7

@@ -35,12 +35,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.contracts.errors import InputError
+from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.frontier import threshold_at_multipliers
 from stage1_dual.dual.inference import sandwich_standard_errors
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.response_ladder import ResponseLadder
 from stage1_dual.dual.segments import FloatArray
-from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.solver import solve_dual
 
 # The tightening depends on the tilt and the tilt on the tightening; both settle within a few rounds, to this share of

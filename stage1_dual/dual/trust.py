@@ -24,12 +24,12 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.contracts.errors import InfeasibleError, NotCertifiedError
 from stage1_dual.dual.diagnostics import Diagnostics
-from stage1_dual.dual.inference import HeldoutPrediction
+from stage1_dual.dual.dual_solution import DualSolution
+from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
+from stage1_dual.dual.heldout import HeldoutPrediction
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.response_ladder import ResponseLadder
-from stage1_dual.dual.solution import DualSolution
 from stage1_dual.dual.solver import solve_dual
 
 Verdict = Literal["ok", "weak", "unreliable"]

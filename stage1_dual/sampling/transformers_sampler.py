@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.contracts.errors import InputError, MissingExtraError
 from stage1_dual.checkpoints import is_local
-from stage1_dual.sampling.prompts import load_tokenizer
 from stage1_dual.sampling.protocol import THE_POLICY, Distribution, FinishReason, SampledCompletion, SampleRequest
+from stage1_dual.sampling.rendering import load_tokenizer
 from stage1_dual.sampling.tokens import decode_completions, find_eos_token_ids
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.tables import prompt_id as id_of_prompt
 from stage1_dual.scoring.outputs import Affine
-from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRow
+from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.python_function import row_sha256
 from stage1_dual.scoring.user_tables import read_columns
 
@@ -24,7 +24,7 @@ SAMPLE_KEYS = ("sample_index", "completion")
 class ColumnScorer:
     """Looks scores up.
 
-    Without a table the numbers are a column of the samples (``ScoreRow.columns``). A table has a row for each sample:
+    Without a table the numbers are a column of the samples (``ScoreRequest.columns``). A table has a row for each sample:
     its prompt by ``prompt_id`` or else by ``prompt`` (a text, that of the prompt's last message, or a list of
     messages), and the sample by ``sample_index`` or else by ``completion``. A sample that is not in it, or has no
     number there, fails. ``scored_sha256`` is that of prompt and completion.
@@ -47,7 +47,7 @@ class ColumnScorer:
             self._prompt_key, self._sample_key, _ = found.column_names
             self._values = _index(found, table)
 
-    def score(self, rows: Sequence[ScoreRow]) -> list[Score | RowFailure]:
+    def score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
         """One result a row, in the order of the rows."""
         return [self._score(row) for row in rows]
 
@@ -64,7 +64,7 @@ class ColumnScorer:
         """Free the table."""
         self._values = {}
 
-    def _score(self, row: ScoreRow) -> Score | RowFailure:
+    def _score(self, row: ScoreRequest) -> Score | RowFailure:
         value: Any
         if self._table is None:
             value = row.columns.get(self._column)
@@ -77,7 +77,7 @@ class ColumnScorer:
             return RowFailure(f"the column {self._column!r} is {value} there")
         return Score((self._affine.apply(float(value)),), row_sha256(row), truncated=False)
 
-    def _keys(self, row: ScoreRow) -> list[Hashable]:
+    def _keys(self, row: ScoreRequest) -> list[Hashable]:
         sample = row.sample_index if self._sample_key == "sample_index" else row.completion
         if self._prompt_key == "prompt_id":
             return [(row.prompt_id, sample)]

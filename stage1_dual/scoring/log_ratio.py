@@ -12,12 +12,12 @@ import numpy as np
 
 from pipeline.contracts.errors import InputError, MissingExtraError
 from stage1_dual.checkpoints import check_template, is_text_template
-from stage1_dual.sampling.prompts import load_tokenizer, read_max_positions, with_one_bos
+from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions, with_one_bos
 from stage1_dual.scoring.calibration import Calibration, calibrate
 from stage1_dual.scoring.loading import Dtype, load_model, resolve_device
 from stage1_dual.scoring.logprobs import TokenIds, response_logp
 from stage1_dual.scoring.outputs import Affine
-from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRow
+from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.texts import check_max_length
 from stage1_dual.scoring.user_tables import read_columns
 
@@ -115,7 +115,7 @@ class LogRatioScorer:
                     f"`min_accuracy` is {min_accuracy}: its log-ratio is not the preference that the pairs show"
                 )
 
-    def score(self, rows: Sequence[ScoreRow]) -> list[Score | RowFailure]:
+    def score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
         """One result a row, in the order of the rows; equal sequences are computed once."""
         sequences = [self._sequence(row) for row in rows]
         distinct = list(dict.fromkeys(pair for pair in sequences if not isinstance(pair, RowFailure)))
@@ -133,7 +133,7 @@ class LogRatioScorer:
         """Free the models."""
         self._models = []
 
-    def _sequence(self, row: ScoreRow) -> _Sequence | RowFailure:
+    def _sequence(self, row: ScoreRequest) -> _Sequence | RowFailure:
         prompt, response = tuple(map(int, row.prompt_token_ids)), tuple(map(int, row.completion_token_ids))
         if not prompt or not response:
             return RowFailure("the sample has no token ids; a log-ratio is computed on those that were drawn")

@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class ScoreRow:
+class ScoreRequest:
     """One sample to score.
 
     Attributes:
@@ -63,7 +63,7 @@ class Scorer(Protocol):
     A scorer is built in the process that uses it, from plain arguments, which may hold a ``device``.
     """
 
-    def score(self, rows: Sequence[ScoreRow]) -> list[Score | RowFailure]:
+    def score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
         """One result a row, in the order of the rows."""
         ...
 

@@ -16,13 +16,13 @@ from typing import Any
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.scoring.outputs import Affine
-from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRow
+from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 
 
 class PythonScorer:
     """Scores with ``module:function``, called on batches of rows.
 
-    The function gets a list of :class:`~stage1_dual.scoring.protocol.ScoreRow` and the settings as keywords, and
+    The function gets a list of :class:`~stage1_dual.scoring.protocol.ScoreRequest` and the settings as keywords, and
     returns one number a row, in the order of the rows; None or NaN for a row that cannot be scored. It may be called
     on any batches, in any order, in several processes: a score must depend on its own row alone.
 
@@ -51,7 +51,7 @@ class PythonScorer:
         self._settings = dict(settings or {})
         self._affine = affine
 
-    def score(self, rows: Sequence[ScoreRow]) -> list[Score | RowFailure]:
+    def score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
         """One result a row, in the order of the rows.
 
         Raises:
@@ -79,7 +79,7 @@ class PythonScorer:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _result(self, row: ScoreRow, value: Any) -> Score | RowFailure:
+    def _result(self, row: ScoreRequest, value: Any) -> Score | RowFailure:
         if value is None:
             return RowFailure(f"{self._name} gave no score")
         if hasattr(value, "item") and getattr(value, "shape", None) == ():  # a number of NumPy or torch
@@ -92,7 +92,7 @@ class PythonScorer:
         return Score((self._affine.apply(float(value)),), row_sha256(row), truncated=False)
 
 
-def row_sha256(row: ScoreRow) -> str:
+def row_sha256(row: ScoreRequest) -> str:
     """sha256 of prompt and completion: compact JSON of the list of messages and of the completion, UTF-8."""
     messages = [{"role": message["role"], "content": message["content"]} for message in row.messages]
     text = json.dumps([messages, row.completion], sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 from pipeline.contracts.errors import InputError, MissingExtraError
 from stage1_dual.checkpoints import check_score_model_checkpoint, is_local
-from stage1_dual.sampling.prompts import load_tokenizer, read_max_positions
+from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions
 from stage1_dual.scoring.decoder_heads import DecoderHeads
 from stage1_dual.scoring.loading import Dtype, load_model, resolve_device
 from stage1_dual.scoring.outputs import HeadOutput, describe_outputs
-from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRow
+from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.shared_prefix import PaddingCounts
 from stage1_dual.scoring.templates import ScorerTemplate
 from stage1_dual.scoring.text_scores import score_texts
@@ -110,7 +110,7 @@ class SafeRlhfScorer:
         assert self._network is not None
         return self._network.counts
 
-    def score(self, rows: Sequence[ScoreRow]) -> list[Score | RowFailure]:
+    def score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
         """One result a row, in the order of the rows; equal texts are computed once."""
         assert self._network is not None
         return score_texts(

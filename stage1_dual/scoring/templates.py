@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.checkpoints import check_template, is_text_template
-from stage1_dual.sampling.prompts import with_one_bos
-from stage1_dual.scoring.protocol import ScoreRow
+from stage1_dual.sampling.rendering import with_one_bos
+from stage1_dual.scoring.protocol import ScoreRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ class ScorerTemplate:
         assert source is not None
         return hashlib.sha256(source.encode()).hexdigest()
 
-    def render(self, row: ScoreRow) -> str:
+    def render(self, row: ScoreRequest) -> str:
         """The whole text of one row.
 
         Raises:
@@ -94,7 +94,7 @@ def _fill(template: str, *, prompt: str, completion: str) -> str:
     return "".join(values[piece] if place % 2 else piece for place, piece in enumerate(pieces))
 
 
-def _single_message(row: ScoreRow) -> str:
+def _single_message(row: ScoreRequest) -> str:
     if len(row.messages) != 1:
         raise InputError(
             f"prompt {row.prompt_id} has {len(row.messages)} messages; a scorer's text template takes prompts of one "

@@ -7,14 +7,14 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 
 from stage1_dual.scoring.outputs import HeadOutput, activate
-from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRow
+from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.texts import ReadText, TextReader
 
 Logits = Callable[[Sequence[Sequence[int]], Sequence[Hashable]], np.ndarray]
 
 
 def score_texts(
-    rows: Sequence[ScoreRow],
+    rows: Sequence[ScoreRequest],
     *,
     reader: TextReader,
     logits: Logits,

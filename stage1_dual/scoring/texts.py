@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.scoring.protocol import RowFailure, ScoreRow
+from stage1_dual.scoring.protocol import RowFailure, ScoreRequest
 from stage1_dual.scoring.templates import ScorerTemplate
 
 OverLength = Literal["flag", "fail"]
@@ -52,7 +52,7 @@ class TextReader:
         self._over_length = over_length
         self._bos_token_id = bos_token_id
 
-    def read(self, rows: Sequence[ScoreRow]) -> list[ReadText | RowFailure]:
+    def read(self, rows: Sequence[ScoreRequest]) -> list[ReadText | RowFailure]:
         """One text a row, in the order of the rows; equal texts of a prompt are one object."""
         rendered = [self._render(row) for row in rows]
         distinct = {
@@ -65,7 +65,7 @@ class TextReader:
             for row, text in zip(rows, rendered, strict=True)
         ]
 
-    def _render(self, row: ScoreRow) -> str | RowFailure:
+    def _render(self, row: ScoreRequest) -> str | RowFailure:
         try:
             text = self._template.render(row)
             text.encode()

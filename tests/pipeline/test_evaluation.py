@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint
-from pipeline.evaluation import ScoredSamples, evaluate_policy, judge, mean_interval, predict_tilt
+from pipeline.evaluation import SampleScoresByPrompt, evaluate_policy, judge, mean_interval, predict_tilt
 
 
 def discrete_world(rng, n_prompts=60, n_outcomes=6):
@@ -23,7 +23,7 @@ def draw(rng, reward_po, score_po, policy_po, n):
         outcomes.append(drawn)
         reward.append(r_o[drawn])
         scores.append(g_o[drawn][:, None])
-    return ScoredSamples(reward, scores), outcomes
+    return SampleScoresByPrompt(reward, scores), outcomes
 
 
 def gibbs(reward_po, score_po, lam, beta):
@@ -33,7 +33,7 @@ def gibbs(reward_po, score_po, lam, beta):
 
 
 def enumerate_all(reward_po, score_po):
-    return ScoredSamples(list(reward_po), [g[:, None] for g in score_po])
+    return SampleScoresByPrompt(list(reward_po), [g[:, None] for g in score_po])
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -48,7 +48,7 @@ def test_exact_tilted_policy_closes_all_and_the_reference_closes_nothing(sign):
     lam, beta = 0.7, 0.9
     tilt_po = gibbs(reward_po, sign * score_po, lam, beta)
     kl_p = (tilt_po * np.log(tilt_po * tilt_po.shape[1])).sum(axis=1)
-    exact = ScoredSamples(
+    exact = SampleScoresByPrompt(
         [np.array([value]) for value in (tilt_po * reward_po).sum(axis=1)],
         [np.array([[value]]) for value in (tilt_po * score_po).sum(axis=1)],
     )
@@ -104,7 +104,7 @@ def test_the_optimum_is_not_biased_by_few_responses():
     rng = np.random.default_rng(5)
     n_prompts, n_responses, sd = 4000, 64, 1.3
     reward = sd * rng.normal(size=(n_prompts, n_responses))
-    samples = ScoredSamples(list(reward), list(np.zeros((n_prompts, n_responses, 1))))
+    samples = SampleScoresByPrompt(list(reward), list(np.zeros((n_prompts, n_responses, 1))))
     predicted = predict_tilt(samples, signs_m=np.ones(1), lam_star=np.zeros(1), b_m=np.zeros(1), beta=1.0)
     known = sd**2 / 2
     plug_in = np.log(np.exp(reward).mean(axis=1))
@@ -116,7 +116,7 @@ def test_the_optimum_is_not_biased_by_few_responses():
 
 @pytest.mark.parametrize("logits", [[0.0], [3.0, 3.0], [800.0, -800.0], [-1e4, 0.0, 1e4]])
 def test_the_correction_survives_single_and_extreme_responses(logits):
-    samples = ScoredSamples([np.array(logits)] * 2, [np.zeros((len(logits), 1))] * 2)
+    samples = SampleScoresByPrompt([np.array(logits)] * 2, [np.zeros((len(logits), 1))] * 2)
     predicted = predict_tilt(samples, signs_m=np.ones(1), lam_star=np.zeros(1), b_m=np.zeros(1), beta=1.0)
     largest = max(logits)
     assert (predicted.optimum_p <= largest + 0.5 + 1e-12).all()
@@ -160,8 +160,8 @@ def test_the_worst_constraint_is_the_status():
     ones = [np.ones(4) for _ in range(20)]
     scores = [np.column_stack([np.ones(4), np.ones(4)]) + 0.01 * rng.normal(size=(4, 2)) for _ in range(20)]
     result = evaluate_policy(
-        reference=ScoredSamples(ones, scores),
-        policy=ScoredSamples(ones, scores),
+        reference=SampleScoresByPrompt(ones, scores),
+        policy=SampleScoresByPrompt(ones, scores),
         log_ratio=[np.zeros(4)] * 20,
         reward_name="r",
         constraints=[Constraint("a", ">=", threshold=0.5), Constraint("b", "<=", threshold=0.5)],
@@ -178,21 +178,21 @@ def test_the_worst_constraint_is_the_status():
 
 def test_predict_tilt_without_multiplier_at_large_beta_is_the_reference():
     rng = np.random.default_rng(4)
-    samples = ScoredSamples([rng.normal(size=8) for _ in range(5)], [rng.normal(size=(8, 1)) for _ in range(5)])
+    samples = SampleScoresByPrompt([rng.normal(size=8) for _ in range(5)], [rng.normal(size=(8, 1)) for _ in range(5)])
     predicted = predict_tilt(samples, signs_m=np.ones(1), lam_star=np.zeros(1), b_m=np.zeros(1), beta=1e9)
     assert predicted.reward == pytest.approx(samples.reward_means().mean(), abs=1e-8)
     assert predicted.kl == pytest.approx(0, abs=1e-12)
 
 
 def test_malformed_inputs_are_refused():
-    one = ScoredSamples([np.zeros(2)], [np.zeros((2, 1))])
+    one = SampleScoresByPrompt([np.zeros(2)], [np.zeros((2, 1))])
     with pytest.raises(InputError, match="has no samples"):
-        ScoredSamples([np.zeros(0)], [np.zeros((0, 1))])
+        SampleScoresByPrompt([np.zeros(0)], [np.zeros((0, 1))])
     with pytest.raises(InputError, match="at least 2 test prompts"):
         mean_interval(np.zeros(1))
     with pytest.raises(InputError, match="the policy 1"):
         evaluate_policy(
-            reference=ScoredSamples([np.zeros(2)] * 2, [np.zeros((2, 1))] * 2),
+            reference=SampleScoresByPrompt([np.zeros(2)] * 2, [np.zeros((2, 1))] * 2),
             policy=one,
             log_ratio=[np.zeros(2)],
             reward_name="r",

@@ -17,7 +17,7 @@ import stage1_dual.dual.samples
 from stage1_dual.dual import (
     DualProblem,
     InputError,
-    ScoreRows,
+    UngroupedScores,
     climb_ladder,
     group_in_memory,
     group_on_disk,
@@ -57,7 +57,7 @@ def test_same_multipliers_on_a_cluster(
     monkeypatch.setattr(stage1_dual.dual.on_disk, "_FILE_ROWS", 20_000)
     monkeypatch.setattr(stage1_dual.dual.samples, "PARTITION_ROWS", 20_000)
     r_pk, g_pkm = draw_scores(n_prompts=1_000, n_responses=64, n_constraints=2, seed=0)
-    rows = ScoreRows(np.repeat(np.arange(1_000, dtype=np.uint64), 64), r_pk.reshape(-1), g_pkm.reshape(-1, 2))
+    rows = UngroupedScores(np.repeat(np.arange(1_000, dtype=np.uint64), 64), r_pk.reshape(-1), g_pkm.reshape(-1, 2))
     if where == "memory":
         grouped = group_in_memory(rows)
     else:

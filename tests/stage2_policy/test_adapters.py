@@ -20,7 +20,8 @@ from stage2_policy.data import read_training_data
 from stage2_policy.held_out import estimate_held_out
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.settings import TrainSettings
-from stage2_policy.trainer import TiltedTrainer, TrainResult, train_policy
+from stage2_policy.tilted_trainer import TiltedTrainer
+from stage2_policy.trainer import TrainResult, train_policy
 
 LORA = TrainSettings(
     learning_rate=3e-3,

@@ -13,9 +13,9 @@ from helpers.tiny_models import save_tiny_policy
 from pipeline.contracts.artifacts import file_sha256, read_manifest, write_json, write_manifest
 from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
 from stage2_policy.data import (
-    Responses,
     StepSampler,
     TrainingData,
+    TrainingResponses,
     choose_held_out,
     read_training_data,
     skip_negligible,
@@ -191,12 +191,12 @@ def test_lam_and_beta_retyped_in_the_dual_are_noticed(
         read(broken)
 
 
-def responses_of(counts: Sequence[int], *, seed: int = 0) -> Responses:
+def responses_of(counts: Sequence[int], *, seed: int = 0) -> TrainingResponses:
     rng = np.random.default_rng(seed)
     n = sum(counts)
     prompt_p = np.repeat(np.arange(len(counts)), counts)
     weight = np.concatenate([rng.dirichlet(np.ones(count)) for count in counts])
-    return Responses(
+    return TrainingResponses(
         prompt_ids=tuple(f"p{place}" for place in range(len(counts))),
         prompt_p=prompt_p,
         sample_index=np.concatenate([np.arange(count) for count in counts]),

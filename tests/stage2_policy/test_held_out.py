@@ -3,18 +3,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stage2_policy.data import Responses, segment_softmax
+from stage2_policy.data import TrainingResponses, segment_softmax
 from stage2_policy.held_out import estimate_held_out
 
 BETA = 0.5
 
 
 @pytest.fixture
-def responses() -> Responses:
+def responses() -> TrainingResponses:
     rng = np.random.default_rng(0)
     prompt_p = np.repeat([0, 1, 2], [5, 20, 9])
     tilt = rng.normal(size=34)
-    return Responses(
+    return TrainingResponses(
         prompt_ids=("a", "b", "c"),
         prompt_p=prompt_p,
         sample_index=np.concatenate([np.arange(count) for count in (5, 20, 9)]),
@@ -25,7 +25,7 @@ def responses() -> Responses:
     )
 
 
-def test_reference_closes_nothing_and_the_tilted_weights_everything(responses: Responses) -> None:
+def test_reference_closes_nothing_and_the_tilted_weights_everything(responses: TrainingResponses) -> None:
     ref_logp = np.random.default_rng(1).normal(size=34)
     reference = estimate_held_out(responses, logp=ref_logp, ref_logp=ref_logp, beta=BETA)
     log_ratio = np.log(responses.weight * responses.n_samples)
@@ -39,7 +39,7 @@ def test_reference_closes_nothing_and_the_tilted_weights_everything(responses: R
     assert tilted.loss == pytest.approx(0, abs=1e-12)
 
 
-def test_what_is_left_of_the_gap_is_the_divergence_to_the_tilted_weights(responses: Responses) -> None:
+def test_what_is_left_of_the_gap_is_the_divergence_to_the_tilted_weights(responses: TrainingResponses) -> None:
     logp = np.random.default_rng(3).normal(size=34)
     policy = segment_softmax(logp, responses.prompt_p)
     estimate = estimate_held_out(responses, logp=logp, ref_logp=np.zeros(34), beta=BETA)
@@ -48,7 +48,7 @@ def test_what_is_left_of_the_gap_is_the_divergence_to_the_tilted_weights(respons
     assert estimate.loss > 0
 
 
-def test_lagrangian_is_the_dual_at_the_tilted_weights(responses: Responses) -> None:
+def test_lagrangian_is_the_dual_at_the_tilted_weights(responses: TrainingResponses) -> None:
     # D = beta E_x log mean_k exp(tilt / beta), by a plain loop.
     dual = np.mean(
         [BETA * np.log(np.mean(np.exp(responses.tilt[responses.prompt_p == place] / BETA))) for place in range(3)]
@@ -59,7 +59,7 @@ def test_lagrangian_is_the_dual_at_the_tilted_weights(responses: Responses) -> N
     assert estimate.lagrangian == pytest.approx(dual, abs=1e-12)
 
 
-def test_any_other_policy_closes_less_than_everything(responses: Responses) -> None:
+def test_any_other_policy_closes_less_than_everything(responses: TrainingResponses) -> None:
     rng = np.random.default_rng(2)
     log_ratio = np.log(responses.weight * responses.n_samples)
     for scale in (0.1, 1.0, 3.0):

@@ -17,7 +17,7 @@ from helpers.tabular_policies import (
     total_variation,
 )
 
-from pipeline import config
+from pipeline.config import sections
 from pipeline.contracts.errors import InputError
 from stage2_policy.objectives import OBJECTIVES, Targets, dpo, dpo_soft, read_objective, tilted_kl, tilted_nll
 from stage2_policy.settings import TrainSettings, validate_settings
@@ -300,7 +300,7 @@ def test_a_mixture_is_the_weighted_sum_and_needs_what_its_parts_need() -> None:
 
 
 def test_objectives_for_draws_of_the_reference_alone_are_refused_on_pairs_of_a_data_set() -> None:
-    assert list(config.LIKELIHOODS) == LIKELIHOODS
+    assert list(sections.LIKELIHOODS) == LIKELIHOODS
     assert [name for name, objective in OBJECTIVES.items() if not objective.any_source] == LIKELIHOODS
     for objective in (*LIKELIHOODS, {"dpo": 1.0, LIKELIHOODS[0]: 0.1}):
         validate_settings(TrainSettings(objective=objective))

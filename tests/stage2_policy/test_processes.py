@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from pipeline.cli import main
-from pipeline.config import RECIPES
+from pipeline.config.loading import RECIPES
 from pipeline.contracts.artifacts import read_manifest
 from stage2_policy.settings import TrainSettings
 from stage2_policy.trainer import train_policy

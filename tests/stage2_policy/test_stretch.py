@@ -13,7 +13,7 @@ from helpers.tiny_models import save_tiny_policy
 from transformers import AutoModelForCausalLM
 
 from pipeline.contracts.errors import InputError
-from stage2_policy.data import Responses, segment_softmax
+from stage2_policy.data import TrainingResponses, segment_softmax
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.settings import TrainSettings
 from stage2_policy.stretch import WIDEST, matching_factor, stretch_policy
@@ -30,10 +30,10 @@ SETTINGS = TrainSettings(
 )
 
 
-def draw_responses(rng: np.random.Generator, *, n_prompts: int = 200, k: int = 64) -> Responses:
+def draw_responses(rng: np.random.Generator, *, n_prompts: int = 200, k: int = 64) -> TrainingResponses:
     prompt_p = np.repeat(np.arange(n_prompts), k)
     tilt = rng.normal(size=n_prompts * k)
-    return Responses(
+    return TrainingResponses(
         prompt_ids=tuple(f"{place:04d}" for place in range(n_prompts)),
         prompt_p=prompt_p,
         sample_index=np.tile(np.arange(k), n_prompts),

@@ -22,7 +22,8 @@ from stage2_policy.held_out import estimate_held_out
 from stage2_policy.logprobs import IGNORED, score_sequences
 from stage2_policy.objectives import OBJECTIVES
 from stage2_policy.settings import TrainSettings
-from stage2_policy.trainer import TiltedTrainer, TrainResult, train_policy
+from stage2_policy.tilted_trainer import TiltedTrainer
+from stage2_policy.trainer import TrainResult, train_policy
 
 SETTINGS = TrainSettings(
     objective={"tilted_pairwise": 1.0, "tilted_nll": 0.1},
@@ -136,7 +137,7 @@ def test_policy_is_an_ordinary_checkpoint(
 
 
 def test_bending_defaults_of_the_reference_are_not_handed_on(reference: Path, tmp_path: Path) -> None:
-    from stage2_policy.export import save_policy
+    from stage2_policy.saving import save_policy
 
     model = AutoModelForCausalLM.from_pretrained(reference)
     model.generation_config.update(do_sample=True, top_p=0.8, temperature=0.6, top_k=20, repetition_penalty=1.1)
@@ -255,10 +256,10 @@ def test_trained_tokens_are_the_sampled_tokens(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from stage2_policy import trainer
+    from stage2_policy import tilted_trainer
 
     seen = []
-    original: Callable[..., torch.Tensor] = trainer.sequence_logp
+    original: Callable[..., torch.Tensor] = tilted_trainer.sequence_logp
 
     def record(model: torch.nn.Module, batch: Any) -> torch.Tensor:
         for row, place in enumerate(batch.prefix_of_row):
@@ -269,7 +270,7 @@ def test_trained_tokens_are_the_sampled_tokens(
             seen.append(((*prefix, last), tuple(completion)))
         return original(model, batch)
 
-    monkeypatch.setattr(trainer, "sequence_logp", record)
+    monkeypatch.setattr(tilted_trainer, "sequence_logp", record)
     settings = replace(SETTINGS, epochs=1, evaluations=1)
     train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
 

@@ -17,10 +17,10 @@ from pipeline.baselines.command import build_study, run_experiments
 from pipeline.baselines.experiments import EXPERIMENTS
 from pipeline.baselines.results import markdown_table
 from pipeline.baselines.study import Study, at_margin, change_config
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
 from pipeline.contracts.artifacts import read_json, read_manifest
 from pipeline.contracts.errors import ConfigError, InputError, StaleArtifactError
-from pipeline.steps import run_steps
+from pipeline.steps.runner import run_steps
 
 MARGINS = (0.005, 0.01)
 

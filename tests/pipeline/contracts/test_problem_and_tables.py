@@ -1,15 +1,9 @@
 import pytest
 
-from pipeline.contracts.errors import (
-    ConfigError,
-    ConstraintsNotSatisfiedError,
-    DualignError,
-    InfeasibleError,
-    InputError,
-    NotCertifiedError,
-)
+from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError, InputError
 from pipeline.contracts.problem import Constraint, read_constraint
 from pipeline.contracts.tables import prompt_id, require_unique
+from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import RECIPES, is_hub_id, load_config
+from pipeline.config.loading import RECIPES, load_config
 from pipeline.contracts.errors import ConfigError, CorruptArtifactError, InputError
 from pipeline.published import numbers, read_data_set_facts, read_model_facts, read_numbers, read_points
+from pipeline.scorers.models import is_hub_id
 
 METRICS = {
     "predicted_safety_gain",

@@ -20,10 +20,10 @@ from pipeline.contracts.artifacts import Manifest, write_json, write_manifest
 from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.contracts.shards import write_table
 from pipeline.contracts.tables import PROMPTS, SAMPLES, prompt_id, tilted_schema
-from pipeline.evaluation import ScoredSamples, evaluate_policy
-from pipeline.frontiers import sweep_constraints, write_frontier
-from pipeline.scores import ScoredRows
-from pipeline.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
+from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
+from pipeline.dual.sweep import sweep_constraints, write_frontier
+from pipeline.evaluation import SampleScoresByPrompt, evaluate_policy
+from pipeline.scoring.joined import JoinedScores
 
 BETA = 1.0
 COMPLETION = "Take a walk & call <someone> you trust."
@@ -166,10 +166,10 @@ def _build_run(
     return BuiltRun(folder, json.loads(json.dumps(dual)), json.loads(json.dumps(evaluation)), log)
 
 
-def _rows(ids: Sequence[str], scores_pkx: np.ndarray) -> ScoredRows:
+def _rows(ids: Sequence[str], scores_pkx: np.ndarray) -> JoinedScores:
     n_prompts, n_samples, _ = scores_pkx.shape
     flat_nx = scores_pkx.reshape(n_prompts * n_samples, -1)
-    return ScoredRows(
+    return JoinedScores(
         prompt_ids=tuple(ids),
         prompt_n=np.repeat(np.arange(n_prompts), n_samples),
         sample_index_n=np.tile(np.arange(n_samples), n_prompts),
@@ -179,8 +179,8 @@ def _rows(ids: Sequence[str], scores_pkx: np.ndarray) -> ScoredRows:
     )
 
 
-def _scored(scores_pkx: np.ndarray) -> ScoredSamples:
-    return ScoredSamples(reward=list(scores_pkx[..., 0]), constraints=list(scores_pkx[..., 1:]))
+def _scored(scores_pkx: np.ndarray) -> SampleScoresByPrompt:
+    return SampleScoresByPrompt(reward=list(scores_pkx[..., 0]), constraints=list(scores_pkx[..., 1:]))
 
 
 def _write_tilted(

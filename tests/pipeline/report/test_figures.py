@@ -9,7 +9,7 @@ import pytest
 from helpers.figures import require_nothing_cut_off
 from matplotlib.figure import Figure
 
-from pipeline.config import load_config
+from pipeline.config.loading import load_config
 from pipeline.report.figures import (
     Bound,
     Comparison,

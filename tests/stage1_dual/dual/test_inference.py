@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.dual_problems import GaussianPopulation, draw_scores
 
-import stage1_dual.dual.inference
+import stage1_dual.dual.prompt_sums
 from stage1_dual.dual import (
     DualProblem,
     InputError,
@@ -232,7 +232,7 @@ def test_very_many_prompts_are_drawn_in_runs(monkeypatch: pytest.MonkeyPatch) ->
     solution = solve_dual(problem)
     singly = bootstrap_intervals(problem, solution, rng=np.random.default_rng(0), n_replicates=4_000)
     # 150 prompts in runs of 4, the last of 2.
-    monkeypatch.setattr(stage1_dual.dual.inference, "_MOST_UNITS", 40)
+    monkeypatch.setattr(stage1_dual.dual.prompt_sums, "_MOST_UNITS", 40)
     in_runs = bootstrap_intervals(problem, solution, rng=np.random.default_rng(1), n_replicates=4_000)
     widths = [np.diff(found.multipliers).reshape(-1) for found in (singly, in_runs)]
     # 38 units instead of 150: widths are known to about 1 / sqrt(2 * 37) = 12% each.
@@ -278,7 +278,7 @@ def test_groups_of_prompts_are_thrown_together_at_random(monkeypatch: pytest.Mon
     solution = solve_dual(problem)
     errors = []
     for units in (20_000, 100):
-        monkeypatch.setattr(stage1_dual.dual.inference, "_MOST_UNITS", units)
+        monkeypatch.setattr(stage1_dual.dual.prompt_sums, "_MOST_UNITS", units)
         errors.append(float(sandwich_standard_errors(problem, solution).policy.constraints[0]))
         intervals = bootstrap_intervals(problem, solution, rng=np.random.default_rng(1), n_replicates=2_000)
         errors.append(float(np.diff(intervals.policy.constraints[0])[0]) / 3.92)

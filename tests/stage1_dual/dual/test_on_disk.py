@@ -11,7 +11,7 @@ import stage1_dual.dual.on_disk
 from stage1_dual.dual import (
     DualProblem,
     InputError,
-    ScoreRows,
+    UngroupedScores,
     bootstrap_intervals,
     climb_ladder,
     group_on_disk,
@@ -33,10 +33,10 @@ def _rows(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids[keep], 1e3 + r_pk.reshape(-1)[keep], g_pkm.reshape(-1, 2)[keep] - 50
 
 
-def _chunks(ids: np.ndarray, reward: np.ndarray, scores: np.ndarray, size: int) -> Iterator[ScoreRows]:
+def _chunks(ids: np.ndarray, reward: np.ndarray, scores: np.ndarray, size: int) -> Iterator[UngroupedScores]:
     for first in range(0, len(ids), size):
         chunk = slice(first, first + size)
-        yield ScoreRows(ids[chunk], reward[chunk], scores[chunk])
+        yield UngroupedScores(ids[chunk], reward[chunk], scores[chunk])
 
 
 @pytest.mark.usefixtures("small_partitions")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.dual_problems import FloatArray, draw_scores
 
+import stage1_dual.dual.blocks
 import stage1_dual.dual.samples
 from stage1_dual.dual import InputError
 from stage1_dual.dual.samples import SampleScores
@@ -35,7 +36,7 @@ def test_correlation_is_within_prompts_whatever_the_units(
 ) -> None:
     # Several partitions, each of several tiles.
     monkeypatch.setattr(stage1_dual.dual.samples, "PARTITION_ROWS", 20_000)
-    monkeypatch.setattr(stage1_dual.dual.samples, "TILE_ROWS", 6_000)
+    monkeypatch.setattr(stage1_dual.dual.blocks, "TILE_ROWS", 6_000)
     r_pk, g_pkm = draw_scores(n_prompts=n_prompts, n_responses=60, n_constraints=2, seed=1)
     # A power of two, and numbers that the offset has rounded: what follows is exact.
     scale = 2.0 ** round(np.log2(scale))
@@ -48,7 +49,7 @@ def test_correlation_is_within_prompts_whatever_the_units(
 
 
 def test_units_may_differ_between_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage1_dual.dual.samples, "TILE_ROWS", 100)
+    monkeypatch.setattr(stage1_dual.dual.blocks, "TILE_ROWS", 100)
     r_pk, g_pkm = draw_scores(n_prompts=3, n_responses=100, n_constraints=1, seed=2)
     # No response of the first prompt differs, those of the second hardly, and only the third counts.
     g_pkm[0] = 3.0

@@ -13,18 +13,20 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.tables import prompt_id
 from stage1_dual.scoring.column import ColumnScorer
 from stage1_dual.scoring.outputs import Affine
-from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRow
+from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("why?", "how?\nnow", "")]
 ROWS = [
-    ScoreRow(prompt_id(prompt), k, prompt, f"answer {p}.{k}", columns={"sampler_logp": -1.5 * k})
+    ScoreRequest(prompt_id(prompt), k, prompt, f"answer {p}.{k}", columns={"sampler_logp": -1.5 * k})
     for p, prompt in enumerate(PROMPTS)
     for k in range(2)
 ]
 NUMBERS = [0.25, -1.0, 3.0, 4.5, 1e-3, 7.0]
 
 
-def by(prompt: Callable[[ScoreRow], object], sample: Callable[[ScoreRow], object], names: tuple[str, str]) -> pa.Table:
+def by(
+    prompt: Callable[[ScoreRequest], object], sample: Callable[[ScoreRequest], object], names: tuple[str, str]
+) -> pa.Table:
     return pa.table(
         {names[0]: [prompt(row) for row in ROWS], names[1]: [sample(row) for row in ROWS], "quality": NUMBERS}
     )
@@ -66,14 +68,14 @@ def test_scores_are_looked_up_by_key(tmp_path: Path, keys: str, suffix: str) -> 
 def test_a_prompt_is_known_by_its_last_message_too(tmp_path: Path) -> None:
     table = write(TABLES["texts"], tmp_path / "scores.parquet")
     messages = [{"role": "system", "content": "be brief"}, *PROMPTS[0]]
-    row = ScoreRow(prompt_id(messages), 0, messages, "answer 0.0")
+    row = ScoreRequest(prompt_id(messages), 0, messages, "answer 0.0")
     assert values(ColumnScorer("quality", table=table).score([row])) == [NUMBERS[0]]
 
 
 def test_a_column_of_the_samples() -> None:
     scorer = ColumnScorer("sampler_logp", affine=Affine(-1))
     assert values(scorer.score(ROWS)) == [0.0, 1.5] * 3
-    assert values(scorer.score([ScoreRow("p", 0, PROMPTS[0], "")])) == ["the column 'sampler_logp' is None there"]
+    assert values(scorer.score([ScoreRequest("p", 0, PROMPTS[0], "")])) == ["the column 'sampler_logp' is None there"]
 
 
 def test_rows_without_a_number_fail_alone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.contracts.errors import InputError
 from stage1_dual.scoring.log_ratio import LogRatioScorer, read_pairs
 from stage1_dual.scoring.outputs import Affine
-from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRow
+from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +23,21 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(save_tiny_policy(folder / "tuned", seed=1)), str(save_tiny_policy(folder / "reference", seed=2))
 
 
-def make_rows(*, prompts: int, samples: int) -> list[ScoreRow]:
+def make_rows(*, prompts: int, samples: int) -> list[ScoreRequest]:
     rng = random.Random(0)
     rows = []
     for p in range(prompts):
         prompt = [1, *rng.choices(range(5, 300), k=rng.randint(2, 40))]
         rows += [
-            ScoreRow(f"p{p}", k, [{"role": "user", "content": "x"}], "y", prompt, rng.choices(range(300), k=1 + 5 * k))
+            ScoreRequest(
+                f"p{p}", k, [{"role": "user", "content": "x"}], "y", prompt, rng.choices(range(300), k=1 + 5 * k)
+            )
             for k in range(samples)
         ]
     return rows
 
 
-def logp(folder: str, row: ScoreRow) -> float:
+def logp(folder: str, row: ScoreRequest) -> float:
     model = AutoModelForCausalLM.from_pretrained(folder)
     ids = [*row.prompt_token_ids, *row.completion_token_ids]
     with torch.inference_mode():
@@ -74,9 +76,9 @@ def test_rows_that_cannot_be_scored_fail_alone(policies: tuple[str, str]) -> Non
     scorer = LogRatioScorer(policies[0], reference=policies[1], max_length=60)
     found = scorer.score(
         [
-            ScoreRow("p", 0, messages, "y"),
-            ScoreRow("p", 1, messages, "y", [1] * 40, [7] * 21),
-            ScoreRow("p", 2, messages, "y", [1, 2], [3, 320]),
+            ScoreRequest("p", 0, messages, "y"),
+            ScoreRequest("p", 1, messages, "y", [1] * 40, [7] * 21),
+            ScoreRequest("p", 2, messages, "y", [1, 2], [3, 320]),
             good,
         ]
     )
@@ -118,7 +120,7 @@ def test_the_calibration_on_pairs_of_known_order(policies: tuple[str, str], tmp_
 
     def ratio(prompt: str, response: str) -> float:
         ids = tokenizer(f"<user>{prompt}<assistant>")["input_ids"]
-        row = ScoreRow("p", 0, [], "", ids, [*tokenizer(response, add_special_tokens=False)["input_ids"], 2])
+        row = ScoreRequest("p", 0, [], "", ids, [*tokenizer(response, add_special_tokens=False)["input_ids"], 2])
         return logp(tuned, row) - logp(reference, row)
 
     ordered = [(prompt, a, b) if ratio(prompt, a) > ratio(prompt, b) else (prompt, b, a) for prompt, a, b in texts]

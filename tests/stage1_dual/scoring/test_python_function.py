@@ -11,10 +11,10 @@ import pytest
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.scoring.outputs import Affine
-from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRow
+from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.python_function import PythonScorer, find_source
 
-ROWS = [ScoreRow(f"p{k}", 0, [{"role": "user", "content": "u"}], "word " * k) for k in range(4)]
+ROWS = [ScoreRequest(f"p{k}", 0, [{"role": "user", "content": "u"}], "word " * k) for k in range(4)]
 _NUMBERS = itertools.count()
 
 

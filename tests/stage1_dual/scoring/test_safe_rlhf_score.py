@@ -16,19 +16,19 @@ from transformers import AutoTokenizer
 from pipeline.contracts.errors import InputError
 from stage1_dual.checkpoints import check_score_model_checkpoint
 from stage1_dual.scoring.outputs import Affine, HeadOutput
-from stage1_dual.scoring.protocol import Score, ScoreRow
+from stage1_dual.scoring.protocol import Score, ScoreRequest
 from stage1_dual.scoring.safe_rlhf_score import SafeRlhfScorer
 
 WORDS = ("take", "a", "small", "step", "call", "your", "friend", "and", "rest", "what", "could", "I", "do", "alone")
 
 
-def make_rows(*, prompts: int, samples: int) -> list[ScoreRow]:
+def make_rows(*, prompts: int, samples: int) -> list[ScoreRequest]:
     rng = random.Random(0)
     rows = []
     for p in range(prompts):
         prompt = " ".join(rng.choices(WORDS, k=rng.randint(1, 8)))
         rows += [
-            ScoreRow(
+            ScoreRequest(
                 f"p{p}", k, [{"role": "user", "content": prompt}], " ".join(rng.choices(WORDS, k=rng.randint(1, 9)))
             )
             for k in range(samples)
@@ -36,13 +36,13 @@ def make_rows(*, prompts: int, samples: int) -> list[ScoreRow]:
     return rows
 
 
-def values(scorer: SafeRlhfScorer, rows: Sequence[ScoreRow]) -> list[tuple[float, ...]]:
+def values(scorer: SafeRlhfScorer, rows: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
     found = scorer.score(rows)
     assert all(isinstance(score, Score) for score in found)
     return [score.values for score in found if isinstance(score, Score)]
 
 
-def expected(folder: Path, rows: Sequence[ScoreRow]) -> list[tuple[float, ...]]:
+def expected(folder: Path, rows: Sequence[ScoreRequest]) -> list[tuple[float, ...]]:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [
         f"BEGINNING OF CONVERSATION: USER: {row.messages[0]['content']} ASSISTANT:{row.completion}<eos>"

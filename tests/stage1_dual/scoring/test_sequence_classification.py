@@ -27,28 +27,28 @@ from transformers import (
 from pipeline.contracts.errors import InputError
 from stage1_dual.scoring.loading import Dtype
 from stage1_dual.scoring.outputs import Affine, HeadOutput
-from stage1_dual.scoring.protocol import RowFailure, Score, Scorer, ScoreRow
+from stage1_dual.scoring.protocol import RowFailure, Score, Scorer, ScoreRequest
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
 
 WORDS = ("take", "a", "small", "step", "call", "your", "friend", "and", "rest", "what", "could", "I", "do", "alone")
 
 
-def make_rows(n: int, *, seed: int = 0) -> list[ScoreRow]:
+def make_rows(n: int, *, seed: int = 0) -> list[ScoreRequest]:
     rng = random.Random(seed)
 
     def text(longest: int) -> str:
         return " ".join(rng.choices(WORDS, k=rng.randint(1, longest)))
 
-    return [ScoreRow(f"p{k}", 0, [{"role": "user", "content": text(8)}], text(14)) for k in range(n)]
+    return [ScoreRequest(f"p{k}", 0, [{"role": "user", "content": text(8)}], text(14)) for k in range(n)]
 
 
-def scores_of(scorer: Scorer, rows: Sequence[ScoreRow]) -> list[Score]:
+def scores_of(scorer: Scorer, rows: Sequence[ScoreRequest]) -> list[Score]:
     found = scorer.score(rows)
     assert all(isinstance(score, Score) for score in found)
     return [score for score in found if isinstance(score, Score)]
 
 
-def values(scorer: Scorer, rows: Sequence[ScoreRow]) -> list[float]:
+def values(scorer: Scorer, rows: Sequence[ScoreRequest]) -> list[float]:
     """The first value of each row."""
     return [score.values[0] for score in scores_of(scorer, rows)]
 
@@ -102,8 +102,8 @@ def test_no_rows_no_scores(tmp_path: Path) -> None:
 def test_a_long_text_is_scored_from_its_end_and_flagged(tmp_path: Path) -> None:
     folder = save_tiny_classifier(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    long = ScoreRow("a", 0, [{"role": "user", "content": "rest " * 40}], "call your friend")
-    short = ScoreRow("b", 0, [{"role": "user", "content": "why?"}], "rest")
+    long = ScoreRequest("a", 0, [{"role": "user", "content": "rest " * 40}], "call your friend")
+    short = ScoreRequest("b", 0, [{"role": "user", "content": "why?"}], "rest")
     scorer = SequenceClassificationScorer(str(folder), max_length=60)
     scores = scores_of(scorer, [long, short])
     assert [score.truncated for score in scores] == [True, False]
@@ -138,7 +138,7 @@ def test_positions_behind_the_padding_id_are_no_length(tmp_path: Path) -> None:
     config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=60, pad_token_id=pad, **sizes)
     RobertaForSequenceClassification(config).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    row = ScoreRow("a", 0, [{"role": "user", "content": "rest " * 80}], "call your friend")
+    row = ScoreRequest("a", 0, [{"role": "user", "content": "rest " * 80}], "call your friend")
     scorer = SequenceClassificationScorer(str(tmp_path))
     assert scores_of(scorer, [row])[0].truncated
     assert scorer.describe()["max_length"] == 60 - pad - 1
@@ -273,8 +273,8 @@ def test_an_unknown_label_names_those_there_are(tmp_path: Path) -> None:
 
 def test_a_long_text_fails_where_that_is_asked_for(tmp_path: Path) -> None:
     folder = save_tiny_classifier(tmp_path)
-    long = ScoreRow("a", 0, [{"role": "user", "content": "rest " * 40}], "call your friend")
-    short = ScoreRow("b", 0, [{"role": "user", "content": "why?"}], "rest")
+    long = ScoreRequest("a", 0, [{"role": "user", "content": "rest " * 40}], "call your friend")
+    short = ScoreRequest("b", 0, [{"role": "user", "content": "why?"}], "rest")
     failure, score = SequenceClassificationScorer(str(folder), max_length=60, over_length="fail").score([long, short])
     assert isinstance(failure, RowFailure)
     assert re.fullmatch(r"the text has \d+ tokens; the scorer reads 60", failure.reason)
@@ -290,8 +290,8 @@ def test_a_poisoned_row_fails_alone(tmp_path: Path) -> None:
     folder = save_tiny_classifier(tmp_path / "model")
     scorer = SequenceClassificationScorer(str(folder), template=str(template))
     good = make_rows(3)
-    system = ScoreRow("s", 0, [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], "z")
-    broken = ScoreRow("u", 0, [{"role": "user", "content": "half a pair \ud83d"}], "z")
+    system = ScoreRequest("s", 0, [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], "z")
+    broken = ScoreRequest("u", 0, [{"role": "user", "content": "half a pair \ud83d"}], "z")
     found = scorer.score([good[0], system, good[1], broken, good[2]])
     failures = [result.reason for result in found if isinstance(result, RowFailure)]
     assert failures == [
@@ -305,8 +305,10 @@ def test_a_poisoned_row_fails_alone(tmp_path: Path) -> None:
 def test_responses_to_a_prompt_share_it_and_score_the_same(tmp_path: Path) -> None:
     folder = save_tiny_classifier(tmp_path, labels=2, pad_is_eos=True)
     prompts = [row.messages for row in make_rows(4, seed=3)]
-    rows = [ScoreRow(f"p{k % 4}", k, prompts[k % 4], row.completion) for k, row in enumerate(make_rows(40, seed=4))]
-    rows.append(ScoreRow("p0", 40, prompts[0], ""))  # nothing but what all share, and the EOS that pads
+    rows = [
+        ScoreRequest(f"p{k % 4}", k, prompts[k % 4], row.completion) for k, row in enumerate(make_rows(40, seed=4))
+    ]
+    rows.append(ScoreRequest("p0", 40, prompts[0], ""))  # nothing but what all share, and the EOS that pads
     shared = SequenceClassificationScorer(str(folder))
     whole = SequenceClassificationScorer(str(folder), share_prefixes=False)
     assert values(shared, rows) == pytest.approx(values(whole, rows), abs=1e-5)
@@ -359,7 +361,9 @@ def save_windowed(folder: Path) -> Path:
 def test_other_architectures(tmp_path: Path, save: Callable[[Path], Path], dtype: Dtype) -> None:
     folder = save(tmp_path)
     prompts = [row.messages for row in make_rows(3, seed=3)]
-    rows = [ScoreRow(f"p{k % 3}", k, prompts[k % 3], row.completion) for k, row in enumerate(make_rows(21, seed=4))]
+    rows = [
+        ScoreRequest(f"p{k % 3}", k, prompts[k % 3], row.completion) for k, row in enumerate(make_rows(21, seed=4))
+    ]
     found = values(SequenceClassificationScorer(str(folder), outputs=[HeadOutput(1)], dtype=dtype), rows)
     expected = [alone(folder, f"<user>{r.messages[0]['content']}<assistant>{r.completion}<eos>", 1) for r in rows]
     assert found == pytest.approx(expected, abs=1e-5 if dtype == "float32" else 0.1)

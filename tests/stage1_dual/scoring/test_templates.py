@@ -6,10 +6,10 @@ import pytest
 from helpers.tiny_models import BOS, Bos, build_tokenizer
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.scoring.protocol import ScoreRow
+from stage1_dual.scoring.protocol import ScoreRequest
 from stage1_dual.scoring.templates import ScorerTemplate
 
-ROW = ScoreRow("a", 0, [{"role": "user", "content": " why?"}], " because \n")
+ROW = ScoreRequest("a", 0, [{"role": "user", "content": " why?"}], " because \n")
 BEAVER = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{completion}<eos>"
 
 
@@ -29,7 +29,7 @@ def test_a_template_file_replaces_it(tmp_path: Path) -> None:
 def test_a_text_template_is_filled_in_once() -> None:
     template = ScorerTemplate(build_tokenizer(), BEAVER)
     assert template.render(ROW) == "BEGINNING OF CONVERSATION: USER:  why? ASSISTANT: because \n<eos>"
-    tricky = ScoreRow("a", 0, [{"role": "user", "content": "{completion} {0} {"}], "{prompt}")
+    tricky = ScoreRequest("a", 0, [{"role": "user", "content": "{completion} {0} {"}], "{prompt}")
     assert template.render(tricky) == "BEGINNING OF CONVERSATION: USER: {completion} {0} { ASSISTANT:{prompt}<eos>"
 
 
@@ -51,7 +51,7 @@ def test_a_tokenizer_without_bos_gets_none() -> None:
 
 
 def test_a_text_template_takes_one_message_only() -> None:
-    row = ScoreRow("a17", 0, [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "c")
+    row = ScoreRequest("a17", 0, [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "c")
     with pytest.raises(InputError, match="prompt a17 has 2 messages"):
         ScorerTemplate(build_tokenizer(), BEAVER).render(row)
     assert ScorerTemplate(build_tokenizer(), None).render(row) == "<user>s<user>u<assistant>c<eos>"
@@ -60,7 +60,7 @@ def test_a_text_template_takes_one_message_only() -> None:
 def test_a_text_without_a_prompt_reads_the_completion_alone() -> None:
     two = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     template = ScorerTemplate(build_tokenizer(), "{completion}")
-    assert template.render(ScoreRow("a", 0, two, "c {prompt}")) == "c {prompt}"
+    assert template.render(ScoreRequest("a", 0, two, "c {prompt}")) == "c {prompt}"
     assert template.render(ROW) == " because \n"
     assert template.encode(["c"]) == ScorerTemplate(build_tokenizer(), BEAVER).encode(["c"])
 

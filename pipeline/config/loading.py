@@ -1,0 +1,206 @@
+"""From a recipe file and settings of the command line to a configuration, every fault of it at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from pipeline.config.recipe import RunConfig
+from pipeline.contracts.errors import ConfigError
+from pipeline.contracts.section import nearest
+from pipeline.scorers.kinds import SCORER_SETTINGS
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+_NAME = re.compile(r"^[A-Za-z_][\w-]*$")
+
+
+def load_config(
+    path: Path, overrides: Mapping[str, str] | None = None, *, pairs_limit: str | None = None
+) -> RunConfig:
+    """Read a recipe and apply ``section.key -> text`` overrides (text is read as YAML).
+
+    Args:
+        path: a YAML file, or the bare name of a shipped recipe.
+        overrides: dotted key to text, as on the command line.
+        pairs_limit: text for ``training.pairs.limit`` of a recipe that trains on pairs of a data set.
+
+    Raises:
+        ConfigError: lists every fault, with the nearest valid name where a name is unknown.
+    """
+    found = _find_recipe(path)
+    source = f"{found}" + (" with the settings of the command line" if overrides else "")
+    try:
+        tree = yaml.load(found.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError([f"not valid YAML: {error}"], source=str(found)) from error
+    except OSError as error:
+        raise ConfigError([f"cannot be read: {error.strerror or error}"], source=str(found)) from error
+    if not isinstance(tree, dict):
+        raise ConfigError([f"holds {type(tree).__name__}; it must be a mapping of settings"], source=str(found))
+    for key, text in (overrides or {}).items():
+        _set(tree, key, text)
+    training = tree.get("training")
+    if pairs_limit is not None and isinstance(training, Mapping) and training.get("pairs") is not None:
+        _set(tree, "training.pairs.limit", pairs_limit)
+    _look_beside(found, tree)
+    return build_config(tree, source=source)
+
+
+def build_config(tree: Mapping[str, Any], *, source: str) -> RunConfig:
+    """Validate a nested mapping of settings.
+
+    Raises:
+        ConfigError: lists every fault.
+    """
+    faults: list[str] = []
+    config: RunConfig | None = None
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        faults.extend(_describe(fault) for fault in error.errors())
+    faults.extend(_cross_faults(tree))
+    if faults or config is None:
+        raise ConfigError(list(dict.fromkeys(faults)), source=source)
+    return config
+
+
+def _find_recipe(path: Path) -> Path:
+    if path.is_file():
+        return path
+    shipped = RECIPES / f"{path.name}.yaml"
+    if path.parent == Path() and shipped.is_file():
+        return shipped
+    names = [recipe.stem for recipe in RECIPES.glob("*.yaml")]
+    raise ConfigError(
+        [f"there is no such file, and no such shipped recipe{nearest(path.stem, names)}"], source=str(path)
+    )
+
+
+def _look_beside(recipe: Path, tree: Mapping[str, Any]) -> None:
+    """The functions of a recipe are looked for in its own folder, unless it names another."""
+    scorers = tree.get("scorers")
+    for scorer in scorers.values() if isinstance(scorers, Mapping) else ():
+        if isinstance(scorer, dict) and scorer.get("kind") == "python":
+            scorer.setdefault("folder", str(recipe.parent))
+
+
+def _set(tree: dict[str, Any], key: str, text: str) -> None:
+    *sections, leaf = key.split(".")
+    node = tree
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError([f"`{key}`: `{section}` is a value, not a section"], source="the command line")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            [f"`{key}` is {text!r}, which is not a YAML value: {error}"], source="the command line"
+        ) from error
+
+
+def _describe(fault: Any) -> str:
+    # Within a scorer, pydantic names its kind as if it were a setting.
+    in_scorer = fault["loc"][:1] == ("scorers",)
+    place = ".".join(str(part) for k, part in enumerate(fault["loc"]) if not (in_scorer and k == 2))
+    kind, value = fault["type"], fault.get("input")
+    if kind == "union_tag_invalid":
+        tag = str(fault["ctx"]["tag"])
+        return f"`{place}.kind` is {tag!r}; there is no such kind{nearest(tag, SCORER_SETTINGS)}"
+    if kind == "union_tag_not_found":
+        return f"`{place}` is {value!r}; a scorer is a mapping of settings"
+    if kind == "extra_forbidden":
+        return f"unknown setting `{place}`{nearest(str(fault['loc'][-1]), _fields_at(fault['loc'][:-1]))}"
+    if kind == "missing":
+        return f"`{place}` is missing; it has no default"
+    message = fault["msg"].removeprefix("Value error, ")
+    if isinstance(value, str | int | float | bool) or value is None:
+        return f"`{place}` is {value!r}: {message[:1].lower()}{message[1:]}"
+    return f"`{place}`: {message}" if place else message
+
+
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    model: Any = RunConfig
+    for part in location:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            annotation: Any = model.model_fields[str(part)].annotation
+            arguments: Any = getattr(annotation, "__args__", ())
+            model = arguments[1] if getattr(annotation, "__origin__", None) is dict else annotation
+            if type(None) in arguments:  # a section that may be left out
+                model = arguments[0]
+        elif part in SCORER_SETTINGS:
+            model = SCORER_SETTINGS[str(part)]
+        # Other keys of a dict section (names of scorers, constraints) leave the model as it is.
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
+    """Faults between sections; read from the raw tree, so that they are found beside the others."""
+    scorers, constraints = tree.get("scorers"), tree.get("constraints")
+    faults: list[str] = []
+    if isinstance(scorers, Mapping):
+        faults.extend(
+            f"`scorers.{name}`: a name is letters, digits, `_` and `-`, and begins with a letter"
+            for name in scorers
+            if not _NAME.match(str(name))
+        )
+        reward = tree.get("reward")
+        if isinstance(reward, str) and reward not in scorers:
+            faults.append(f"`reward` is {reward!r}: there is no such scorer{nearest(reward, map(str, scorers))}")
+        if isinstance(constraints, Mapping):
+            faults.extend(
+                f"`constraints.{name}`: there is no scorer of this name{nearest(str(name), map(str, scorers))}"
+                for name in constraints
+                if name not in scorers
+            )
+            if isinstance(reward, str) and reward in constraints:
+                faults.append(f"`constraints.{reward}` bounds the reward itself; a constraint bounds another score")
+    if isinstance(constraints, Mapping) and not constraints:
+        faults.append("`constraints` is empty; it needs at least one")
+    faults.extend(_pair_faults(tree))
+    published = tree.get("published")
+    if isinstance(published, Mapping) and isinstance(published.get("constraints"), Mapping):
+        bounds = {str(name): bound for name, bound in constraints.items()} if isinstance(constraints, Mapping) else {}
+        faults.extend(
+            f"`published.constraints.{name}`: there is no such constraint{nearest(str(name), bounds)}"
+            for name in published["constraints"]
+            if str(name) not in bounds
+        )
+        faults.extend(
+            f"`published.constraints.{name}`: a gain is better where it is higher, and this constraint is from above; "
+            "turn its score with `sign: -1`"
+            for name in published["constraints"]
+            if isinstance(bound := bounds.get(str(name)), Mapping) and bound.get("direction") == "<="
+        )
+    return faults
+
+
+def _pair_faults(tree: Mapping[str, Any]) -> list[str]:
+    """Scores that pairs of a data set cannot have: a column is looked up by the key of a sampled response."""
+    training, scorers, constraints = tree.get("training"), tree.get("scorers"), tree.get("constraints")
+    if not isinstance(training, Mapping) or training.get("pairs") is None or not isinstance(scorers, Mapping):
+        return []
+    used = [tree.get("reward"), *(constraints if isinstance(constraints, Mapping) else ())]
+    return [
+        f"`scorers.{name}.kind` is 'column', which has scores of the sampled responses alone, and `training.pairs` "
+        "names other ones; it must be a scorer that computes its scores"
+        for name in used
+        if isinstance(scorer := scorers.get(name), Mapping) and scorer.get("kind") == "column"
+    ]
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """The safe loader, which also refuses a key written twice (YAML would keep the last one in silence)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)

@@ -1,0 +1,308 @@
+"""The sections of a run configuration, each with the rules between its own settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.problem import Direction
+from pipeline.contracts.section import Positive, Section
+from pipeline.published import PublishedPoint, read_points
+from pipeline.scorers.models import ModelSettings
+from stage1_dual.sampling.protocol import Distribution
+
+
+class _SourceSettings(Section):
+    """A source of rows with prompts: a Parquet, JSON Lines or CSV file; a folder or a Hub id that
+    ``datasets.load_dataset`` reads.
+    """
+
+    source: str
+    revision: str | None = None
+    """Branch, tag or commit of a data set on the Hub, which needs one."""
+    dataset_config: str | None = None
+    """Name of a configuration of the data set."""
+    dataset_splits: dict[str, Literal["train", "test"]] | None = None
+    """Splits of the data set to read, and what they are here. Without it ``train`` and ``test`` are read if both are
+    there, and otherwise all splits, which are then split by hash."""
+    prompt_column: str = "prompt"
+    """Holds a string, or a list of messages with ``role`` and ``content``."""
+    split_column: str | None = None
+    """Column that holds ``train`` or ``test``; without it, and without splits of a data set, the split is by a hash of
+    the prompt."""
+
+
+class PromptSettings(_SourceSettings):
+    """Where the prompts come from: ``embedded`` (the built-in world), or any other source."""
+
+    source: str = "embedded"
+    system: str | None = None
+    """System message put before every prompt that has none."""
+    category_column: str | None = None
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the prompts that a split by hash puts into ``test``."""
+    repeated: Literal["refuse", "drop"] = "refuse"
+    """What to do with a prompt that occurs again; dropped ones are counted."""
+    limit: Positive | None = None
+    """At most so many prompts of each split take part: those whose ``prompt_id``, a hash, comes first. A larger limit
+    adds prompts to those of a smaller one. ``--limit N`` is its short name on the command line."""
+
+
+class ReferenceSettings(ModelSettings):
+    """The reference policy."""
+
+    template: str | None = None
+    """A text with ``{prompt}``, or the path of a chat template file; without it the tokenizer's own chat template."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter that is part of the reference."""
+    quantization: str | None = None
+    """vLLM's name of a quantisation to load the reference with."""
+
+
+class SamplingSettings(Section):
+    """How responses are drawn.
+
+    The dual assumes draws from the reference itself: temperature 1 and the whole vocabulary.
+    """
+
+    engine: Literal["vllm", "transformers"] = "vllm"
+    samples_per_prompt: Positive = 128
+    max_new_tokens: Positive = 512
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    samples_are_not_of_the_reference: bool = False
+    """Must be true for any other temperature, top_p, top_k or min_p: the result then holds for the changed
+    distribution, which is not the model that is fine-tuned."""
+    logp_rows: Annotated[int, Field(ge=0)] = 128
+    """Samples whose log-probability is computed again by the training stack; 0 for none."""
+    logp_limit: Annotated[float, Field(gt=0)] = 0.1
+    """Mean absolute difference to the sampler's log-probability above which the step fails, nats a token."""
+    shard_rows: Positive = 4096
+    """Responses a shard; what a killed run loses at most."""
+    max_num_seqs: Positive = 256
+    """Responses decoded at the same time; throughput only."""
+    tensor_parallel_size: Positive = 1
+    """Accelerators that share the model."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+
+    @model_validator(mode="after")
+    def _of_the_reference(self) -> Self:
+        if not (self.distribution.is_the_policy or self.samples_are_not_of_the_reference):
+            raise ValueError(
+                f"temperature {self.temperature:g}, top_p {self.top_p:g}, top_k {self.top_k} and min_p {self.min_p:g} "
+                "do not draw from the reference (1, 1, 0 and 0 do); the dual and the training assume that it is. Set "
+                "`samples_are_not_of_the_reference: true` to go on all the same"
+            )
+        return self
+
+    @property
+    def distribution(self) -> Distribution:
+        """What is drawn from."""
+        return Distribution(self.temperature, self.top_p, self.top_k, self.min_p)
+
+
+class ExecutionSettings(Section):
+    """Where samplers and scorers run. Nothing of what they write depends on it."""
+
+    kind: Literal["in_process", "ray"] = "in_process"
+    address: str | None = None
+    """Of a running Ray cluster (``auto``, ``ray://HOST:PORT``); without it one is started on this machine."""
+    min_actors: Positive = 1
+    max_actors: Positive = 1
+    gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
+    """Without it: as many as ``sampling.tensor_parallel_size`` where this machine has a GPU, otherwise none."""
+    cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.max_actors < self.min_actors:
+            raise ValueError(f"max_actors is {self.max_actors}, fewer than min_actors, {self.min_actors}")
+        return self
+
+
+class ConstraintSettings(Section):
+    """Bound on the mean of a score, in its own direction and units."""
+
+    direction: Direction
+    threshold: float | None = None
+    margin: float | None = None
+    reserve: float = 0.0
+    """Score units the dual asks for beyond the demand, since a fine-tuned policy falls short of the tilted optimum by
+    what it cannot learn; negative for one that is known to overshoot. The evaluation judges the demand itself."""
+    assurance: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Probability that the evaluation of a policy at the tilted optimum calls the constraint satisfied: the dual is
+    asked for as much more as the errors of prediction and evaluation need."""
+    score_error: Annotated[float, Field(ge=0)] = 0.0
+    """Root mean square error of the scorer's differences between two responses, score units: the dual is asked for as
+    much more as such an error can hide."""
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Self:
+        if (self.threshold is None) == (self.margin is None):
+            given = "both" if self.threshold is not None else "neither"
+            raise ValueError(f"gives {given} of `threshold` and `margin`; give exactly one")
+        return self
+
+
+class SolveSettings(Section):
+    """Statistics around the solution; the problem itself is `beta`, `reward` and `constraints`."""
+
+    on_length: Literal["keep", "drop", "flag"] = "keep"
+    """Responses that the token limit cut off: kept, left out of all that follows, or kept with a warning. Their effect
+    on each mean is reported in any case."""
+    correct_response_bias: bool = False
+    """Take the multipliers that the response ladder corrects for finitely many responses, where it allows that: those
+    that are best on the samples overfulfil the demand where responses are few."""
+    bootstrap_replicates: Annotated[int, Field(ge=100)] = 1000
+    frontier_points: Annotated[int, Field(ge=2)] = 61
+
+
+LIKELIHOODS = ("tilted_nll", "tilted_kl")
+"""Objectives that take the responses they are trained on for draws of the reference. A test holds them to the flag of
+the objectives themselves, which cannot be read here: they need torch."""
+
+
+class PairSettings(_SourceSettings):
+    """Pairs of responses of a data set, one pair a row.
+
+    System message and share of test prompts are those of ``prompts``, so that a prompt has the same id and the same
+    split in both.
+    """
+
+    response_columns: tuple[str, str]
+    """The two columns with the responses of a pair, texts."""
+    limit: Positive | None = None
+    """At most so many train prompts take part, with all their pairs: those whose ``prompt_id``, a hash, comes first.
+    ``--limit N`` sets it too."""
+
+    @model_validator(mode="after")
+    def _two_columns(self) -> Self:
+        first, second = self.response_columns
+        if first == second:
+            raise ValueError(f"`response_columns` names {first!r} twice; a pair is two responses, each in its column")
+        return self
+
+
+class TrainingSettings(Section):
+    """The one fine-tuning run. There is no lambda and no beta here: they come from the dual artifact."""
+
+    objective: str | dict[str, Annotated[float, Field(gt=0)]] = "tilted_pairwise"
+    """Name of an objective of stage 2, or several names with their weights."""
+    pairs: PairSettings | None = None
+    """Train on the pairs of a data set, each compared in itself, instead of on the reference's own responses. The
+    objective must be one that compares responses; ``responses_per_group`` is then of no effect."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    tokens_per_step: Positive = 16384
+    tokens_per_microbatch: Positive = 8192
+    """Tokens in memory at once; speed and memory only."""
+    responses_per_group: Positive = 8
+    """How many responses to a prompt are compared with each other, about."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the train prompts that choose the checkpoint instead of training it."""
+    evaluations: Positive = 12
+    """How often the gap to the tilted optimum is estimated on held-out prompts, and a checkpoint saved."""
+    patience: Positive = 4
+    """Stop after so many evaluations without a better one."""
+    negligible_mass: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a prompt's tilted weight that may be skipped, least weights first; for `tilted_nll` only."""
+    match_prediction: bool = False
+    """After training, move along the ray from the reference until the policy's mean score on held-out prompts is what
+    the dual predicts: the fitted log-ratios are shrunken, as those of any regression are. Not with sharded weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    """Compute activations anew in the backward pass; speed and memory only."""
+    adapter: Literal["none", "lora", "qlora"] = "none"
+    """Train all weights, low-rank updates of them, or low-rank updates of weights in 4 bits (a CUDA device)."""
+    lora_r: Positive = 16
+    lora_alpha: Positive = 32
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of what enters a low-rank update that is dropped in training, at random; none in any evaluation."""
+    lora_target_modules: str | tuple[str, ...] = "all-linear"
+    """Names of the layers that get an update, or `all-linear`: all but the head."""
+    initial: str | None = None
+    """Folder of a policy that training starts from, of the reference's own architecture; with an adapter, one that has
+    such an adapter. The reference stays the sampled one; without it training starts there."""
+    report_to: tuple[str, ...] = ()
+    """Trackers by the names of transformers, such as `[tensorboard]`; none by default."""
+
+    @model_validator(mode="after")
+    def _pairs_are_compared(self) -> Self:
+        named = [self.objective] if isinstance(self.objective, str) else list(self.objective)
+        likelihoods = [name for name in named if name in LIKELIHOODS]
+        if self.pairs is not None and likelihoods:
+            raise ValueError(
+                f"`objective` is {self.objective!r}, and `pairs` names pairs of a data set: {likelihoods[0]} takes "
+                "the responses for draws of the reference, which these are not; it must be an objective that compares "
+                "two responses, such as `dpo` or `tilted_pairwise`"
+            )
+        return self
+
+
+class EvaluationSettings(Section):
+    """How the trained policy is judged, on the test prompts."""
+
+    samples_per_prompt: Positive = 64
+    bootstrap_replicates: Annotated[int, Field(ge=100)] = 2000
+
+
+class MultishotSettings(Section):
+    """The iterative baseline: train at lambda(t), sample the trained policy, step lambda by the slack it shows.
+
+    It starts from the run's own one-shot policy. What is not here is as in ``training``.
+    """
+
+    iterations: Annotated[int, Field(ge=2)] = 4
+    """Policies in all, the one-shot one included."""
+    rule: Literal["secant", "gradient"] = "secant"
+    """How lambda moves: by the dual's own curvature, scaled to what the policies show, or by projected gradient."""
+    step_size: Annotated[float, Field(gt=0)] | None = None
+    """Of the rule `gradient`, reward per squared score unit."""
+    samples_per_prompt: Positive = 16
+    """Responses of each iterate to every train prompt, by which its slack is measured."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak rate of each iteration after the first, which starts from the policy before it."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Of each iteration after the first."""
+
+    @model_validator(mode="after")
+    def _step_of_the_gradient(self) -> Self:
+        if (self.rule == "gradient") != (self.step_size is not None):
+            raise ValueError(
+                f"rule is {self.rule!r} and step_size {self.step_size}; `gradient` needs one, `secant` has none"
+            )
+        return self
+
+
+class PublishedSettings(Section):
+    """Others' results to draw in the report beside the run's own, from ``pipeline/published/numbers.csv``."""
+
+    paper: str
+    """arXiv number."""
+    sources: Annotated[list[str], Field(min_length=1)]
+    """Tables and figures of the paper."""
+    reward: str
+    """Metric that is the run's reward, such as ``helpful_gain``."""
+    constraints: Annotated[dict[str, str], Field(min_length=1)]
+    """Metric by the name of the constraint whose score it is, such as ``safety_gain``."""
+
+    def points(self) -> dict[str, tuple[PublishedPoint, ...]]:
+        """The published policies by constraint."""
+        return {
+            name: read_points(self.paper, self.sources, score=metric, reward=self.reward)
+            for name, metric in self.constraints.items()
+        }
+
+    @model_validator(mode="after")
+    def _are_there(self) -> Self:
+        try:
+            self.points()
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        return self

@@ -1,0 +1,232 @@
+"""From scored responses to a certified solution, in the user's own directions and units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.contracts.errors import CorruptArtifactError
+from pipeline.contracts.problem import Constraint, Safeguard
+from pipeline.dual.document import describe_solution
+from pipeline.scoring.joined import JoinedScores
+from stage1_dual.dual import (
+    Demand,
+    DualProblem,
+    DualSolution,
+    PromptSample,
+    SampleScores,
+    climb_ladder,
+    correct_response_bias,
+    diagnose,
+    judge_trust,
+    predict_heldout,
+    solve_tightened,
+)
+from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError
+
+
+@dataclass(frozen=True, eq=False)
+class SolvedDual:
+    """A certified solution.
+
+    Attributes:
+        content: of ``dual.json`` (docs/artifacts.md), without provenance.
+        problem: what was solved, safeguards included.
+        solution: its solution.
+    """
+
+    content: dict[str, Any]
+    problem: DualProblem
+    solution: DualSolution
+
+
+@dataclass(frozen=True)
+class EvaluationSize:
+    """How large the final evaluation will be: what `assurance` is about."""
+
+    n_prompts: int
+    n_responses: int
+
+
+def build_problem(scored: JoinedScores, *, constraints: Sequence[Constraint], beta: float) -> DualProblem:
+    """The dual problem of scored rows: here, and only here, a ``<=`` of rows in memory is turned into a ``>=``.
+
+    A margin becomes an absolute threshold over the reference mean of these rows.
+    """
+    problem = DualProblem.from_rows(
+        scored.prompt_n,
+        scored.reward_n,
+        scored.constraints_nm * constraint_signs(constraints),
+        thresholds=np.zeros(len(constraints)),
+        beta=beta,
+        constraint_names=[constraint.name for constraint in constraints],
+    )
+    return set_thresholds(problem, constraints)
+
+
+def build_problem_on_samples(samples: SampleScores, *, constraints: Sequence[Constraint], beta: float) -> DualProblem:
+    """The dual problem of scores that were turned by :func:`constraint_signs` when they were written."""
+    names = [constraint.name for constraint in constraints]
+    thresholds = np.zeros(len(constraints))
+    problem = DualProblem.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=names)
+    return set_thresholds(problem, constraints)
+
+
+def set_thresholds(problem: DualProblem, constraints: Sequence[Constraint]) -> DualProblem:
+    """The problem under the thresholds of ``constraints``; margins are over its own reference means."""
+    signs_m = constraint_signs(constraints)
+    thresholds = [
+        bound.absolute_threshold(sign * mean)
+        for bound, sign, mean in zip(constraints, signs_m, problem.reference_means_m, strict=True)
+    ]
+    return problem.with_thresholds(np.array(thresholds) * signs_m)
+
+
+def constraint_signs(constraints: Sequence[Constraint]) -> np.ndarray:
+    """+1 or -1 for each constraint: the factor that makes its score "higher is better", shape (m,)."""
+    return np.array([constraint.sign for constraint in constraints])
+
+
+def solve_problem(
+    problem: DualProblem,
+    *,
+    heldout: DualProblem | None,
+    reward_name: str,
+    constraints: Sequence[Constraint],
+    safeguards: Sequence[Safeguard],
+    evaluation: EvaluationSize,
+    corrects_response_bias: bool,
+    n_replicates: int,
+    rng: np.random.Generator,
+) -> SolvedDual:
+    """Solve and certify the dual, with intervals, held-out predictions, the response ladder and a verdict on trust.
+
+    Args:
+        problem: the train rows under the demanded thresholds.
+        heldout: other prompts under the demanded thresholds, for predictions that lambda* has not seen, or None.
+        reward_name: name of the reward.
+        constraints: the m constraints as demanded.
+        safeguards: what is asked beyond them, one each.
+        evaluation: size of the final evaluation.
+        corrects_response_bias: take the multipliers that are corrected for finitely many responses, where they can be.
+        n_replicates: bootstrap replicates over prompts.
+        rng: source of the bootstrap.
+
+    Raises:
+        InfeasibleError: no reweighting of the responses meets the thresholds.
+        NotCertifiedError: the solution failed the independent check.
+        InputError: the safeguards ask for more and more.
+    """
+    relative_m = np.array([constraint.margin is not None for constraint in constraints])
+    demand = Demand(
+        reserve_m=np.array([safeguard.reserve for safeguard in safeguards]),
+        assurance_m=np.array([np.nan if one.assurance is None else one.assurance for one in safeguards]),
+        score_error_m=np.array([safeguard.score_error for safeguard in safeguards]),
+        n_evaluation_prompts=evaluation.n_prompts,
+        n_evaluation_responses=evaluation.n_responses,
+        thresholds_are_relative_m=relative_m,
+    )
+    try:
+        tightened = solve_tightened(problem, demand)
+    except InfeasibleError as error:
+        message = _infeasible_message(problem, constraints, error.certificate)
+        raise InfeasibleError(message, certificate=error.certificate) from error
+    ladder = climb_ladder(tightened.problem, tightened.solution)
+    prompts = PromptSample.gather(tightened.problem, tightened.solution, thresholds_are_relative_m=relative_m)
+    intervals = prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=ladder.bias)
+    if corrects_response_bias and ladder.bias is not None:
+        tightened = correct_response_bias(tightened, ladder)
+        prompts = PromptSample.gather(tightened.problem, tightened.solution, thresholds_are_relative_m=relative_m)
+        bias = climb_ladder(tightened.problem, tightened.solution).bias or ladder.bias
+        # Those of lambda* stay: they are about what was asked, which the corrected lambda* is an estimate for.
+        intervals = replace(
+            prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=bias),
+            multipliers=intervals.multipliers,
+        )
+    solved, solution = tightened.problem, tightened.solution
+    prediction = None
+    if heldout is not None:
+        prediction = predict_heldout(heldout, solution.multipliers, thresholds_are_relative_m=relative_m)
+    diagnostics = diagnose(solved, solution)
+    content = describe_solution(
+        tightened,
+        demanded=problem,
+        heldout=heldout,
+        reward_name=reward_name,
+        constraints=constraints,
+        safeguards=safeguards,
+        intervals=intervals,
+        errors=prompts.standard_errors(),
+        diagnostics=diagnostics,
+        ladder=ladder,
+        prediction=prediction,
+        trust=judge_trust(solved, solution, diagnostics=diagnostics, ladder=ladder, heldout=prediction),
+    )
+    if corrects_response_bias and ladder.bias is None:
+        content["warnings"].append(f"lambda* is not corrected for finitely many responses: {ladder.refusal}")
+    return SolvedDual(content, solved, solution)
+
+
+def tilted_weights(scored: JoinedScores, dual: Mapping[str, Any]) -> np.ndarray:
+    """Weights of scored rows under the tilted policy of a ``dual.json``, shape (n,), summing to 1 within a prompt.
+
+    Raises:
+        CorruptArtifactError: the dual names other constraints than the rows hold scores of.
+    """
+    if len(dual["constraints"]) != scored.constraints_nm.shape[1]:
+        raise CorruptArtifactError(
+            f"dual.json has {len(dual['constraints'])} constraints, the scores {scored.constraints_nm.shape[1]}"
+        )
+    constraints = read_dual_constraints(dual)
+    problem = build_problem(scored, constraints=constraints, beta=dual["beta"])
+    multipliers = np.array([entry["multiplier"] for entry in dual["constraints"]])
+    return np.asarray(problem.tilted_weights(multipliers))
+
+
+def read_dual_constraints(dual: Mapping[str, Any]) -> tuple[Constraint, ...]:
+    """The constraints a ``dual.json`` was solved under, safeguards included."""
+    return tuple(
+        Constraint(entry["name"], entry["direction"], margin=entry["margin"])
+        if entry["margin"] is not None
+        else Constraint(entry["name"], entry["direction"], threshold=entry["threshold"])
+        for entry in dual["constraints"]
+    )
+
+
+def _infeasible_message(
+    problem: DualProblem, constraints: Sequence[Constraint], certificate: InfeasibilityCertificate
+) -> str:
+    """The verdict in the user's own directions and settings, with a proof that can be checked by hand."""
+    lines = ["the thresholds cannot be met on these samples:"]
+    for j, constraint in enumerate(constraints):
+        sign = constraint.sign
+        reference, best = (sign * float(v[j]) for v in (problem.reference_means_m, certificate.best_attainable))
+        asked, demanded = (sign * float(v[j]) for v in (certificate.thresholds, problem.thresholds_m))
+        margin = f" (margin {constraint.margin:g})" if constraint.margin is not None else ""
+        beyond = f", {asked:.4g} with its safeguards" if asked != demanded else ""
+        lines.append(
+            f"  - {constraint.name} {constraint.direction} {demanded:.4g}{margin}{beyond}; reference {reference:.4g}, "
+            f"best attainable alone {best:.4g} (margin {best - reference:.4g})"
+        )
+    if certificate.largest_feasible_scale is not None:
+        together = "all margins over the reference" if len(constraints) > 1 else "the margin over the reference"
+        lines.append(
+            f"{together} must shrink to less than {certificate.largest_feasible_scale:.4g} times what is asked"
+        )
+    if certificate.support_value < 0:
+        prices = ", ".join(
+            f"{bound.name} {price:.4g}"
+            for bound, price in zip(constraints, certificate.direction, strict=True)
+            if price
+        )
+        lines.append(
+            f"proof: weigh the slacks by ({prices}); even the best response to every prompt gives a mean of "
+            f"{certificate.support_value:.4g} < 0"
+        )
+    else:
+        lines.append("this is the very edge of what the samples attain, reached only by infinite multipliers")
+    lines.append("lower a threshold, or draw more responses per prompt")
+    return "\n".join(lines)

@@ -1,0 +1,85 @@
+"""``frontier.parquet``: what each threshold costs, in the user's own directions and units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.contracts.problem import Constraint
+from pipeline.contracts.shards import write_parquet
+from pipeline.dual.solving import constraint_signs
+from stage1_dual.dual import AttainableMeans, DualProblem, Frontier, solve_frontier
+
+_REACH = 0.95
+"""How far a sweep goes from the reference mean towards the best the samples can attain: beyond, few responses rule."""
+
+
+def sweep_constraints(problem: DualProblem, constraints: Sequence[Constraint], *, n_points: int) -> pa.Table:
+    """Sweep each constraint's threshold, the others held: from the reference mean to near the best attainable.
+
+    The grid also holds the thresholds of the problem itself, so that the run's own point lies on the curve.
+    """
+    attainable = AttainableMeans(problem)
+    best_m = attainable.best_attainable_m()
+    tables = []
+    for j in range(len(constraints)):
+        start, best = problem.reference_means_m[j], best_m[j]
+        own = problem.thresholds_m[j]
+        sweep = np.linspace(start, start + _REACH * (best - start), n_points)
+        grid = np.tile(problem.thresholds_m, (n_points + 1, 1))
+        grid[:, j] = np.sort(np.append(sweep, own))
+        tables.append(_rows(problem, constraints, [j], solve_frontier(problem, grid, attainable=attainable)))
+    return pa.concat_tables(tables)
+
+
+def solve_points(problem: DualProblem, points: Sequence[Sequence[Constraint]], *, swept: Sequence[int]) -> pa.Table:
+    """Solve for many settings of the same constraints; infeasible ones are marked, not dropped.
+
+    Args:
+        problem: the rows that determine lambda*.
+        points: for each point the m constraints, neighbours close to each other.
+        swept: places of the constraints that vary.
+    """
+    signs_m = constraint_signs(points[0])
+    reference_m = signs_m * problem.reference_means_m
+    thresholds_gm = np.array(
+        [[bound.absolute_threshold(float(mean)) for bound, mean in zip(p, reference_m, strict=True)] for p in points]
+    )
+    return _rows(problem, points[0], swept, solve_frontier(problem, thresholds_gm * signs_m))
+
+
+def write_frontier(path: Path, frontier: pa.Table, *, metadata: Mapping[str, str]) -> None:
+    """Write ``frontier.parquet``."""
+    write_parquet(path, frontier, metadata=metadata)
+
+
+def _rows(
+    problem: DualProblem, constraints: Sequence[Constraint], swept: Sequence[int], frontier: Frontier
+) -> pa.Table:
+    """``threshold`` and ``margin`` are those of the first constraint that varies."""
+    signs_m, first = constraint_signs(constraints), swept[0]
+    label = ",".join(constraints[place].name for place in swept)
+    threshold_gm = signs_m * frontier.thresholds_gm
+    margin_gm = threshold_gm - signs_m * problem.reference_means_m
+    columns: dict[str, pa.Array] = {
+        "constraint": pa.array([label] * len(threshold_gm), pa.string()),
+        "threshold": pa.array(threshold_gm[:, first], pa.float64()),
+        "margin": pa.array(margin_gm[:, first], pa.float64()),
+        "feasible": pa.array(frontier.status_g == "certified", pa.bool_()),
+        "status": pa.array(frontier.status_g.tolist(), pa.string()),
+        "reward": pa.array(frontier.reward_g, pa.float64()),
+        "kl": pa.array(frontier.kl_g, pa.float64()),
+        "dual_value": pa.array(frontier.dual_value_g, pa.float64()),
+        "ess_median": pa.array(frontier.ess_median_g, pa.float64()),
+        "kkt_residual": pa.array(frontier.kkt_residual_g, pa.float64()),
+    }
+    for place, constraint in enumerate(constraints):
+        columns[f"threshold_{constraint.name}"] = pa.array(threshold_gm[:, place], pa.float64())
+        columns[f"margin_{constraint.name}"] = pa.array(margin_gm[:, place], pa.float64())
+        columns[f"multiplier_{constraint.name}"] = pa.array(frontier.multipliers_gm[:, place], pa.float64())
+        predicted_g = constraint.sign * frontier.constraints_gm[:, place]
+        columns[f"predicted_{constraint.name}"] = pa.array(predicted_g, pa.float64())
+    return pa.table(columns)

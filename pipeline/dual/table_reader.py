@@ -1,0 +1,245 @@
+"""Tables of scores from anywhere: Parquet with one row a response, or one row a prompt with lists, read in chunks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from pipeline.contracts.artifacts import file_sha256
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.section import nearest
+
+_SPLIT = "split"
+_SAMPLE_INDEX = "sample_index"
+# Responses of a chunk: some ten megabytes of scores.
+_CHUNK_ROWS = 500_000
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreChunk:
+    """Some rows of a table, one a response.
+
+    Attributes:
+        prompt_n: 64-bit id of the prompt, shape (n,).
+        prompt_id_n: the prompt's id as the table has it.
+        sample_index_n: the table's ``sample_index``, the place in a list, or the number of the row in the table.
+        scores_ns: score columns in the order asked for, in their own directions, shape (n, s).
+        split_n: the row's split, or None where the table has none.
+    """
+
+    prompt_n: np.ndarray
+    prompt_id_n: pa.Array
+    sample_index_n: np.ndarray
+    scores_ns: np.ndarray
+    split_n: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """A Parquet file, or a folder of them.
+
+    Attributes:
+        path: the file or folder.
+        prompt_id: column that says which prompt a row answers: strings or integers.
+        scores: score columns, numbers or, with one row a prompt, lists of numbers.
+    """
+
+    path: Path
+    prompt_id: str
+    scores: tuple[str, ...]
+
+    def require_columns(self) -> None:
+        """Check what can be checked without reading rows.
+
+        Raises:
+            InputError: no such file, not Parquet, no rows, or a column that is missing or of the wrong type.
+        """
+        names = self._dataset.schema.names
+        for name in (self.prompt_id, *self.scores):
+            if name not in names:
+                raise InputError(f"{self.path} has no column {name!r}{nearest(name, names)}")
+        kind = self.prompt_type
+        if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise InputError(
+                f"{self.path}: column {self.prompt_id!r} is of type {kind}; an id must be text or an integer"
+            )
+        if _SAMPLE_INDEX in names and not pa.types.is_integer(self._dataset.schema.field(_SAMPLE_INDEX).type):
+            kind = self._dataset.schema.field(_SAMPLE_INDEX).type
+            raise InputError(f"{self.path}: column {_SAMPLE_INDEX!r} is of type {kind}; it must be an integer")
+        kinds = {name: self._dataset.schema.field(name).type for name in self.scores}
+        for name, kind in kinds.items():
+            number = kind.value_type if _is_list(kind) else kind
+            if not (pa.types.is_floating(number) or pa.types.is_integer(number)):
+                raise InputError(f"{self.path}: column {name!r} is of type {kind}; a score must be a number")
+        listed = [name for name, kind in kinds.items() if _is_list(kind)]
+        if listed and len(listed) < len(kinds):
+            single = next(name for name in kinds if name not in listed)
+            raise InputError(
+                f"{self.path}: column {listed[0]!r} holds lists and {single!r} numbers; give one row a response with "
+                "numbers, or one row a prompt with lists"
+            )
+        if self.n_responses == 0:
+            raise InputError(f"{self.path} has no rows")
+
+    @cached_property
+    def n_responses(self) -> int:
+        """Responses in the table, from its footers."""
+        place = self.scores[0]
+        return sum(
+            group.column(column).num_values
+            for path in _files(self.path)
+            for group in _row_groups(path)
+            for column in range(group.num_columns)
+            if f"{group.column(column).path_in_schema}.".startswith(f"{place}.")
+        )
+
+    @cached_property
+    def _n_table_rows(self) -> int:
+        return sum(pq.read_metadata(path).num_rows for path in _files(self.path))
+
+    @property
+    def has_split(self) -> bool:
+        """Whether the table has a column ``split``."""
+        return _SPLIT in self._dataset.schema.names
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether a row is a prompt and its scores are lists."""
+        return _is_list(self._dataset.schema.field(self.scores[0]).type)
+
+    @property
+    def prompt_type(self) -> pa.DataType:
+        """Type of the prompt ids as they are written back."""
+        kind = self._dataset.schema.field(self.prompt_id).type
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+    def identity(self) -> dict[str, str]:
+        """sha256 of each file by its name."""
+        return {
+            path.name if path == self.path else str(path.relative_to(self.path)): file_sha256(path)
+            for path in _files(self.path)
+        }
+
+    def chunks(self) -> Iterator[ScoreChunk]:
+        """The rows in the table's order, checked.
+
+        Raises:
+            InputError: an empty id, or a score that is empty, NaN or infinite; names column and row.
+        """
+        names = self._dataset.schema.names
+        optional = [name for name in (_SPLIT, _SAMPLE_INDEX) if name in names]
+        columns = list(dict.fromkeys([self.prompt_id, *self.scores, *optional]))
+        done = 0
+        rows_at_once = max(1, _CHUNK_ROWS * self._n_table_rows // max(self.n_responses, 1))
+        try:
+            for path in _files(self.path):
+                # One file after the other, a batch at a time: a dataset's scanner reads far ahead.
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(batch_size=rows_at_once, columns=columns):
+                        if batch.num_rows:
+                            yield self._read(batch, done)
+                            done += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"--table {self.path} cannot be read as Parquet: {error}") from error
+
+    @cached_property
+    def _dataset(self) -> ds.Dataset:
+        try:
+            return ds.dataset([str(path) for path in _files(self.path)], format="parquet")
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"--table {self.path} cannot be read as Parquet: {error}") from error
+
+    def _read(self, batch: pa.RecordBatch, done: int) -> ScoreChunk:
+        ids = batch.column(self.prompt_id)
+        if pa.types.is_dictionary(ids.type):
+            ids = ids.dictionary_decode()
+        row_n = index_n = done + np.arange(batch.num_rows)
+        self._require_whole(ids, self.prompt_id, row_n)
+        split = batch.column(_SPLIT) if self.has_split else None
+        if _SAMPLE_INDEX in batch.schema.names:
+            self._require_whole(batch.column(_SAMPLE_INDEX), _SAMPLE_INDEX, row_n)
+            index_n = batch.column(_SAMPLE_INDEX).to_numpy(zero_copy_only=False)
+        columns = [batch.column(name) for name in self.scores]
+        if self.has_lists:
+            parents = self._list_parents(columns, row_n)
+            row_n = row_n[parents]
+            starts = np.flatnonzero(np.diff(parents, prepend=-1))
+            index_n = np.arange(len(parents)) - np.repeat(starts, np.diff(np.append(starts, len(parents))))
+            ids = ids.take(pa.array(parents))
+            split = split.take(pa.array(parents)) if split is not None else None
+            columns = [column.flatten() for column in columns]
+        values = [self._numbers(column, name, row_n) for column, name in zip(columns, self.scores, strict=True)]
+        return ScoreChunk(
+            prompt_n=_hash_ids(ids),
+            prompt_id_n=ids,
+            sample_index_n=np.asarray(index_n, dtype=np.int64),
+            scores_ns=np.stack(values, axis=1),
+            split_n=None if split is None else np.asarray(split.to_pylist(), dtype=object),
+        )
+
+    def _list_parents(self, columns: Sequence[pa.Array], row_n: np.ndarray) -> np.ndarray:
+        for column, name in zip(columns, self.scores, strict=True):
+            self._require_whole(column, name, row_n)
+        lengths = [pc.list_value_length(column).to_numpy() for column in columns]
+        for length, name in zip(lengths, self.scores, strict=True):
+            wrong = np.flatnonzero((length != lengths[0]) | (length == 0))
+            if len(wrong):
+                raise InputError(
+                    f"{self.path}: row {row_n[wrong[0]]} has {length[wrong[0]]} scores in {name!r} and "
+                    f"{lengths[0][wrong[0]]} in {self.scores[0]!r}; a prompt needs one of each for every response"
+                )
+        return np.asarray(pc.list_parent_indices(columns[0]).to_numpy())
+
+    def _numbers(self, column: pa.Array, name: str, row_n: np.ndarray) -> np.ndarray:
+        """Values of a column whose rows have these numbers in the table."""
+        self._require_whole(column, name, row_n)
+        values = np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        wrong = np.flatnonzero(~np.isfinite(values))
+        if len(wrong):
+            shown = ", ".join(f"row {row_n[place]}: {values[place]}" for place in wrong[:3])
+            raise InputError(f"{self.path}: column {name!r} has {len(wrong)} values that are not finite ({shown})")
+        return values
+
+    def _require_whole(self, column: pa.Array, name: str, row_n: np.ndarray) -> None:
+        if column.null_count:
+            rows = row_n[np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False))[:3]].tolist()
+            raise InputError(f"{self.path}: column {name!r} has {column.null_count} empty values (first rows: {rows})")
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _hash_ids(ids: pa.Array) -> np.ndarray:
+    """64-bit ids: integers as they are, anything else by a hash of its text.
+
+    Two of a million prompts collide with a probability of 3e-8.
+    """
+    if pa.types.is_integer(ids.type):
+        return np.asarray(ids.to_numpy(zero_copy_only=False)).astype(np.int64).view(np.uint64)
+    codes = ids.dictionary_encode()
+    texts = codes.dictionary.to_pylist()
+    hashed = [int.from_bytes(hashlib.blake2b(str(text).encode(), digest_size=8).digest(), "little") for text in texts]
+    hashed_d = np.array(hashed, dtype=np.uint64)
+    return np.asarray(hashed_d[codes.indices.to_numpy()])
+
+
+def _row_groups(path: Path) -> Iterator[pq.RowGroupMetaData]:
+    metadata = pq.read_metadata(path)
+    return (metadata.row_group(number) for number in range(metadata.num_row_groups))
+
+
+def _files(table: Path) -> list[Path]:
+    paths = [table] if table.is_file() else sorted(table.rglob("*.parquet"))
+    if not paths:
+        raise InputError(f"--table is {str(table)!r}; there is no such file, nor a folder with Parquet files")
+    return paths

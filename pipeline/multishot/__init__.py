@@ -1,0 +1,1 @@
+"""The iterative baseline: a loop over training, sampling and steps of lambda."""

@@ -1,0 +1,302 @@
+"""The iterative baseline: train at lambda(t), sample and score what was trained, step lambda by its slack, repeat.
+
+Iterate 0 is the run's own one-shot policy at lambda*, the warm start of arXiv 2505.19387. Every later iterate is a run
+of its own, in ``multishot/<t>/`` of the run: it shares prompts, samples and scores with it, and its dual is asked for
+the thresholds whose solution is lambda(t), so that lambda reaches training by the same way as always. Training goes on
+from the policy before. Slacks are measured on the train prompts; the test prompts see only the iterate that is kept.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config.recipe import RunConfig
+from pipeline.config.sections import MultishotSettings
+from pipeline.contracts.artifacts import (
+    begin_step,
+    file_sha256,
+    is_complete,
+    read_json,
+    read_manifest,
+    require_writable,
+    run_lock,
+    write_json,
+)
+from pipeline.contracts.shards import write_parquet
+from pipeline.dual.solving import constraint_signs
+from pipeline.multishot.rules import Measured, gradient_step, secant_step
+from pipeline.report import write_trajectory_figure
+from pipeline.run.run import Run
+from pipeline.run.step import finish_step, log, remedy, reopen
+from pipeline.steps.evaluate import compare_policy
+from pipeline.steps.runner import run_steps
+from pipeline.steps.sample import SampledPolicy, sample_policy
+from pipeline.steps.score import score_samples
+from pipeline.steps.solve import reference_problem
+from stage1_dual.dual import DualProblem, evaluate_dual, threshold_at_multipliers
+from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
+
+FOLDER = "multishot"
+_SHARED = ("prompts", "samples", "reference", "reference_logp", "pairs/prompts", "pairs/samples", "pairs/scores")
+_MEASURING_SEED = 2_000_029
+"""Added to the run's seed for the iterates' samples on train prompts."""
+
+TRAJECTORY = pa.schema(
+    [
+        pa.field("iterate", pa.int32(), nullable=False),
+        pa.field("constraint", pa.string(), nullable=False),
+        pa.field("multiplier", pa.float64(), nullable=False),
+        pa.field("slack", pa.float64(), nullable=False),
+        pa.field("slack_ci95_low", pa.float64(), nullable=False),
+        pa.field("slack_ci95_high", pa.float64(), nullable=False),
+        pa.field("reward", pa.float64(), nullable=False),
+        pa.field("kl", pa.float64(), nullable=False),
+        pa.field("kept", pa.bool_(), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+    ]
+)
+"""One row for each iterate and constraint; slacks are positive where the demand is met, score units, train prompts.
+``seconds`` are those of all steps of the iterate; of iterate 0, of the one-shot training and its measurement."""
+
+
+@dataclass(frozen=True, eq=False)
+class Iterate:
+    """One policy of the trajectory.
+
+    Attributes:
+        run: the run that trained it.
+        measured: its multipliers and slacks.
+        slack_ci95: intervals of the slacks, shape (m, 2).
+        reward: mean reward on the train prompts.
+        kl: KL to the reference, nats per prompt.
+        seconds: of its steps, whenever they ran.
+    """
+
+    run: Run
+    measured: Measured
+    slack_ci95: np.ndarray
+    reward: float
+    kl: float
+    seconds: float
+
+
+def run_multishot(run: Run, *, redo: bool = False) -> Run:
+    """Iterate from the run's one-shot policy and evaluate the best iterate on the test prompts.
+
+    A killed call continues: finished iterates are kept.
+
+    Args:
+        run: the run; its steps up to the evaluation are performed where they are not done.
+        redo: remove the iterates first.
+
+    Returns:
+        The run that holds the kept policy and its evaluation; the run itself where no iterate is better.
+
+    Raises:
+        StaleArtifactError: iterates are there that were made with other settings.
+        DualignError: whatever makes a step stop; finished work is kept.
+    """
+    run_steps(run, ("prepare", "sample", "score", "solve", "export", "train", "evaluate"))
+    started = time.monotonic()
+    folder, settings = run.folder / FOLDER, run.config.multishot
+    require_writable(folder)
+    with run_lock(folder):
+        if redo and folder.is_dir():
+            reopen(folder)
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif not path.name.startswith("."):  # the lock is held
+                    path.unlink()
+        inputs = {name: read_manifest(run.folder / name).identity for name in ("dual", "policy", "samples")}
+        begin_step(folder, settings=_step_settings(settings), inputs=inputs, remedy=remedy("multishot"))
+        reopen(folder)
+        problem = reference_problem(run, "train")
+        iterates = [_measure(run, folder / "0")]
+        while len(iterates) < settings.iterations:
+            number = len(iterates)
+            lam = _next_multipliers(settings, [one.measured for one in iterates], problem)
+            log.info("multishot: iterate %d at lambda %s", number, ", ".join(f"{value:.4g}" for value in lam))
+            try:
+                iterates.append(_perform_iterate(run, number, lam, start=iterates[-1].run, problem=problem))
+            except (InfeasibleError, NotCertifiedError) as error:
+                log.warning("multishot: the step leads to where no tilted policy is; ended there. %s", error)
+                break
+        best = choose_iterate(iterates)
+        kept = iterates[best].run
+        if best > 0:
+            run_steps(kept, ("evaluate",))
+        trajectory = _trajectory(run, iterates, best)
+        write_parquet(folder / "trajectory.parquet", trajectory, metadata=run.table_metadata())
+        pictures = write_trajectory_figure(trajectory, folder / "trajectory")
+        finish_step(
+            run.name,
+            folder,
+            "multishot",
+            settings=settings.model_dump(mode="json"),
+            inputs=inputs,
+            files={path.name: file_sha256(path) for path in (folder / "trajectory.parquet", *pictures)},
+            counts={"iterates": len(iterates)},
+            details={"kept": best, "kept_run": kept.name},
+            started=started,
+        )
+    log.info("multishot: kept iterate %d of %d, run `%s`", best, len(iterates) - 1, kept.name)
+    return kept
+
+
+def choose_iterate(iterates: Sequence[Iterate]) -> int:
+    """The iterate with the highest reward among those that meet all demands to within their error, or else the one
+    that misses them least (its worst slack, in half-widths of its interval).
+    """
+
+    def rank(iterate: Iterate) -> tuple[bool, float]:
+        half_width = np.maximum(np.ptp(iterate.slack_ci95, axis=1) / 2, np.finfo(float).tiny)
+        worst = float(np.min(iterate.measured.slack / half_width))
+        return worst >= -1.0, iterate.reward if worst >= -1.0 else worst
+
+    return max(range(len(iterates)), key=lambda number: rank(iterates[number]))
+
+
+def _step_settings(settings: MultishotSettings) -> dict[str, Any]:
+    """What decides the iterates: more of them leave the first ones as they are."""
+    return settings.model_dump(mode="json", exclude={"iterations"})
+
+
+def _next_multipliers(settings: MultishotSettings, history: Sequence[Measured], problem: DualProblem) -> np.ndarray:
+    if settings.rule == "gradient":
+        assert settings.step_size is not None  # MultishotSettings
+        return gradient_step(history[-1], step_size=settings.step_size)
+    return secant_step(history, evaluate_dual(problem, history[-1].lam).hess_mm)
+
+
+def _perform_iterate(run: Run, number: int, lam: np.ndarray, *, start: Run, problem: DualProblem) -> Iterate:
+    """Solve, export and train at ``lam``, from the policy of ``start``, then measure."""
+    asked = threshold_at_multipliers(problem, lam) - problem.thresholds_m
+    child = replace(
+        run,
+        name=f"{run.name}/{FOLDER}/{number}",
+        config=_iterate_config(run.config, reserve_m=asked, initial=start.folder / "policy"),
+    )
+    share_stage1(run, child)
+    run_steps(child, ("solve", "export", "train"))
+    return _measure(child, child.folder / "measured")
+
+
+def _iterate_config(config: RunConfig, *, reserve_m: np.ndarray, initial: Path) -> RunConfig:
+    """The run's own recipe, but for lambda, by way of what is asked beyond the demand, and the start of training."""
+    constraints = {
+        # To ten digits: a killed call goes on on another machine, whose sums differ in the last one.
+        name: bound.model_copy(update={"reserve": float(f"{reserve:.10g}"), "assurance": None, "score_error": 0.0})
+        for (name, bound), reserve in zip(config.constraints.items(), reserve_m, strict=True)
+    }
+    training = config.training.model_copy(
+        update={
+            "initial": str(initial.absolute()),
+            "learning_rate": config.multishot.learning_rate,
+            "epochs": config.multishot.epochs,
+        }
+    )
+    # Lambda is what the step says.
+    solve = config.solve.model_copy(update={"correct_response_bias": False})
+    return config.model_copy(update={"constraints": constraints, "training": training, "solve": solve})
+
+
+def share_stage1(run: Run, child: Run) -> None:
+    """Let a run below another one's folder read its prompts, samples, scores and pairs, by links that survive moving
+    both.
+    """
+    if run.pairs.is_dir():
+        child.pairs.mkdir(parents=True, exist_ok=True)
+    (child.folder / "scores").mkdir(parents=True, exist_ok=True)
+    (run.folder / "reference_logp").mkdir(exist_ok=True)  # whoever computes log pi_ref first serves all
+    scores = sorted(path.relative_to(run.folder) for path in (run.folder / "scores").iterdir())
+    up = Path(*[".."] * len(child.folder.relative_to(run.folder).parts))
+    for shared in (*map(Path, _SHARED), *scores):
+        target, link = run.folder / shared, child.folder / shared
+        if target.exists() and not link.is_symlink() and not link.exists():
+            link.symlink_to(Path(*[".."] * (len(shared.parts) - 1)) / up / shared, target_is_directory=True)
+
+
+def _measure(run: Run, folder: Path) -> Iterate:
+    """Sample and score the run's policy on the train prompts."""
+    dual = read_json(run.folder / "dual" / "dual.json")
+    sample_policy(
+        run,
+        SampledPolicy("policy", str((run.folder / "policy").absolute())),
+        folder=folder / "samples",
+        step="multishot",
+        splits=("train",),
+        samples_per_prompt=run.config.multishot.samples_per_prompt,
+        seed=run.config.seed + _MEASURING_SEED,
+    )
+    score_samples(
+        run,
+        samples=folder / "samples",
+        folder=folder / "scores",
+        splits=("train",),
+        step="multishot",
+        names=(run.config.reward, *run.config.constraints),  # what the step of lambda needs
+    )
+    path = folder / "measured.json"
+    inputs = {
+        name: read_manifest(at).identity
+        for name, at in (("dual", run.folder / "dual"), ("samples", folder / "samples"))
+    }
+    begin_step(folder, settings={}, inputs=inputs, remedy=remedy("multishot"))
+    if not is_complete(folder):
+        started = time.monotonic()
+        found = compare_policy(run, dual=dual, samples=folder / "samples", scores=folder / "scores", split="train")
+        write_json(path, found)
+        files = {path.name: file_sha256(path)}
+        finish_step(run.name, folder, "multishot", settings={}, inputs=inputs, files=files, started=started)
+    return _read_iterate(run, folder, dual)
+
+
+def _read_iterate(run: Run, folder: Path, dual: dict[str, Any]) -> Iterate:
+    found = read_json(folder / "measured.json")
+    bounds = found["constraints"]
+    signs = constraint_signs(run.config.demanded_constraints())
+    ends = signs[:, None] * (np.array([b["ci95"] for b in bounds]) - np.array([[b["threshold"]] for b in bounds]))
+    steps = [run.folder / name for name in ("dual", "tilted", "policy")]
+    # The comparison with the reference is for the reader.
+    names = (run.config.reward, *run.config.constraints)
+    measured = [folder / "samples", *(folder / "scores" / name for name in names)]
+    return Iterate(
+        run=run,
+        measured=Measured(
+            lam=np.array([entry["multiplier"] for entry in dual["constraints"]]),
+            slack=np.array([bound["slack"] for bound in bounds]),
+        ),
+        slack_ci95=np.sort(ends, axis=1),
+        reward=found["reward"]["realised"],
+        kl=found["kl"]["realised"],
+        seconds=sum(read_manifest(step).wall_seconds for step in (*steps, *measured)),
+    )
+
+
+def _trajectory(run: Run, iterates: Sequence[Iterate], best: int) -> pa.Table:
+    rows = [
+        {
+            "iterate": number,
+            "constraint": name,
+            "multiplier": float(iterate.measured.lam[place]),
+            "slack": float(iterate.measured.slack[place]),
+            "slack_ci95_low": float(iterate.slack_ci95[place, 0]),
+            "slack_ci95_high": float(iterate.slack_ci95[place, 1]),
+            "reward": iterate.reward,
+            "kl": iterate.kl,
+            "kept": number == best,
+            "seconds": iterate.seconds,
+        }
+        for number, iterate in enumerate(iterates)
+        for place, name in enumerate(run.config.constraints)
+    ]
+    return pa.Table.from_pylist(rows, schema=TRAJECTORY)

@@ -1,0 +1,1 @@
+"""What a run would load, take and cost, before anything is loaded."""

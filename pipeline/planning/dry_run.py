@@ -1,0 +1,574 @@
+"""``--dry-run``: the whole recipe checked, and what it would load, sample, score and train, with estimates.
+
+Reaches no network and writes nothing. What is not on this machine is named, and its size taken from the table of
+facts (``pipeline/published``) or called unknown.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from pipeline.config.recipe import RunConfig
+from pipeline.config.sections import PromptSettings
+from pipeline.contracts.artifacts import is_complete
+from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.tables import SPLITS
+from pipeline.microworld.size import WorldSize
+from pipeline.planning import estimates
+from pipeline.planning.estimates import (
+    CHARACTERS_PER_TOKEN,
+    DEVICES,
+    PROMPT_TOKENS,
+    RESPONSE_SHARE,
+    Device,
+    Dtype,
+    Size,
+    Work,
+    adapter_parameters,
+    draw,
+    policy_bytes,
+    read,
+    scoring_bytes,
+    sequences_at_once,
+    stored_bytes,
+    table_bytes,
+    train,
+    training_bytes,
+    weight_bytes,
+)
+from pipeline.planning.model_sizes import read_size
+from pipeline.published import read_data_set_facts, read_model_facts
+from pipeline.run.run import Run
+from pipeline.scorers.log_ratio import LogRatioSettings
+from pipeline.scorers.models import EMBEDDED, ModelSettings, find_model, is_hub_id
+from pipeline.sources.pairs import pair_reader, read_pairs
+from pipeline.sources.prompts import limit_prompts, read_prompts
+from pipeline.steps.preflight import check_models, check_packages
+from pipeline.steps.runner import STEPS
+from pipeline.steps.train import train_settings
+
+
+@dataclass(frozen=True)
+class PlannedPrompts:
+    """The prompts of a run.
+
+    Attributes:
+        where: what they are read from.
+        counts: prompts of each split; None where not known.
+        exact: whether they were counted, as opposed to bounded from above.
+        tokens: of one prompt in the mean, with its template.
+        counted_from: where the length comes from.
+    """
+
+    where: str
+    counts: Mapping[str, int | None]
+    exact: bool
+    tokens: float
+    counted_from: str
+
+
+@dataclass(frozen=True)
+class PlannedPairs:
+    """The pairs of a data set that are trained on.
+
+    Attributes:
+        where: what they are read from.
+        count: how many; None where not known.
+        bound: what the count is where they were not counted, such as ``at most``.
+    """
+
+    where: str
+    count: int | None
+    bound: str
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model of a run.
+
+    Attributes:
+        setting: where the recipe names it.
+        name: as the recipe names it, with its revision.
+        place: on this machine, on the Hub, or to be built.
+        size: None where not known.
+        dtype: it is loaded in.
+        licence: a note; empty for what is built here.
+        fetched_bytes: what is still to be fetched; None where not known.
+    """
+
+    setting: str
+    name: str
+    place: str
+    size: Size | None
+    dtype: Dtype
+    licence: str
+    fetched_bytes: float | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a step needs of a device's memory, bytes; None where not known."""
+
+    what: str
+    needed: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        prompts: its prompts.
+        pairs: those of a data set that it trains on; None where it trains on what it samples.
+        models: its models.
+        works: tokens through models, in the order of the run; empty where the number of prompts or a size is unknown.
+        unknown: why works are missing.
+        sequences: prompts × responses, by step; ``pairs`` are the two responses of each pair.
+        steps: optimisation steps of training; None where not known.
+        trained: weights that are trained; None where not known.
+        at_once: sequences decoded at the same time, by device.
+        memory: of scoring and training.
+        disk: bytes by what takes them.
+        needed: inputs and packages that are not here.
+    """
+
+    prompts: PlannedPrompts
+    pairs: PlannedPairs | None
+    models: tuple[PlannedModel, ...]
+    works: tuple[Work, ...]
+    unknown: tuple[str, ...]
+    sequences: Mapping[str, int]
+    steps: int | None
+    trained: int | None
+    at_once: Mapping[str, int]
+    memory: tuple[Memory, ...]
+    disk: Mapping[str, float]
+    needed: tuple[str, ...]
+
+
+def plan_run(run: Run, steps: Sequence[str]) -> Plan:
+    """Check a recipe and plan its steps.
+
+    Raises:
+        InputError: what the recipe says cannot be, or a file or folder that is here does not fit it.
+    """
+    config = run.config
+    needed = [*_missing_packages(run, steps)]
+    check_models(run, locate=find_model)
+    _check_training(config)
+    prompts = _plan_prompts(run, needed)
+    pairs = _plan_pairs(config, needed)
+    models = _plan_models(config, needed)
+    sizes = {model.setting: model.size for model in models}
+    unknown = [f"the size of {model.name}" for model in models if model.size is None]
+    unknown += [f"the number of {split} prompts" for split, count in prompts.counts.items() if count is None]
+    unknown += ["the number of pairs"] if pairs is not None and pairs.count is None else []
+    reference = sizes["reference"]
+    sequences = _sequences(config, prompts, pairs)
+    works: tuple[Work, ...] = ()
+    n_steps = None
+    if not unknown:
+        assert reference is not None
+        known = {setting: size for setting, size in sizes.items() if size is not None}
+        works = tuple(_works(config, prompts, sequences, known, steps))
+        n_steps = _steps(config, prompts, sequences)
+    trained = _trained(config, reference)
+    return Plan(
+        prompts=prompts,
+        pairs=pairs,
+        models=models,
+        works=works,
+        unknown=tuple(dict.fromkeys(unknown)),
+        sequences=sequences,
+        steps=n_steps,
+        trained=trained,
+        at_once=_at_once(config, prompts, reference) if {"sample", "evaluate"} & set(steps) else {},
+        memory=tuple(_memory(config, sizes, steps, trained)),
+        disk=_disk(config, prompts, models, sequences, steps, trained),
+        needed=tuple(dict.fromkeys(needed)),
+    )
+
+
+def _missing_packages(run: Run, steps: Sequence[str]) -> Iterator[str]:
+    for step in steps:
+        try:
+            check_packages(run, (step,))
+        except MissingExtraError as error:
+            yield str(error)
+
+
+def _check_training(config: RunConfig) -> None:
+    """The settings that stage 2 checks itself, where its packages are installed."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers", "accelerate", "peft")):
+        return
+    from stage2_policy.settings import validate_settings
+
+    validate_settings(train_settings(config), on_pairs=config.training.pairs is not None)
+
+
+def _plan_prompts(run: Run, needed: list[str]) -> PlannedPrompts:
+    settings = run.config.prompts
+    assumed = "assumed"
+    if settings.source == "embedded":
+        size = WorldSize()
+        counts: dict[str, int | None] = {"train": size.n_train_prompts, "test": size.n_test_prompts}
+        where, exact, tokens = "the embedded world", True, float(PROMPT_TOKENS)
+    elif Path(settings.source).is_file():
+        table = limit_prompts(read_prompts(settings)[0], settings.limit)
+        splits = table["split"].to_pylist()
+        texts = ["".join(message["content"] for message in row) for row in table["prompt"].to_pylist()]
+        counts = {split: splits.count(split) for split in SPLITS}
+        where, exact = settings.source, True
+        tokens, assumed = sum(map(len, texts)) / len(texts) / CHARACTERS_PER_TOKEN, "their characters / 4"
+    else:
+        counts, where = _data_set(settings, "prompts", needed)
+        exact, tokens = False, float(PROMPT_TOKENS)
+    if settings.limit is not None:
+        counts = {split: settings.limit if n is None else min(n, settings.limit) for split, n in counts.items()}
+    return PlannedPrompts(where=where, counts=counts, exact=exact, tokens=tokens, counted_from=assumed)
+
+
+def _plan_pairs(config: RunConfig, needed: list[str]) -> PlannedPairs | None:
+    settings = config.training.pairs
+    if settings is None:
+        return None
+    if Path(settings.source).is_file():
+        # Test prompts of the run, and responses that are too long, are left out later.
+        return PlannedPairs(settings.source, len(read_pairs(config, test_prompts=set()).pairs), bound="at most")
+    counts, where = _data_set(pair_reader(config), "training.pairs", needed)
+    count, bound = counts["train"], "at most"
+    if settings.limit is not None and count is not None:
+        count, bound = min(count, settings.limit), "at a pair a prompt"
+    return PlannedPairs(where, count, bound="" if count is None else bound)
+
+
+def _data_set(settings: PromptSettings, section: str, needed: list[str]) -> tuple[dict[str, int | None], str]:
+    unknown: dict[str, int | None] = dict.fromkeys(SPLITS)
+    if Path(settings.source).is_dir():
+        return unknown, f"{settings.source}, a folder; its rows are not counted here"
+    if not is_hub_id(settings.source):
+        needed.append(f"`{section}.source` {settings.source}: there is no such file or folder yet")
+        return unknown, f"{settings.source}, which is not here yet"
+    if settings.revision is None:
+        raise InputError(f"`{section}.source` is {settings.source!r}, on the Hub; give its `{section}.revision` too")
+    where = f"{settings.source} at {settings.revision}, on the Hub"
+    facts = read_data_set_facts().get(settings.source)
+    if facts is None:
+        return unknown, f"{where}; rows unknown; licence: see its page"
+    where += f"; licence: {facts.licence}"
+    chosen: Mapping[str, str] | None
+    chosen = settings.dataset_splits or ({name: name for name in SPLITS} if set(SPLITS) <= set(facts.rows) else None)
+    if chosen is None or settings.split_column is not None:
+        total = sum(facts.rows.values())
+        n_test = round(total * settings.test_fraction)
+        return {"train": total - n_test, "test": n_test}, where
+    counts: dict[str, int | None] = dict.fromkeys(SPLITS, 0)
+    for name, split in chosen.items():
+        rows, so_far = facts.rows.get(name), counts[split]
+        counts[split] = None if rows is None or so_far is None else so_far + rows
+    return counts, where
+
+
+def _plan_models(config: RunConfig, needed: list[str]) -> tuple[PlannedModel, ...]:
+    models = {setting: _plan_model(setting, model, needed) for setting, model in config.checkpoints().items()}
+    for name, scorer in config.scorers.items():
+        setting = f"scorers.{name}"
+        if isinstance(scorer, LogRatioSettings) and scorer.reference is None and models[setting].size is None:
+            size = models["reference"].size
+            place = f"{models[setting].place}; taken to be as large as the reference, from which it was tuned"
+            models[setting] = replace(models[setting], size=size, place=place)
+    return tuple(models.values())
+
+
+def _plan_model(setting: str, model: ModelSettings, needed: list[str]) -> PlannedModel:
+    name = model.model if model.revision is None else f"{model.model} at {model.revision}"
+    facts = read_model_facts().get(model.model)
+    size = None
+    fetched: float | None = 0.0
+    licence = facts.licence if facts is not None else "see its card"
+    if model.model.startswith(EMBEDDED):
+        size, place, licence = _embedded_size(model.model), "built by `dualign prepare`, in about two minutes", ""
+    elif (folder := find_model(model, {}, setting=setting)) is not None:
+        size = read_size(Path(folder))
+        place = f"here, {_folder_bytes(Path(folder)) / 1e9:.3g} GB"
+    elif is_hub_id(model.model):
+        place = "on the Hub, to be fetched"
+        if facts is not None:
+            size = Size(
+                parameters=facts.parameters,
+                layers=facts.layers,
+                hidden=facts.hidden,
+                kv_width=facts.kv_width,
+                intermediate=facts.intermediate,
+                decoder=facts.decoder,
+            )
+            if facts.weights == "bin":
+                needed.append(
+                    f"`{setting}.model` {model.model}: published as .bin only; fetch it by hand, convert it once "
+                    "(docs/scorers.md, Weights) and name the folder"
+                )
+        fetched = None if size is None else stored_bytes(size)
+    else:
+        needed.append(f"`{setting}.model` {model.model}: there is no such folder yet")
+        place = "not here yet"
+    return PlannedModel(setting, name, place, size, model.dtype, licence, fetched)
+
+
+def _embedded_size(name: str) -> Size:
+    """A Llama with tied embeddings, or the scorers' encoder of about the same layout."""
+    world = WorldSize()
+    if name == f"{EMBEDDED}reference":
+        vocabulary, layers, width = world.policy_vocabulary, world.policy_layers, world.policy_width
+        inner = world.policy_ffn_width
+    else:
+        vocabulary, layers, width = world.scorer_vocabulary, world.scorer_layers, world.scorer_width
+        inner = world.scorer_ffn_width
+    parameters = vocabulary * width + layers * (4 * width**2 + 3 * width * inner + 2 * width) + width
+    return Size(parameters, layers, width, width, inner)
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _sequences(config: RunConfig, prompts: PlannedPrompts, pairs: PlannedPairs | None) -> dict[str, int]:
+    train_prompts, test_prompts = (prompts.counts[split] for split in SPLITS)
+    if train_prompts is None or test_prompts is None or (pairs is not None and pairs.count is None):
+        return {}
+    of_pairs = 0 if pairs is None or pairs.count is None else 2 * pairs.count
+    samples = config.sampling.samples_per_prompt
+    held_out = min(max(1, round(config.training.held_out_fraction * train_prompts)), max(train_prompts - 1, 1))
+    return {
+        "sample": (train_prompts + test_prompts) * samples,
+        "pairs": of_pairs,
+        "train": (train_prompts - held_out) * samples if pairs is None else of_pairs,
+        "held_out": held_out * samples,
+        "evaluate": test_prompts * config.evaluation.samples_per_prompt,
+    }
+
+
+def _response_tokens(config: RunConfig) -> float:
+    return RESPONSE_SHARE * config.sampling.max_new_tokens
+
+
+def _works(
+    config: RunConfig,
+    prompts: PlannedPrompts,
+    sequences: Mapping[str, int],
+    sizes: Mapping[str, Size],
+    steps: Sequence[str],
+) -> Iterator[Work]:
+    """Every pass of tokens through a model."""
+    response = _response_tokens(config)
+    whole = prompts.tokens + response
+    parameters, dtype = sizes["reference"].parameters, config.reference.dtype
+    if "sample" in steps:
+        yield draw("sample", tokens=sequences["sample"] * response, parameters=parameters, dtype=dtype)
+    if "score" in steps:
+        for name, weights, scorer_dtype in _passes(config, sizes):
+            tokens = (sequences["sample"] + sequences["pairs"]) * whole
+            yield read(f"score {name}", tokens=tokens, parameters=weights, dtype=scorer_dtype)
+    training = config.training
+    if "train" in steps:
+        both = (sequences["train"] + sequences["held_out"]) * whole
+        yield read("train: log π_ref", tokens=both, parameters=parameters, dtype=training.dtype)
+        yield train(
+            "train",
+            tokens=training.epochs * sequences["train"] * whole,
+            parameters=parameters,
+            dtype=training.dtype,
+            adapter=training.adapter != "none",
+            recomputes=training.gradient_checkpointing,
+        )
+        checks = training.evaluations * sequences["held_out"] * whole
+        yield read("train: held-out checks", tokens=checks, parameters=parameters, dtype=training.dtype)
+    if "evaluate" in steps:
+        yield draw("evaluate: sample", tokens=sequences["evaluate"] * response, parameters=parameters, dtype=dtype)
+        for name, weights, scorer_dtype in _passes(config, sizes):
+            tokens = sequences["evaluate"] * whole
+            yield read(f"evaluate: score {name}", tokens=tokens, parameters=weights, dtype=scorer_dtype)
+        tokens = 2 * sequences["evaluate"] * whole
+        yield read("evaluate: log-ratios", tokens=tokens, parameters=parameters, dtype=dtype)
+
+
+def _passes(config: RunConfig, sizes: Mapping[str, Size]) -> Iterator[tuple[str, int, Dtype]]:
+    """Names, weights and type of what goes over all texts; a checkpoint that is read alike counts once."""
+    shared: dict[object, tuple[list[str], int, Dtype]] = {}
+    for name, scorer in config.used_scorers().items():
+        models = scorer.checkpoints()
+        if not models:
+            continue
+        settings = [f"scorers.{name}.{inner}".removesuffix(".") for inner in models]
+        if isinstance(scorer, LogRatioSettings) and scorer.reference is None:
+            settings.append("reference")
+        main = models[""]
+        key = (
+            name
+            if isinstance(scorer, LogRatioSettings)
+            else (main.model, main.revision, main.dtype, getattr(scorer, "template", None))
+        )
+        weights = sum(sizes[setting].parameters for setting in settings)
+        shared.setdefault(key, ([], weights, main.dtype))[0].append(name)
+    for names, weights, dtype in shared.values():
+        yield ", ".join(names), weights, dtype
+
+
+def _steps(config: RunConfig, prompts: PlannedPrompts, sequences: Mapping[str, int]) -> int:
+    """As :class:`stage2_policy.data.StepSampler` counts them, each response at its expected length."""
+    training = config.training
+    tokens = sequences["train"] * (prompts.tokens + _response_tokens(config))
+    compared = config.sampling.samples_per_prompt if training.pairs is None else 2  # a pair stands for itself
+    groups = sequences["train"] // compared * max(1, round(compared / training.responses_per_group))
+    a_pass = min(max(1, round(tokens / training.tokens_per_step)), max(groups, 1))
+    return -int(-training.epochs * a_pass // 1)
+
+
+def _trained(config: RunConfig, reference: Size | None) -> int | None:
+    if reference is None:
+        return None
+    training = config.training
+    if training.adapter == "none":
+        return reference.parameters
+    return adapter_parameters(reference, rank=training.lora_r, modules=training.lora_target_modules)
+
+
+def _at_once(config: RunConfig, prompts: PlannedPrompts, reference: Size | None) -> dict[str, int]:
+    if reference is None:
+        return {}
+    found = {
+        device.name: sequences_at_once(
+            reference,
+            config.reference.dtype,
+            device=device,
+            share=config.sampling.gpu_memory_utilization,
+            tokens=prompts.tokens + config.sampling.max_new_tokens,
+            at_most=config.sampling.max_num_seqs,
+        )
+        for device in DEVICES
+    }
+    return {name: count for name, count in found.items() if count is not None}
+
+
+def _memory(
+    config: RunConfig, sizes: Mapping[str, Size | None], steps: Sequence[str], trained: int | None
+) -> Iterator[Memory]:
+    reference = sizes["reference"]
+    if {"sample", "evaluate"} & set(steps):
+        needed = None if reference is None else weight_bytes(reference, config.reference.dtype)
+        yield Memory("sample: the weights alone", needed)
+    if {"score", "evaluate"} & set(steps):
+        for name, scorer in config.used_scorers().items():
+            models = scorer.checkpoints()
+            if not models:
+                continue
+            settings = [f"scorers.{name}.{inner}".removesuffix(".") for inner in models]
+            if isinstance(scorer, LogRatioSettings) and scorer.reference is None:
+                settings.append("reference")
+            found = [size for setting in settings if (size := sizes[setting]) is not None]
+            batch = getattr(scorer, "batch_tokens")  # noqa: B009  # every scorer with a model has it
+            whole = len(found) == len(settings)
+            yield Memory(
+                f"score {name}", scoring_bytes(found, models[""].dtype, batch_tokens=batch) if whole else None
+            )
+    if "train" in steps:
+        training = config.training
+        needed = None
+        if reference is not None and trained is not None:
+            needed = training_bytes(
+                reference,
+                dtype=training.dtype,
+                adapter=training.adapter,
+                trained=trained,
+                microbatch=training.tokens_per_microbatch,
+                recomputes=training.gradient_checkpointing,
+            )
+        yield Memory("train", needed)
+
+
+def _disk(
+    config: RunConfig,
+    prompts: PlannedPrompts,
+    models: Sequence[PlannedModel],
+    sequences: Mapping[str, int],
+    steps: Sequence[str],
+    trained: int | None,
+) -> dict[str, float]:
+    found: dict[str, float] = {}
+    fetched = {model.name: model.fetched_bytes for model in models}
+    known = [size for size in fetched.values() if size is not None]
+    if sum(known):
+        found["models to be fetched" + ("" if len(known) == len(fetched) else ", those known")] = sum(known)
+    rows = (sequences.get("sample", 0) + sequences.get("pairs", 0) if "sample" in steps else 0) + (
+        sequences.get("evaluate", 0) if "evaluate" in steps else 0
+    )
+    if rows:
+        tokens = rows * (prompts.tokens + _response_tokens(config))
+        found["samples, scores and tilted table"] = table_bytes(
+            tokens=tokens, rows=rows, n_scorers=len(config.scorers)
+        )
+    reference = next(model.size for model in models if model.setting == "reference")
+    if "train" in steps and reference is not None and trained is not None:
+        found["policy, with its checkpoints while it trains"] = policy_bytes(reference, trained=trained)
+    return found
+
+
+def total_seconds(plan: Plan, device: Device) -> float:
+    """Time of all passes of a plan on one device."""
+    return sum(work.seconds(device) for work in plan.works)
+
+
+def show_plan(run: Run, steps: Sequence[str]) -> str:
+    """The plan of a run's steps, as text.
+
+    Raises:
+        InputError: see :func:`plan_run`.
+    """
+    config, plan = run.config, plan_run(run, steps)
+    jinja = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701  # plain text
+    )
+    jinja.filters.update(count=_count, time=_time, gb=_gb, fits=_fits)
+    template = jinja.get_template("dry_run.txt.jinja")
+    return template.render(
+        run=run,
+        config=config,
+        plan=plan,
+        steps=steps,
+        done=[name for name in steps if is_complete(run.folder / STEPS[name].folder)],
+        response=_response_tokens(config),
+        devices=DEVICES,
+        totals=[total_seconds(plan, device) for device in DEVICES],
+        assumed=estimates,
+    ).rstrip()
+
+
+def _count(number: float) -> str:
+    for unit, name in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g} {name}"
+    return f"{number:.0f}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 1 else "< 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _fits(size: float) -> str:
+    """The smallest device that it fits, with a twentieth to spare."""
+    found = [device.name for device in DEVICES if size <= 0.95 * device.memory_gb * 1e9]
+    return f"fits {found[0]}" if found else "fits none of these devices: spread it over several"

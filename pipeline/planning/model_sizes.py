@@ -1,0 +1,58 @@
+"""How large a checkpoint is, from the files in its folder: nothing is loaded."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pipeline.contracts.errors import InputError
+from pipeline.planning.estimates import Size
+
+_NAMES = {
+    "layers": ("num_hidden_layers", "n_layer", "n_layers"),
+    "hidden": ("hidden_size", "n_embd", "dim"),
+    "intermediate": ("intermediate_size", "n_inner", "hidden_dim"),
+    "heads": ("num_attention_heads", "n_head", "n_heads"),
+}
+"""What architectures call these in config.json."""
+
+
+def read_size(folder: Path) -> Size:
+    """The size of a checkpoint from its configuration and the headers of its weights.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        parameters = sum(_count_weights(path) for path in sorted(folder.glob("*.safetensors")))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: its size cannot be read: {error}") from error
+    found = {key: next((config[name] for name in names if config.get(name)), None) for key, names in _NAMES.items()}
+    hidden, heads = found["hidden"], found["heads"]
+    kv_width = None
+    if hidden and heads:
+        kv_width = (config.get("num_key_value_heads") or heads) * (config.get("head_dim") or hidden // heads)
+    return Size(
+        parameters=parameters,
+        layers=found["layers"],
+        hidden=hidden,
+        kv_width=kv_width,
+        intermediate=found["intermediate"],
+        decoder=not any(str(name).startswith(_ENCODERS) for name in config.get("architectures") or []),
+    )
+
+
+_ENCODERS = ("Bert", "Roberta", "DistilBert", "Deberta", "Electra", "XLMRoberta", "ModernBert", "Albert")
+
+
+def _count_weights(path: Path) -> int:
+    """Weights in a safetensors file: a header of JSON, its length in front of it in eight bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError(f"{path.name} is not a safetensors file")
+        header = json.loads(file.read(length))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

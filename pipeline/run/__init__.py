@@ -1,0 +1,1 @@
+"""One run on disk, how its steps begin and end, and where its work is done."""

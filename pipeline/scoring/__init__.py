@@ -1,0 +1,1 @@
+"""Scored responses: which scorers share a pass, and what is read off the scores."""

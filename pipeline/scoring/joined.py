@@ -1,0 +1,267 @@
+"""Scored samples as arrays: what the dual, the export and the evaluation read, joined by key and never by position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.contracts.artifacts import read_manifest
+from pipeline.contracts.errors import CorruptArtifactError, InputError
+from pipeline.contracts.keys import PromptPlaces
+from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.tables import SAMPLE_KEY, SCORES
+from pipeline.run.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class SortedKeys:
+    """Keys of rows as numbers, place of the prompt * width + sample_index.
+
+    Attributes:
+        prompts: the prompts' places.
+        width: above every ``sample_index``.
+        key_n: of each row, ascending, shape (n,).
+    """
+
+    prompts: PromptPlaces
+    width: int
+    key_n: np.ndarray
+
+    def find(self, table: pa.Table) -> np.ndarray:
+        """The row of each key of a table, shape (n,); -1 for keys that are not here.
+
+        Args:
+            table: with the columns ``prompt_id`` and ``sample_index``.
+        """
+        place = self.prompts.of(table["prompt_id"])
+        index = table["sample_index"].to_numpy().astype(np.int64)
+        if len(self.key_n) == 0:
+            return np.full(len(index), -1)
+        wanted = place * self.width + index
+        row = np.minimum(np.searchsorted(self.key_n, wanted), len(self.key_n) - 1)
+        found: np.ndarray = np.where((place >= 0) & (index < self.width) & (self.key_n[row] == wanted), row, -1)
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedScores:
+    """One row a response, sorted by key, in the user's own directions and units.
+
+    Attributes:
+        prompt_ids: the prompts that have responses, sorted; shape (p,).
+        prompt_n: place of each row's prompt among them, ascending, shape (n,).
+        sample_index_n: shape (n,), integers, ascending within a prompt.
+        reward_n: shape (n,), reward units.
+        constraints_nm: shape (n, m), score units.
+        cut_off_n: whether the token limit ended the response, shape (n,).
+    """
+
+    prompt_ids: tuple[str, ...]
+    prompt_n: np.ndarray
+    sample_index_n: np.ndarray
+    reward_n: np.ndarray
+    constraints_nm: np.ndarray
+    cut_off_n: np.ndarray
+
+    @property
+    def n_samples(self) -> int:
+        """Number of responses."""
+        return len(self.reward_n)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """The first row of each prompt, shape (p,)."""
+        return np.searchsorted(self.prompt_n, np.arange(len(self.prompt_ids)))
+
+    def select(self, mask_n: np.ndarray) -> JoinedScores:
+        """The rows where a boolean mask, shape (n,), is true; prompts without rows are left out."""
+        kept, prompt_n = np.unique(self.prompt_n[mask_n], return_inverse=True)
+        return JoinedScores(
+            prompt_ids=tuple(self.prompt_ids[place] for place in kept),
+            prompt_n=prompt_n,
+            sample_index_n=self.sample_index_n[mask_n],
+            reward_n=self.reward_n[mask_n],
+            constraints_nm=self.constraints_nm[mask_n],
+            cut_off_n=self.cut_off_n[mask_n],
+        )
+
+    def of_prompts(self, prompt_ids: Set[str]) -> JoinedScores:
+        """The rows of some of the prompts."""
+        mask_p = np.array([prompt_id in prompt_ids for prompt_id in self.prompt_ids], dtype=bool)
+        return self.select(mask_p[self.prompt_n])
+
+    def by_prompt(self) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
+        """Prompt ids in sorted order, and for each its rewards (k_p,) and its constraint scores (k_p, m)."""
+        cuts = self.starts[1:]
+        return list(self.prompt_ids), np.split(self.reward_n, cuts), np.split(self.constraints_nm, cuts)
+
+    def find_in(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """Which rows of a table are here, and which ones of these they are.
+
+        Args:
+            table: with the columns ``prompt_id`` and ``sample_index``, each key at most once.
+
+        Returns:
+            Rows of the table, in the order of the rows here, and the row here of each; both of shape (n,).
+        """
+        row_n = self._keys.find(table)
+        found = np.flatnonzero(row_n >= 0)
+        found = found[np.argsort(row_n[found], kind="stable")]
+        return found, row_n[found]
+
+    @cached_property
+    def _keys(self) -> SortedKeys:
+        width = int(self.sample_index_n.max(initial=0)) + 1
+        return SortedKeys(PromptPlaces(self.prompt_ids), width, self.prompt_n * width + self.sample_index_n)
+
+
+def read_scores(
+    samples: ShardedTable,
+    scores: Mapping[str, ShardedTable],
+    *,
+    reward: str,
+    constraints: Sequence[str],
+    split: str,
+    max_unscored: int,
+) -> tuple[JoinedScores, int]:
+    """Join the samples and the score tables of the reward and the constraints on their key.
+
+    Args:
+        samples: the samples table.
+        scores: the score tables by scorer.
+        reward: scorer of the reward.
+        constraints: scorers of the constraints, in order.
+        split: ``train`` or ``test``.
+        max_unscored: samples that may lack a score: those whose failure is on record.
+
+    Returns:
+        The samples that have all these scores, and the number of those that have not.
+
+    Raises:
+        CorruptArtifactError: more samples lack a score, or there are scores of other samples.
+        InputError: a score is not finite; names the rows.
+    """
+    names = list(dict.fromkeys([reward, *constraints]))
+    keys, cut_off_n = _sample_keys(samples, split)
+    key_n = keys.key_n
+    value = np.full((len(key_n), len(names)), np.nan)
+    for column, name in enumerate(names):
+        _fill(value[:, column], scores[name], split, keys, name=name)
+    scored_n = ~np.isnan(value).any(axis=1)
+    unscored = int(np.count_nonzero(~scored_n))
+    if unscored > max_unscored:
+        raise CorruptArtifactError(
+            f"{unscored} of {len(key_n)} {split} samples in {samples.folder} lack a score of {' or '.join(names)}, "
+            f"and only {max_unscored} failures are on record; score the samples again"
+        )
+    everything = JoinedScores(
+        prompt_ids=tuple(keys.prompts.ids),
+        prompt_n=key_n // keys.width,
+        sample_index_n=key_n % keys.width,
+        reward_n=value[:, 0],
+        constraints_nm=value[:, [names.index(name) for name in constraints]],
+        cut_off_n=cut_off_n,
+    )
+    return everything.select(scored_n), unscored
+
+
+def _sample_keys(samples: ShardedTable, split: str) -> tuple[SortedKeys, np.ndarray]:
+    """Keys of the samples of a split, and whether the token limit cut each off."""
+    prompts = PromptPlaces(samples.prompt_ids(split))
+    place, index, cut_off = [], [], []
+    for path in samples.paths(split):
+        table = read_parquet(path, columns=[*SAMPLE_KEY, "finish_reason"], as_dictionary=["prompt_id"])
+        place.append(prompts.of(table["prompt_id"]))
+        index.append(table["sample_index"].to_numpy().astype(np.int64))
+        cut_off.append(pc.equal(table["finish_reason"], "length").to_numpy())
+    index_n = np.concatenate([np.empty(0, np.int64), *index])
+    width = int(index_n.max(initial=0)) + 1
+    key_n = np.concatenate([np.empty(0, np.int64), *place]) * width + index_n
+    order = np.argsort(key_n, kind="stable")
+    key_n = key_n[order]
+    repeated = np.count_nonzero(np.diff(key_n) == 0)
+    if repeated:
+        raise CorruptArtifactError(f"{samples.folder}: {repeated} {split} samples are there twice")
+    return SortedKeys(prompts, width, key_n), np.concatenate([np.empty(0, bool), *cut_off])[order]
+
+
+def _fill(value_n: np.ndarray, scores: ShardedTable, split: str, keys: SortedKeys, *, name: str) -> None:
+    """Write a scorer's values to the rows they belong to."""
+    for path in scores.paths(split):
+        table = read_parquet(path, columns=[*SAMPLE_KEY, "value"], as_dictionary=["prompt_id"])
+        _require_finite(table, name)
+        row_n = keys.find(table)
+        unknown = np.count_nonzero(row_n < 0)
+        if unknown:
+            raise CorruptArtifactError(
+                f"{path}: {unknown} scores of samples that are not there; score the samples again"
+            )
+        value_n[row_n] = table["value"].to_numpy()
+
+
+def _require_finite(table: pa.Table, name: str) -> None:
+    wrong = table.filter(pc.invert(pc.is_finite(table["value"])))
+    if wrong.num_rows:
+        shown = "; ".join(
+            f"{row['prompt_id'][:12]}… sample {row['sample_index']}: {row['value']}"
+            for row in wrong.slice(0, 3).to_pylist()
+        )
+        raise InputError(
+            f"scorer `{name}` gave {wrong.num_rows} scores that are not finite ({shown}); all must be finite"
+        )
+
+
+OnLength = Literal["keep", "drop", "flag"]
+
+
+def apply_length_rule(rows: JoinedScores, on_length: OnLength) -> JoinedScores:
+    """The rows that take part: all of them, or those that the token limit did not cut off."""
+    return rows.select(~rows.cut_off_n) if on_length == "drop" and rows.cut_off_n.any() else rows
+
+
+def reference_scores(run: Run, split: str, *, names: Sequence[str] | None = None) -> JoinedScores:
+    """The reference's scored samples of a split; ``names`` as of :func:`policy_scores`."""
+    samples, scores = run.folder / "samples", run.folder / "scores"
+    return policy_scores(run, samples=samples, scores=scores, split=split, names=names)
+
+
+def policy_scores(
+    run: Run, *, samples: Path, scores: Path, split: str, names: Sequence[str] | None = None
+) -> JoinedScores:
+    """The scored samples of a split of some policy, without those that ``solve.on_length`` drops.
+
+    Args:
+        run: the run.
+        samples: folder of the samples table.
+        scores: holds a folder with a score table for each scorer.
+        split: of the prompts.
+        names: scorers that stand for the reward, first, and the constraints; those of the recipe where not given.
+
+    Raises:
+        CorruptArtifactError: a table is damaged, or scores and samples do not belong together.
+    """
+    rows, _ = all_scores(run, samples=samples, scores=scores, split=split, names=names)
+    return apply_length_rule(rows, run.config.solve.on_length)
+
+
+def all_scores(
+    run: Run, *, samples: Path, scores: Path, split: str, names: Sequence[str] | None = None
+) -> tuple[JoinedScores, int]:
+    """All scored samples of a split, and how many have no score; arguments as of :func:`policy_scores`."""
+    reward, *constraints = names if names is not None else (run.config.reward, *run.config.constraints)
+    named = (reward, *constraints)
+    return read_scores(
+        run.samples_table(samples),
+        {name: ShardedTable(folder=scores / name, schema=SCORES, metadata={}) for name in named},
+        reward=reward,
+        constraints=constraints,
+        split=split,
+        max_unscored=sum(read_manifest(scores / name).counts["failed"] for name in named),
+    )

@@ -1,0 +1,1 @@
+"""The steps of a run: ``dualign X`` is ``pipeline/steps/X.py``."""

@@ -1,0 +1,185 @@
+"""The table that stage 1 hands on: every response with its scores and its weight under the tilted policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jinja2 import Environment, StrictUndefined
+
+from pipeline.contracts.artifacts import atomic_write_bytes, read_json, read_manifest
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SPLITS, tilted_schema
+from pipeline.dual.solving import tilted_weights
+from pipeline.report import print_stage1
+from pipeline.run.run import Run
+from pipeline.run.step import derived_step_is_current, finish_step, log
+from pipeline.scoring.joined import JoinedScores, all_scores, reference_scores
+from pipeline.sources.pairs import PAIRS_SECTION
+
+
+def tilt_pairs(run: Run, dual: Mapping[str, Any]) -> None:
+    """Write ``pairs/tilted/``, the hand-off table of the pairs of which both responses have all scores.
+
+    Args:
+        run: the run.
+        dual: content of ``dual.json``.
+
+    Raises:
+        InputError: no pair has all scores.
+    """
+    started = time.monotonic()
+    folder, names = run.pairs / "tilted", (run.config.reward, *run.config.constraints)
+    inputs = {
+        "dual": read_manifest(run.folder / "dual").identity,
+        **{
+            f"pairs/{name}": read_manifest(run.pairs / name).identity
+            for name in ("prompts", "samples", *(f"scores/{name}" for name in names))
+        },
+    }
+    if derived_step_is_current(folder, step="export", settings={}, inputs=inputs):
+        return
+    rows, _ = all_scores(run, samples=run.pairs / "samples", scores=run.pairs / "scores", split="train")
+    whole = _whole_pairs(rows)
+    n_pairs = read_manifest(run.pairs / "samples").counts["pairs"]
+    if whole.n_samples == 0:
+        raise InputError(f"none of the {n_pairs} pairs of `{PAIRS_SECTION}` has all scores of both responses")
+    files, n_rows = write_tilted_table(
+        folder,
+        prompts=run.prompts_table(run.pairs / "prompts"),
+        samples=run.samples_table(run.pairs / "samples"),
+        scored={"train": whole},
+        dual=dual,
+        metadata=run.table_metadata(),
+    )
+    counts = {"rows": n_rows, "pairs": n_rows // 2, "unscored": n_pairs - n_rows // 2}
+    finish_step(run.name, folder, "export", settings={}, inputs=inputs, files=files, counts=counts, started=started)
+    log.info("export: %d pairs of the data set to train on", counts["pairs"])
+
+
+def _whole_pairs(rows: JoinedScores) -> JoinedScores:
+    """The rows whose partner is there too."""
+    pair_n = np.stack([rows.prompt_n, rows.sample_index_n // 2])
+    _, place_n, count = np.unique(pair_n, axis=1, return_inverse=True, return_counts=True)
+    return rows.select(count[place_n.ravel()] == 2)
+
+
+def export(run: Run) -> None:
+    """Write the tilted table: every response with its scores and its weight under the tilted policy."""
+    started = time.monotonic()
+    folder = run.folder / "tilted"
+    inputs = {name: read_manifest(run.folder / name).identity for name in ("prompts", "samples", "dual")}
+    dual = read_json(run.folder / "dual" / "dual.json")
+    if not derived_step_is_current(folder, step="export", settings={}, inputs=inputs):
+        files, n_rows = write_tilted_table(
+            folder,
+            prompts=run.prompts_table(),
+            samples=run.samples_table(run.folder / "samples"),
+            scored={split: reference_scores(run, split) for split in SPLITS},
+            dual=dual,
+            metadata=run.table_metadata(),
+        )
+        write_dataset_card(folder, dual=dual, n_rows=n_rows, run=run.name, inputs=inputs)
+        counts = {"rows": n_rows}
+        finish_step(
+            run.name, folder, "export", settings={}, inputs=inputs, files=files, counts=counts, started=started
+        )
+    if run.config.training.pairs is not None:
+        tilt_pairs(run, dual)
+    print_stage1(dual)
+
+
+_CARD = Path(__file__).parent / "dataset_card.md.jinja"
+_ROWS_PER_FILE = 100_000
+
+
+def write_tilted_table(
+    folder: Path,
+    *,
+    prompts: pa.Table,
+    samples: ShardedTable,
+    scored: Mapping[str, JoinedScores],
+    dual: Mapping[str, Any],
+    metadata: Mapping[str, str],
+) -> tuple[dict[str, str], int]:
+    """Join prompts, completions, scores and weights by key and write them, one file of samples in memory at a time.
+
+    Args:
+        folder: of the table.
+        prompts: the prompts table.
+        samples: the samples table.
+        scored: the scored samples of each split.
+        dual: content of ``dual.json``.
+        metadata: key-value metadata of every file.
+
+    Returns:
+        The path of each file relative to the folder and its sha256, and the number of rows.
+    """
+    names = [entry["name"] for entry in dual["constraints"]]
+    table = ShardedTable(folder=folder, schema=tilted_schema(names), metadata=metadata)
+    about = {row["prompt_id"]: row for row in prompts.select(["prompt_id", "prompt", "category"]).to_pylist()}
+    n_rows = 0
+    for split, rows in scored.items():
+        weight_n = tilted_weights(rows, dual)
+        pieces = (
+            _tilted_rows(read_parquet(path, columns=[*SAMPLE_KEY, "completion"]), rows, weight_n, about, names, split)
+            for path in samples.paths(split)
+        )
+        for number, piece in enumerate(_regrouped(pieces)):
+            n_rows += piece.num_rows
+            table.write_shard(piece, split=split, order=f"{number:06d}")
+    return table.finish(), n_rows
+
+
+def write_dataset_card(
+    folder: Path, *, dual: Mapping[str, Any], n_rows: int, run: str, inputs: Mapping[str, str]
+) -> None:
+    """Write the card that Hugging Face tools and people read first."""
+    environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701  # Markdown, not HTML
+    template = environment.from_string(_CARD.read_text(encoding="utf-8"))
+    text = template.render(dual=dual, n_rows=n_rows, run=run, inputs=inputs)
+    atomic_write_bytes(folder / "README.md", text.encode())
+
+
+def _tilted_rows(
+    samples: pa.Table,
+    scored: JoinedScores,
+    weight_n: np.ndarray,
+    about: Mapping[str, Mapping[str, Any]],
+    names: list[str],
+    split: str,
+) -> pa.Table:
+    found, row_n = scored.find_in(samples)
+    texts = samples.take(found)
+    schema = tilted_schema(names)
+    prompts = [about[prompt_id] for prompt_id in texts["prompt_id"].to_pylist()]
+    return pa.table(
+        {
+            "prompt_id": texts["prompt_id"],
+            "sample_index": texts["sample_index"],
+            "prompt": pa.array([prompt["prompt"] for prompt in prompts], schema.field("prompt").type),
+            "completion": texts["completion"],
+            "reward": scored.reward_n[row_n],
+            **{CONSTRAINT_PREFIX + name: scored.constraints_nm[row_n, place] for place, name in enumerate(names)},
+            "weight": weight_n[row_n],
+            "split": [split] * len(row_n),
+            "category": [prompt["category"] for prompt in prompts],
+        },
+        schema=schema,
+    )
+
+
+def _regrouped(pieces: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    waiting: list[pa.Table] = []
+    for piece in pieces:
+        waiting.append(piece)
+        if sum(table.num_rows for table in waiting) >= _ROWS_PER_FILE:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if any(table.num_rows for table in waiting):
+        yield pa.concat_tables(waiting)

@@ -1,0 +1,102 @@
+"""The step ``prepare``: the prompts table, the embedded world, a merged reference."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.contracts.artifacts import begin_step, checkpoint_sha256, content_sha256, file_sha256, is_complete
+from pipeline.contracts.errors import require_extra
+from pipeline.contracts.shards import write_table
+from pipeline.contracts.tables import SPLITS
+from pipeline.microworld import build_world
+from pipeline.run.run import Run
+from pipeline.run.step import derived_step_is_current, finish_step, log, remedy
+from pipeline.scorers.models import ModelSettings
+from pipeline.sources.prompts import PromptRow, build_prompt_table, limit_prompts, read_prompts
+
+WORLD_SEED = 0
+"""The embedded world is an input like any checkpoint: the seed of a run draws samples, not worlds."""
+
+
+def prepare(run: Run) -> None:
+    """Write the prompts table and, for recipes that use it, build the embedded world."""
+    started = time.monotonic()
+    folder = run.folder / "prompts"
+    inputs: dict[str, str] = {}
+    details: dict[str, Any] = {}
+    if run.uses_embedded:
+        require_extra("sample", "torch", "transformers", purpose="building the embedded world")
+        world = build_world(run.data_dir / "models", seed=WORLD_SEED, show_progress=run.show_progress)
+        inputs["world"] = world.digest
+        details["world"] = {
+            "directory": str(world.directory.relative_to(run.data_dir)),
+            "scorer_accuracy": dict(world.scorer_accuracy),
+            "build_seconds": world.build_seconds,
+        }
+        shown = ", ".join(f"{name} {accuracy:.3f}" for name, accuracy in world.scorer_accuracy.items())
+        log.info("prepare: pairwise accuracy of the scorers on held-out pairs: %s", shown)
+    if run.config.prompts.source == "embedded":
+        rows = (PromptRow(prompt.messages, prompt.split, prompt.category) for prompt in world.prompts)
+        everything, repeated = build_prompt_table(rows, source="embedded")
+    else:
+        everything, repeated = read_prompts(run.config.prompts)
+    prompts = limit_prompts(everything, run.config.prompts.limit)
+    left_out = everything.num_rows - prompts.num_rows
+    if run.config.reference.adapter is not None:
+        _merge_reference(run)
+    counts = {split: pc.sum(pc.equal(prompts["split"], split)).as_py() for split in SPLITS}
+    counts |= {"repeated": repeated, "left_out": left_out}
+    log.info("prepare: %d train and %d test prompts", counts["train"], counts["test"])
+    if repeated:
+        log.info("prepare: %d repeated prompts dropped", repeated)
+    if left_out:
+        log.info("prepare: %d prompts left out, beyond `prompts.limit` (%d)", left_out, run.config.prompts.limit)
+    # The categories themselves are among the inputs: nothing that was sampled or scored depends on their column. The
+    # limit shows in the inputs too: a larger one is a source that has grown.
+    settings = run.config.prompts.model_dump(mode="json", exclude={"category_column", "limit"})
+    details["limit"] = run.config.prompts.limit
+    # A source may grow: the table is then written anew, and later steps compute only what is new.
+    inputs["prompts"] = _prompts_identity(prompts)
+    if derived_step_is_current(folder, step="prepare", settings=settings, inputs=inputs):
+        return
+    files = write_table(folder, prompts, metadata=run.table_metadata())
+    finish_step(
+        run.name,
+        folder,
+        "prepare",
+        settings=settings,
+        inputs=inputs,
+        files=files,
+        counts=counts,
+        details=details,
+        started=started,
+    )
+
+
+def _merge_reference(run: Run) -> None:
+    """Write the reference with its adapter merged, once: what is sampled is then what is trained."""
+    require_extra("train", "torch", "transformers", "peft", purpose="`reference.adapter`")
+    from stage1_dual.merging import write_merged_checkpoint
+
+    started = time.monotonic()
+    folder, reference = run.merged_reference, run.config.reference
+    assert reference.adapter is not None
+    base = run.model(ModelSettings(model=reference.model, revision=reference.revision), "reference")
+    inputs = {"base": checkpoint_sha256(Path(base)), "adapter": checkpoint_sha256(Path(reference.adapter))}
+    begin_step(folder, settings={}, inputs=inputs, remedy=remedy("prepare"))
+    if is_complete(folder):
+        return
+    write_merged_checkpoint(base, reference.adapter, folder / "checkpoint")
+    paths = sorted((folder / "checkpoint").iterdir())
+    files = {str(path.relative_to(folder)): file_sha256(path) for path in paths}
+    finish_step(run.name, folder, "prepare", settings={}, inputs=inputs, files=files, started=started)
+
+
+def _prompts_identity(prompts: pa.Table) -> str:
+    """Hash of a prompts table: the ids stand for the text, split and category are added."""
+    return content_sha256(prompts.select(["prompt_id", "split", "category"]).to_pydict())

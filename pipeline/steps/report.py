@@ -1,0 +1,30 @@
+"""The step ``report``: the figures and the page of a run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+
+from pipeline.contracts.artifacts import content_sha256, file_sha256, is_complete, read_manifest
+from pipeline.report import write_report
+from pipeline.run.run import Run
+from pipeline.run.step import derived_step_is_current, finish_step, log
+
+
+def report(run: Run) -> None:
+    """Write the figures and the page."""
+    started = time.monotonic()
+    folder = run.folder / "report"
+    available = [name for name in ("dual", "tilted", "policy", "evaluation") if is_complete(run.folder / name)]
+    inputs = {name: read_manifest(run.folder / name).identity for name in available}
+    published = {} if run.config.published is None else run.config.published.points()
+    if published:  # an input, not a setting: the numbers may be corrected, and older reports have none
+        inputs["published"] = content_sha256(
+            {name: [asdict(point) for point in points] for name, points in published.items()}
+        )
+    if derived_step_is_current(folder, step="report", settings={}, inputs=inputs):
+        return
+    paths = write_report(run.folder, output=folder, published=published)
+    files = {str(path.relative_to(folder)): file_sha256(path) for path in paths}
+    finish_step(run.name, folder, "report", settings={}, inputs=inputs, files=files, started=started)
+    log.info("report: %s", folder / "report.html")

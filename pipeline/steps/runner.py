@@ -1,0 +1,169 @@
+"""The run, step by step. A finished step is skipped, a killed one continues, a contradicting one is refused.
+
+Each step reads the artifacts before it and leaves one folder with a manifest. Nothing else passes between steps.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from pipeline.contracts.artifacts import (
+    atomic_write_bytes,
+    file_sha256,
+    is_complete,
+    read_manifest,
+    require_writable,
+    run_lock,
+)
+from pipeline.contracts.errors import CorruptArtifactError, InputError
+from pipeline.run.run import Run
+from pipeline.run.step import log, reopen
+from pipeline.sources.prompts import limit_prompts, read_prompts
+from pipeline.steps.evaluate import evaluate
+from pipeline.steps.export import export
+from pipeline.steps.preflight import check_run
+from pipeline.steps.prepare import prepare
+from pipeline.steps.report import report
+from pipeline.steps.sample import sample, show_prompts
+from pipeline.steps.score import score
+from pipeline.steps.solve import solve
+from pipeline.steps.train import train
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its subcommand's summary, the folder it owns, and the function that fills it."""
+
+    summary: str
+    folder: str
+    perform: Callable[[Run], None]
+
+
+STEPS: dict[str, Step] = {
+    "prepare": Step("write the prompts; build the embedded world where a recipe uses it", "prompts", prepare),
+    "sample": Step("draw responses from the reference policy", "samples", sample),
+    "score": Step("score the responses", "scores", score),
+    "solve": Step("minimise the dual and certify the answer", "dual", solve),
+    "export": Step("write the tilted table", "tilted", export),
+    "train": Step("fine-tune once on the tilted responses", "policy", train),
+    "evaluate": Step("compare the trained policy with the prediction", "evaluation", evaluate),
+    "report": Step("write the figures and the page", "report", report),
+}
+
+_OF_PAIRS: dict[str, tuple[str, ...]] = {
+    "sample": ("pairs/prompts", "pairs/samples"),
+    "score": ("pairs/scores",),
+    "export": ("pairs/tilted",),
+}
+"""What a step leaves besides its own folder where the recipe trains on the pairs of a data set."""
+
+STAGES: dict[str, tuple[str, ...]] = {
+    "stage1": ("prepare", "sample", "score", "solve", "export"),
+    "stage2": ("train", "evaluate", "report"),
+    "run": tuple(STEPS),
+}
+
+
+def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -> None:
+    """Perform steps in order, holding the run.
+
+    Args:
+        run: the run.
+        names: steps to perform.
+        redo_from: a step to remove first, with all steps after it.
+
+    Raises:
+        DualignError: whatever makes a step stop; finished work is kept.
+    """
+    require_writable(run.folder)
+    with run_lock(run.folder):
+        if redo_from is not None:
+            _discard_from(run, redo_from)
+        _require_own_artifacts(run)
+        check_run(run, names)
+        for name in names:
+            _require_earlier_steps(run, name, names)
+            STEPS[name].perform(run)
+            # After the step: a configuration that was refused is not the run's.
+            _write_config(run)
+
+
+def preview_samples(run: Run, *, n_prompts: int = 2) -> str:
+    """What the reference would read of the first prompts, token ids included, and how it would be sampled.
+
+    Nothing is written.
+
+    Raises:
+        InputError: the prompts, the tokenizer or the template cannot be used.
+    """
+    check_run(run, ("sample",))
+    if is_complete(run.folder / "prompts"):
+        table = run.prompts_table()
+    elif run.uses_embedded:
+        raise InputError(f"the embedded world of run `{run.name}` is not built; `dualign prepare` builds it")
+    else:
+        table = limit_prompts(read_prompts(run.config.prompts)[0], run.config.prompts.limit)
+    rows = table.slice(0, n_prompts).to_pylist()
+    return show_prompts(run, prompts=[(row["prompt_id"], row["prompt"]) for row in rows])
+
+
+def _require_earlier_steps(run: Run, name: str, planned: Sequence[str]) -> None:
+    order = list(STEPS)
+    needed = ["solve", "export"] if name == "report" else order[: order.index(name)]
+    for earlier in needed:
+        of_pairs = _OF_PAIRS.get(earlier, ()) if run.config.training.pairs is not None else ()
+        for folder in (STEPS[earlier].folder, *of_pairs):
+            done = is_complete(run.folder / folder) if earlier != "score" else (run.folder / folder).is_dir()
+            if not done and earlier not in planned:
+                what = f" for `training.pairs` (no {folder})" if folder in of_pairs else ""
+                raise InputError(
+                    f"`dualign {name}` needs the step `{earlier}` of run `{run.name}`, which is not done{what}; run "
+                    "it first"
+                )
+
+
+def _require_own_artifacts(run: Run) -> None:
+    """A run that was copied under another name is whole; a manifest of another run beside files of this one is not."""
+    folders = [run.folder / step.folder for name, step in STEPS.items() if name != "score"]
+    folders += [run.pairs / name for name in ("prompts", "samples", "tilted")]
+    folders += sorted([*(run.folder / "scores").glob("*"), *(run.pairs / "scores").glob("*")])
+    for folder in (*folders, run.folder / "evaluation" / "samples"):
+        if not is_complete(folder) or (found := read_manifest(folder)).run == run.name:
+            continue
+        for name, recorded in found.files.items():
+            if file_sha256(folder / name) != recorded:
+                raise CorruptArtifactError(
+                    f"{folder / 'manifest.json'} is of run `{found.run}` and does not describe {folder / name}: this "
+                    f"is run `{run.name}`. Move the folder away, and the step is done again"
+                )
+
+
+def _discard_from(run: Run, first: str) -> None:
+    order = list(STEPS)
+    discarded = [
+        (name, run.folder / folder)
+        for name in order[order.index(first) :]
+        for folder in (STEPS[name].folder, *_OF_PAIRS.get(name, ()))
+    ]
+    for name, folder in discarded:
+        if folder.is_symlink():
+            raise InputError(
+                f"the step `{name}` of run `{run.name}` is that of {folder.resolve().parent}, by a link; redo it there"
+            )
+    for name, folder in reversed(discarded):
+        if folder.is_dir():
+            reopen(folder)
+            shutil.rmtree(folder)
+            log.info("%s: removed, to be done anew", name)
+    if first == "prepare" and run.merged_reference.is_dir():
+        reopen(run.merged_reference)
+        shutil.rmtree(run.merged_reference)
+
+
+def _write_config(run: Run) -> None:
+    text = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    atomic_write_bytes(run.folder / "config.yaml", text.encode())

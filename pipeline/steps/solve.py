@@ -1,0 +1,115 @@
+"""The step ``solve``: lambda* of a run, certified, with all that ``dual.json`` says."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from pipeline.contracts.artifacts import environment, file_sha256, read_manifest, write_json
+from pipeline.contracts.errors import InputError
+from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
+from pipeline.dual.sweep import sweep_constraints, write_frontier
+from pipeline.run.run import Run
+from pipeline.run.step import derived_step_is_current, finish_step, log
+from pipeline.scoring.categories import means_by_category, prompt_categories
+from pipeline.scoring.joined import JoinedScores, all_scores, apply_length_rule, reference_scores
+from pipeline.scoring.quality import describe_faults, describe_truncation
+from stage1_dual.dual import DualProblem
+
+
+def reference_problem(run: Run, split: str) -> DualProblem:
+    """The dual problem of the reference's scored samples of a split, under the run's demands."""
+    return build_problem(
+        reference_scores(run, split), constraints=run.config.demanded_constraints(), beta=run.config.beta
+    )
+
+
+def solve(run: Run) -> None:
+    """Minimise the dual, certify the answer, and write ``dual.json`` and the frontier."""
+    started = time.monotonic()
+    folder, config = run.folder / "dual", run.config
+    settings = {
+        "beta": config.beta,
+        "reward": config.reward,
+        "constraints": {name: bound.model_dump(mode="json") for name, bound in config.constraints.items()},
+        **config.solve.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    inputs = {
+        **{name: read_manifest(run.folder / name).identity for name in ("prompts", "samples")},
+        **{
+            f"scores/{name}": read_manifest(run.folder / "scores" / name).identity
+            for name in (config.reward, *config.constraints)
+        },
+    }
+    if derived_step_is_current(folder, step="solve", settings=settings, inputs=inputs):
+        return
+    constraints = config.demanded_constraints()
+    everything, n_unscored = all_scores(
+        run, samples=run.folder / "samples", scores=run.folder / "scores", split="train"
+    )
+    train, test = apply_length_rule(everything, config.solve.on_length), reference_scores(run, "test")
+    for split, rows in (("train", train), ("test", test)):
+        if rows.n_samples == 0:
+            raise InputError(
+                f"no {split} response takes part: none was scored, or all were cut off at `sampling.max_new_tokens`, "
+                f"{config.sampling.max_new_tokens}, and `solve.on_length` is {config.solve.on_length!r}"
+            )
+    heldout = build_problem(test, constraints=constraints, beta=config.beta)
+    solved = solve_problem(
+        build_problem(train, constraints=constraints, beta=config.beta),
+        heldout=heldout,
+        reward_name=config.reward,
+        constraints=constraints,
+        safeguards=config.safeguards(),
+        evaluation=EvaluationSize(heldout.n_prompts, config.evaluation.samples_per_prompt),
+        corrects_response_bias=config.solve.correct_response_bias,
+        n_replicates=config.solve.bootstrap_replicates,
+        rng=np.random.default_rng(config.seed),
+    )
+    dual = _describe_samples(run, solved.content, train, everything=everything, n_unscored=n_unscored)
+    for entry in dual["constraints"]:
+        added = sum(entry["safeguard"][name] for name in ("reserve", "assurance", "score_error"))
+        if added:
+            log.info("solve: %s is asked for %.3g beyond the demand, as its safeguards say", entry["name"], added)
+    frontier = sweep_constraints(solved.problem, constraints, n_points=config.solve.frontier_points)
+    write_frontier(folder / "frontier.parquet", frontier, metadata=run.table_metadata())
+    write_json(folder / "dual.json", {**dual, "seed": config.seed, "inputs": inputs, "environment": environment()})
+    finish_step(
+        run.name,
+        folder,
+        "solve",
+        settings=settings,
+        inputs=inputs,
+        files={name: file_sha256(folder / name) for name in ("dual.json", "frontier.parquet")},
+        counts={"prompts": dual["n_prompts"], "samples": dual["n_samples"]},
+        started=started,
+    )
+
+
+def _describe_samples(
+    run: Run, dual: dict[str, Any], train: JoinedScores, *, everything: JoinedScores, n_unscored: int
+) -> dict[str, Any]:
+    """What ``dual.json`` says about the samples besides the solution."""
+    names = (run.config.reward, *run.config.constraints)
+    manifest = read_manifest(run.folder / "samples")
+    truncation = describe_truncation(everything, run.config.solve.on_length, names=names)
+    faults = describe_faults(
+        sampling=manifest.settings,
+        truncation=truncation,
+        n_unscored=n_unscored,
+        n_prompts_lost=len(everything.prompt_ids) - len(train.prompt_ids),
+        n_unsampled=manifest.counts["failed"],
+        n_prompts_left_out=read_manifest(run.folder / "prompts").counts.get("left_out", 0),
+    )
+    for fault in faults:
+        log.warning("solve: %s", fault)
+    policies = {"reference": (train, None), "predicted": (train, tilted_weights(train, dual))}
+    return {
+        **dual,
+        "by_category": means_by_category(policies, prompt_categories(run), names=names),
+        "truncation": truncation,
+        "warnings": [*dual["warnings"], *faults],
+    }

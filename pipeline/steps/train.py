@@ -1,0 +1,106 @@
+"""The step ``train``: one fine-tuning run on the tilted responses."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config.recipe import RunConfig
+from pipeline.contracts.artifacts import begin_step, checkpoint_sha256, file_sha256, is_complete, read_manifest
+from pipeline.contracts.errors import require_extra
+from pipeline.run.run import Run
+from pipeline.run.step import finish_step, log, remedy
+
+if TYPE_CHECKING:
+    from stage2_policy.settings import TrainSettings
+    from stage2_policy.trainer import TrainResult
+
+
+_SPEED_ONLY = ("tokens_per_microbatch", "gradient_checkpointing", "report_to")
+"""Training settings that change no result."""
+
+
+def train(run: Run) -> None:
+    """Fine-tune the reference once on the tilted samples."""
+    started = time.monotonic()
+    folder = run.folder / "policy"
+    # Lambda and beta are not among the settings: they are in the dual, which is an input, and so are the pairs.
+    initial = run.config.training.initial
+    recorded = {
+        **run.config.training.model_dump(mode="json", exclude={*_SPEED_ONLY, "initial", "pairs"}),
+        "seed": run.config.seed,
+    }
+    samples = read_manifest(run.folder / "samples")
+    pairs = ("pairs/samples", "pairs/tilted") if run.config.training.pairs is not None else ()
+    inputs = {
+        **{name: read_manifest(run.folder / name).identity for name in ("tilted", "dual", "samples", *pairs)},
+        "reference": samples.inputs["reference"],
+        **({"initial": checkpoint_sha256(Path(initial))} if initial is not None else {}),
+    }
+    begin_step(folder, settings=recorded, inputs=inputs, remedy=remedy("train"))
+    if is_complete(folder):
+        log.info("train: done before, kept")
+        return
+    result = perform_training(run)
+    log.info("train: %d steps, kept the one of step %d; %s", result.steps, result.best_step, result.stop_reason)
+    if run.config.training.match_prediction:
+        log.info("train: moved along the ray from the reference by %.3f to match the prediction", result.stretch)
+        if result.falls_short_of_prediction:
+            log.warning("train: the prediction is further off than that; train longer, or at a higher rate")
+    # The card is left out: `evaluate` completes it with what was realised.
+    files = {
+        str(path.relative_to(folder)): file_sha256(path)
+        for path in sorted([*folder.iterdir(), *folder.glob("adapter/*")])
+        if path.is_file() and path.name not in {"README.md", "settings.json"}
+    }
+    finish_step(
+        run.name,
+        folder,
+        "train",
+        settings=recorded,
+        inputs=inputs,
+        files=files,
+        counts={"responses": result.n_responses, "prompts": result.n_train_prompts, "steps": result.steps},
+        details=asdict(result),
+        started=started,
+    )
+
+
+def perform_training(run: Run) -> TrainResult:
+    """The work of the step ``train``, without its manifest: what each process does under a launcher."""
+    require_extra("train", "torch", "transformers", "accelerate", "peft", purpose="training")
+    from stage2_policy.trainer import train_policy
+
+    training = run.config.training
+    return train_policy(
+        reference=Path(run.model(run.config.reference, "reference")),
+        samples=run.folder / "samples",
+        tilted=run.folder / "tilted",
+        dual=run.folder / "dual",
+        output=run.folder / "policy",
+        settings=train_settings(run.config),
+        show_progress=run.show_progress,
+        initial=None if training.initial is None else Path(training.initial),
+        pairs=None if training.pairs is None else run.pairs,
+        reference_logp=run.folder / "reference_logp",
+        chat_template=_own_chat_template(run),
+    )
+
+
+def train_settings(config: RunConfig) -> TrainSettings:
+    """The settings of training as stage 2 takes them; where it starts and what is read are not among them."""
+    from stage2_policy.settings import TrainSettings
+
+    return TrainSettings(**config.training.model_dump(exclude={"initial", "pairs"}), seed=config.seed)
+
+
+def _own_chat_template(run: Run) -> str | None:
+    """The chat template that the recipe gives the reference; None where it is the tokenizer's own."""
+    from stage1_dual.sampling.rendering import load_tokenizer, resolve_chat_template
+
+    reference = run.config.reference
+    if reference.template is None:
+        return None
+    return resolve_chat_template(load_tokenizer(run.model(reference, "reference")), reference.template)

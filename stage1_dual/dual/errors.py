@@ -1,0 +1,50 @@
+"""What the dual raises beside bad input: thresholds that cannot be met, answers that cannot be proved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.contracts.errors import DualignError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class InfeasibilityCertificate:
+    """Proof that no reweighting of the samples meets all thresholds.
+
+    With ``v >= 0`` and ``E_x max_k <v, g(x, y_k) - b> < 0``, any policy supported on the samples has
+    ``<v, E[g] - b> < 0``, hence misses at least one threshold (a Farkas certificate; a theorem of the alternative).
+
+    Attributes:
+        thresholds: the thresholds b, shape (m,), score units, higher better.
+        direction: the vector v, shape (m,), non-negative, sums to 1.
+        support_value: E_x max_k <v, g - b>, in (v-weighted) score units; negative.
+        best_attainable: the largest mean of each constraint alone over reweightings, shape (m,), score units.
+        largest_feasible_scale: the largest t such that the margins scaled by t are feasible
+            (``reference + t * (threshold - reference)``), or None when no t >= 0 helps or the scale is undefined.
+    """
+
+    thresholds: np.ndarray
+    direction: np.ndarray
+    support_value: float
+    best_attainable: np.ndarray
+    largest_feasible_scale: float | None
+
+
+class InfeasibleError(DualignError):
+    """The thresholds cannot be met on these samples; ``certificate`` proves it."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, certificate: InfeasibilityCertificate) -> None:
+        super().__init__(message)
+        self.certificate = certificate
+
+
+class NotCertifiedError(DualignError):
+    """The solver stopped, but its answer failed the independent optimality check."""
+
+    exit_code = 4

@@ -1,0 +1,280 @@
+"""The table of samples, made shard by shard: what is on disk is kept, what is missing is drawn."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from pipeline.contracts.errors import DualignError, WorkerFailedError
+from pipeline.contracts.keys import PromptPlaces
+from pipeline.contracts.shards import ShardedTable
+from pipeline.contracts.tables import SAMPLES, SPLITS
+from stage1_dual.sampling.protocol import SampledCompletion, Sampler, SampleRequest
+from stage1_dual.sampling.seeds import sample_seed
+from stage1_dual.shard_plan import missing_shards, written_order
+from stage1_dual.work import Failure, FailureLimit, InProcess, ShardResult, Task, WorkerPool
+
+_FAILURES_OF_A_BROKEN_SAMPLER = 3
+"""Prompts that fail one after the other, alone and on freshly started samplers: it is not the prompts, then."""
+
+_FAILURES_OF_A_BROKEN_PROMPT = 2
+"""Single requests of a prompt that fail one after the other: its others of the shard are not tried, as each costs a
+start of the sampler."""
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A prompt to sample from: its id, its split, and the tokens the policy reads."""
+
+    prompt_id: str
+    split: str
+    token_ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class SamplingCounts:
+    """What :func:`sample_table` did.
+
+    Attributes:
+        rows_sampled: drawn now.
+        rows_present: found on disk among those asked for.
+        tokens_sampled: completion tokens drawn now, EOS included.
+        finish_reasons: rows drawn now by finish reason.
+        failures: rows that could not be drawn.
+        start_seconds: time until the first shard was begun; 0 where nothing was missing.
+        sampling_seconds: from then on, to draw and write.
+        sampler: the sampler's own description; empty where nothing was missing.
+    """
+
+    rows_sampled: int
+    rows_present: int
+    tokens_sampled: int
+    finish_reasons: Mapping[str, int]
+    failures: tuple[Failure, ...]
+    start_seconds: float
+    sampling_seconds: float
+    sampler: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SampleShard:
+    """What a sampling worker needs to know: prompts once each, and the samples to draw of them.
+
+    Attributes:
+        prompt_ids: of the prompts.
+        token_ids: of each prompt.
+        prompt_n: which of the prompts each row belongs to, shape (n,).
+        sample_n: ``sample_index`` of each row, shape (n,).
+    """
+
+    prompt_ids: tuple[str, ...]
+    token_ids: tuple[np.ndarray, ...]
+    prompt_n: np.ndarray
+    sample_n: np.ndarray
+
+
+class SampleWorker:
+    """Draws the samples of a shard; a request that the sampler cannot take becomes a failure and harms no other.
+
+    Args:
+        sampler_factory: starts the sampler.
+        run_seed: seed of the run.
+    """
+
+    def __init__(self, sampler_factory: Callable[[], Sampler], run_seed: int) -> None:
+        self._factory = sampler_factory
+        self._run_seed = run_seed
+        self._sampler: Sampler | None = sampler_factory()
+        self._description = self._sampler.describe()
+        self._failed_in_a_row: list[str] = []
+        """Prompt of each single request that failed since the last success."""
+
+    def perform(self, payload: SampleShard) -> ShardResult:
+        """Draw one shard."""
+        started = time.monotonic()
+        token_ids = [tuple(int(token) for token in ids) for ids in payload.token_ids]  # Python's integers, once each
+        requests = [
+            SampleRequest(
+                payload.prompt_ids[prompt],
+                token_ids[prompt],
+                sample,
+                sample_seed(self._run_seed, payload.prompt_ids[prompt], sample),
+            )
+            for prompt, sample in zip(payload.prompt_n.tolist(), payload.sample_n.tolist(), strict=True)
+        ]
+        drawn, failures = self._draw(requests)
+        counts = Counter(completion.finish_reason for _, completion in drawn)
+        return ShardResult(
+            tables={"samples": _rows(drawn)},
+            seconds=time.monotonic() - started,
+            failures=failures,
+            counts={
+                "tokens": sum(len(completion.token_ids) for _, completion in drawn),
+                **{f"finish_{reason}": count for reason, count in counts.items()},
+            },
+        )
+
+    def describe(self) -> Mapping[str, object]:
+        """The resolved sampling parameters."""
+        return self._description
+
+    def close(self) -> None:
+        """Free the model."""
+        if self._sampler is not None:
+            self._sampler.close()
+            self._sampler = None
+
+    def _draw(
+        self, requests: Sequence[SampleRequest]
+    ) -> tuple[list[tuple[SampleRequest, SampledCompletion]], list[Failure]]:
+        broken = [id_ for id_, n in Counter(self._failed_in_a_row).items() if n >= _FAILURES_OF_A_BROKEN_PROMPT]
+        if any(request.prompt_id in broken for request in requests):
+            skipped = [request for request in requests if request.prompt_id in broken]
+            drawn, failures = self._draw([request for request in requests if request.prompt_id not in broken])
+            reason = "the sampler failed on other requests of the prompt"
+            return drawn, [Failure(request.prompt_id, request.sample_index, reason) for request in skipped] + failures
+        if not requests:
+            return [], []
+        if self._sampler is None:
+            self._sampler = self._factory()
+        try:
+            completions = self._sampler.sample(requests)
+        except DualignError:
+            raise
+        except Exception as error:
+            # A sampler that failed in the middle may hold the rest of its requests: only a new one is trusted.
+            self.close()
+            if len(requests) > 1:
+                middle = len(requests) // 2
+                first, first_failures = self._draw(requests[:middle])
+                second, second_failures = self._draw(requests[middle:])
+                return first + second, first_failures + second_failures
+            self._failed_in_a_row.append(requests[0].prompt_id)
+            reason = f"{type(error).__name__}: {error}"
+            n_prompts = len(set(self._failed_in_a_row))
+            if n_prompts >= _FAILURES_OF_A_BROKEN_SAMPLER:
+                raise WorkerFailedError(
+                    f"the sampler failed on single requests of {n_prompts} prompts one after the other, each time "
+                    f"newly started; the last time: {reason}. Finished shards are kept"
+                ) from error
+            return [], [Failure(requests[0].prompt_id, requests[0].sample_index, reason)]
+        self._failed_in_a_row = []
+        return list(zip(requests, completions, strict=True)), []
+
+
+def sample_table(
+    *,
+    sampler_factory: Callable[[], Sampler],
+    prompts: Sequence[PromptTokens],
+    samples_per_prompt: int,
+    run_seed: int,
+    table: ShardedTable,
+    shard_rows: int,
+    show_progress: bool,
+    max_failed_share: float = 0.0,
+    execution: WorkerPool | None = None,
+) -> SamplingCounts:
+    """Draw every missing sample of every prompt and write it; the caller finishes the table.
+
+    A shard is one call of the sampler and one atomic write. A killed call loses its unfinished shard; continued with
+    the same arguments it gives the rows that an uninterrupted one gives. With more samples a prompt, or more prompts,
+    only the new ones are drawn.
+
+    Args:
+        sampler_factory: starts the sampler; called only if a row is missing.
+        prompts: the prompts, each once.
+        samples_per_prompt: completions wanted of each prompt.
+        run_seed: seed of the run.
+        table: of schema ``SAMPLES``.
+        shard_rows: rows of a full shard.
+        show_progress: whether to show a progress bar.
+        max_failed_share: share of the rows that may fail before the call stops.
+        execution: where the sampler lives; in this process where None.
+
+    Raises:
+        InputError: more rows failed than may; what was drawn is kept.
+    """
+    presence = {
+        split: table.presence(
+            split,
+            PromptPlaces([prompt.prompt_id for prompt in prompts if prompt.split == split]),
+            n_samples=samples_per_prompt,
+        )
+        for split in SPLITS
+    }
+    n_rows = sum(grid.size for grid in presence.values())
+    rows_present = sum(int(np.count_nonzero(grid)) for grid in presence.values())
+    if rows_present == n_rows:
+        return SamplingCounts(0, rows_present, 0, {}, (), 0.0, 0.0)
+
+    limit = FailureLimit(n_rows, max_share=max_failed_share)
+    counts: Counter[str] = Counter()
+    rows_sampled = 0
+    description: Mapping[str, object] = {}
+    started = time.monotonic()
+    ready = started
+    with tqdm(total=n_rows, initial=rows_present, desc="sampling", unit=" samples", disable=not show_progress) as bar:
+        tasks = _plan(prompts, presence, shard_rows=shard_rows)
+        worker = partial(SampleWorker, sampler_factory, run_seed)
+        for task, result, its_description in (execution or InProcess()).perform(worker, tasks):
+            rows = result.tables["samples"]
+            if rows.num_rows:
+                table.write_shard(rows, split=task.split, order=written_order(task.place, rows))
+            if not description:
+                description, ready = its_description, time.monotonic() - result.seconds
+            counts.update(result.counts)
+            rows_sampled += rows.num_rows
+            bar.update(rows.num_rows)
+            bar.set_postfix_str(f"{counts['tokens'] / max(time.monotonic() - ready, 1e-9):,.0f} tokens/s")
+            limit.add(result.failures)
+    return SamplingCounts(
+        rows_sampled=rows_sampled,
+        rows_present=rows_present,
+        tokens_sampled=counts["tokens"],
+        finish_reasons={
+            name.removeprefix("finish_"): count for name, count in counts.items() if name.startswith("finish_")
+        },
+        failures=tuple(limit.failures),
+        start_seconds=ready - started,
+        sampling_seconds=time.monotonic() - ready,
+        sampler=description,
+    )
+
+
+def _plan(
+    prompts: Sequence[PromptTokens], presence: Mapping[str, np.ndarray], *, shard_rows: int
+) -> Iterator[Task[SampleShard]]:
+    for split, grid in presence.items():
+        its = [prompt for prompt in prompts if prompt.split == split]
+        for place, prompt_n, sample_n in missing_shards(grid, shard_rows=shard_rows):
+            distinct, row_n = np.unique(prompt_n, return_inverse=True)
+            ids = tuple(its[prompt].prompt_id for prompt in distinct)
+            yield Task(
+                split=split,
+                place=place,
+                n_rows=len(row_n),
+                payload=SampleShard(ids, tuple(its[prompt].token_ids for prompt in distinct), row_n, sample_n),
+            )
+
+
+def _rows(drawn: Sequence[tuple[SampleRequest, SampledCompletion]]) -> pa.Table:
+    return pa.table(
+        {
+            "prompt_id": [request.prompt_id for request, _ in drawn],
+            "sample_index": [request.sample_index for request, _ in drawn],
+            "completion": [completion.text for _, completion in drawn],
+            "prompt_token_ids": [request.prompt_token_ids for request, _ in drawn],
+            "completion_token_ids": [completion.token_ids for _, completion in drawn],
+            "finish_reason": [completion.finish_reason for _, completion in drawn],
+            "seed": [request.seed for request, _ in drawn],
+            "sampler_logp": [completion.logp for _, completion in drawn],
+        },
+        schema=SAMPLES,
+    )

@@ -1,0 +1,190 @@
+"""The optimisation: from a policy and training data to the best policy on held-out prompts."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
+
+from stage2_policy.callbacks import ProgressBar, StopOnDivergence
+from stage2_policy.data import StepSampler, TrainingData
+from stage2_policy.held_out import HeldOutEstimate
+from stage2_policy.objectives import read_objective
+from stage2_policy.reference import ReferenceLogp
+from stage2_policy.settings import TrainSettings
+from stage2_policy.tilted_trainer import Policy, TiltedTrainer
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What the optimisation did; the model holds the weights that were kept.
+
+    Attributes:
+        curve: the log of the run, the reference at step 0 first.
+        steps: optimisation steps taken.
+        best_step: step of the weights that were kept.
+        stop_reason: why the run ended.
+        held_out: estimate of the policy that was kept.
+        held_out_reference: the same for the reference policy.
+        weights: the weights that were kept, by name, on the CPU where they were sharded; of an adapter, its own too.
+    """
+
+    curve: Sequence[Mapping[str, Any]]
+    steps: int
+    best_step: int
+    stop_reason: str
+    held_out: HeldOutEstimate
+    held_out_reference: HeldOutEstimate
+    weights: Mapping[str, torch.Tensor]
+
+
+def fit_policy(
+    model: Policy,
+    data: TrainingData,
+    *,
+    ref_logp: ReferenceLogp,
+    settings: TrainSettings,
+    checkpoints: Path,
+    show_progress: bool,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Fit:
+    """Train a model, the reference policy or one to go on from; it ends as the best policy on held-out prompts.
+
+    Args:
+        model: the reference policy; trained in place.
+        data: what is trained on.
+        ref_logp: the reference's log-probabilities of it.
+        settings: of the run.
+        checkpoints: folder of checkpoints; a run that left some there is continued.
+        show_progress: show a progress bar.
+        callbacks: of transformers, beside those that stop the run.
+
+    Raises:
+        InputError: a setting out of range.
+        TrainingDivergedError: the loss is no longer a number.
+    """
+    trainer = _build_trainer(
+        model,
+        data,
+        ref_logp=ref_logp,
+        settings=settings,
+        checkpoints=checkpoints,
+        callbacks=[*callbacks, *([ProgressBar()] if show_progress else [])],
+    )
+    start = trainer.estimate(ref_logp.held_out)
+    with PartialState().main_process_first():
+        last = _last_checkpoint(checkpoints)
+    trainer.train(resume_from_checkpoint=last)
+    state = trainer.state
+    curve = [{"step": 0, "epoch": 0.0, **start.metrics("eval")}, *state.log_history]
+    assert state.best_global_step is not None  # every run evaluates at least once, at a finite loss
+    best = next(entry for entry in curve if entry["step"] == state.best_global_step and "eval_loss" in entry)
+    return Fit(
+        curve=curve,
+        steps=state.global_step,
+        best_step=state.best_global_step,
+        stop_reason=(
+            "all epochs done"
+            if state.global_step >= state.max_steps
+            else f"the held-out gap has not fallen in {settings.patience} evaluations"
+        ),
+        held_out=HeldOutEstimate(**{name: best[f"eval_{name}"] for name in HeldOutEstimate.__dataclass_fields__}),
+        held_out_reference=start,
+        weights=trainer.accelerator.get_state_dict(trainer.model_wrapped),
+    )
+
+
+def _build_trainer(
+    model: Policy,
+    data: TrainingData,
+    *,
+    ref_logp: ReferenceLogp,
+    settings: TrainSettings,
+    checkpoints: Path,
+    callbacks: Sequence[TrainerCallback],
+) -> TiltedTrainer:
+    processes = PartialState()
+    sampler = StepSampler(
+        data.train,
+        tokens_per_step=settings.tokens_per_step,
+        tokens_per_microbatch=settings.tokens_per_microbatch,
+        responses_per_group=settings.responses_per_group,
+        seed=settings.seed,
+        process=processes.process_index,
+        n_processes=processes.num_processes,
+    )
+    steps = math.ceil(settings.epochs * sampler.n_steps)
+    interval = max(1, math.ceil(steps / settings.evaluations))
+    args = TrainingArguments(
+        output_dir=str(checkpoints),
+        max_steps=steps,
+        gradient_accumulation_steps=sampler.microbatches_per_step // processes.num_processes,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(settings.warmup_ratio * steps),
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=settings.dtype == "bfloat16",
+        eval_strategy="steps",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=2,  # the best and the last
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,  # patience goes on where a killed run left it
+        logging_steps=max(1, steps // 100),
+        logging_nan_inf_filter=False,
+        report_to=list(settings.report_to) or "none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not torch.accelerator.is_available(),
+        ddp_find_unused_parameters=False,
+        seed=settings.seed,
+    )
+    trainer = TiltedTrainer(
+        model,
+        args,
+        objective=read_objective(settings.objective),
+        train=data.train,
+        ref_logp=ref_logp.train,
+        held_out=data.held_out,
+        held_out_ref_logp=ref_logp.held_out,
+        sampler=sampler,
+        beta=data.beta,
+        label_seed=settings.seed,
+        token_budget=settings.tokens_per_microbatch,
+        callbacks=[
+            StopOnDivergence(),
+            EarlyStoppingCallback(early_stopping_patience=settings.patience),
+            *callbacks,
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end; half-written ones are deleted.
+
+    trainer_state.json is the last file of a checkpoint.
+    """
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        try:
+            TrainerState.load_from_json(str(path / "trainer_state.json"))
+        except (OSError, ValueError):
+            shutil.rmtree(path)
+        else:
+            complete.append(path)
+    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None

@@ -1,0 +1,173 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.loading import RECIPES, load_config
+from pipeline.contracts.errors import ConfigError
+from pipeline.contracts.problem import Constraint, Safeguard
+
+MINIMAL = """
+beta: 1.0
+reference: {model: embedded:reference}
+scorers:
+  helpful: {model: embedded:helpful}
+  harmless: {model: embedded:harmless}
+reward: helpful
+constraints:
+  harmless: {direction: ">=", margin: 0.5}
+"""
+
+
+def faults(text, tmp_path, overrides=None):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert str(path) in str(caught.value) or "command line" in str(caught.value)
+    return caught.value.faults
+
+
+def test_every_shipped_recipe_is_valid():
+    recipes = [path for path in RECIPES.rglob("*.yaml") if path.parent.name != "accelerate_configs"]
+    assert len(recipes) >= 1
+    for recipe in recipes:
+        load_config(recipe)
+
+
+def test_recipes_are_found_by_name_and_by_path(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    assert load_config(path).demanded_constraints() == (Constraint("harmless", ">=", margin=0.5),)
+    assert load_config(Path("embedded")).reward == "helpful"
+
+
+def test_the_command_line_wins(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    config = load_config(path, {"sampling.samples_per_prompt": "16", "constraints.harmless.margin": "-1", "seed": "3"})
+    assert (config.sampling.samples_per_prompt, config.constraints["harmless"].margin, config.seed) == (16, -1.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (
+            {"sampling.samples_per_promt": "3"},
+            "unknown setting `sampling.samples_per_promt`; did you mean `samples_per_prompt`?",
+        ),
+        ({"samplng.max_new_tokens": "3"}, "unknown setting `samplng`; did you mean `sampling`?"),
+        (
+            {"constraints.harmless.treshold": "1"},
+            "unknown setting `constraints.harmless.treshold`; did you mean `threshold`?",
+        ),
+        ({"scorers.helpful.hed": "1"}, "unknown setting `scorers.helpful.hed`; did you mean `head`?"),
+        ({"reward": "helpfull"}, "`reward` is 'helpfull': there is no such scorer; did you mean `helpful`?"),
+        (
+            {"constraints.harmles.margin": "1"},
+            "`constraints.harmles`: there is no scorer of this name; did you mean `harmless`?",
+        ),
+        (
+            {"constraints.harmless.threshold": "1"},
+            "`constraints.harmless`: gives both of `threshold` and `margin`; give exactly one",
+        ),
+        (
+            {"constraints.harmless.margin": "null"},
+            "`constraints.harmless`: gives neither of `threshold` and `margin`; give exactly one",
+        ),
+        ({"beta": "0"}, "`beta` is 0: input should be greater than 0"),
+        ({"beta": "-1"}, "`beta` is -1: input should be greater than 0"),
+        ({"beta": ".nan"}, "`beta` is nan: input should be a finite number"),
+        ({"sampling.engine": "vlm"}, "`sampling.engine` is 'vlm': input should be 'vllm' or 'transformers'"),
+        (
+            {"sampling.samples_per_prompt": "0"},
+            "`sampling.samples_per_prompt` is 0: input should be greater than or equal to 1",
+        ),
+        ({"constraints": "{}"}, "`constraints` is empty; it needs at least one"),
+        ({"reward": "harmless"}, "`constraints.harmless` bounds the reward itself; a constraint bounds another score"),
+    ],
+)
+def test_each_fault_is_one_clear_line(tmp_path, change, fault):
+    assert fault in faults(MINIMAL, tmp_path, change)
+
+
+PAIRS = "{source: pairs.jsonl, response_columns: [a, b]}"
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"training.objective": "tilted_nll"}, "`objective` is 'tilted_nll', and `pairs` names pairs of a data set"),
+        ({"training.objective": "{dpo: 1, tilted_kl: 0.1}"}, "tilted_kl takes the responses for draws of the"),
+        ({"training.pairs.response_columns": "[a, a]"}, "`response_columns` names 'a' twice"),
+        ({"training.pairs.response_columns": "[a]"}, "`training.pairs.response_columns"),
+        ({"training.pairs": "{source: p.jsonl}"}, "`training.pairs.response_columns` is missing; it has no default"),
+        ({"training.pairs.promt_column": "q"}, "`training.pairs.promt_column`; did you mean `prompt_column`?"),
+        (
+            {"scorers.harmless": "{kind: column, column: safe}"},
+            "`scorers.harmless.kind` is 'column', which has scores of the sampled responses alone",
+        ),
+    ],
+)
+def test_faults_of_training_on_pairs_are_named_with_all_others(tmp_path, change, fault):
+    found = faults(MINIMAL, tmp_path, {"training.pairs": PAIRS, **change, "beta": "0"})
+    assert any(fault in line for line in found), found
+    assert "`beta` is 0: input should be greater than 0" in found
+
+
+def test_an_unused_column_of_scores_goes_with_pairs_and_a_limit_is_theirs_too(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    change = {"training.pairs": PAIRS, "scorers.human": "{kind: column, column: human}"}
+    assert load_config(path, change, pairs_limit="7").training.pairs.limit == 7
+    assert load_config(path, pairs_limit="7").training.pairs is None
+
+
+def test_all_faults_are_reported_together(tmp_path):
+    found = faults(MINIMAL, tmp_path, {"beta": "0", "reward": "x", "sampling.engine": "y", "bogus": "1"})
+    assert len(found) == 4
+
+
+def test_a_missing_setting_is_named(tmp_path):
+    assert "`beta` is missing; it has no default" in faults(MINIMAL.replace("beta: 1.0", ""), tmp_path)
+    assert "`constraints.harmless.direction` is missing; it has no default" in faults(
+        MINIMAL.replace('direction: ">=", ', ""), tmp_path
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- 1", "holds list"),
+        (MINIMAL + "beta: 2\n", "given twice"),
+        ("!!python/name:os.system", "not valid YAML"),
+    ],
+)
+def test_files_that_are_not_recipes(tmp_path, text, fault):
+    assert any(fault in line for line in faults(text, tmp_path))
+
+
+def test_a_missing_file_suggests_a_recipe():
+    with pytest.raises(ConfigError, match="did you mean `embedded`"):
+        load_config(Path("embeded"))
+
+
+def test_stop_strings_and_numbers_keep_their_types(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    template = (
+        load_config(path, {"scorers.helpful.template": r'"Q: {prompt}\nA:{completion}"'}).scorers["helpful"].template
+    )
+    assert template == "Q: {prompt}\nA:{completion}"
+
+
+@pytest.mark.parametrize(("direction", "solved"), [(">=", 0.7), ("<=", 0.3)])
+def test_a_reserve_tightens_what_is_solved_and_not_what_is_judged(tmp_path, direction, solved):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL.replace('">="', f'"{direction}"'))
+    config = load_config(path, {"constraints.harmless.reserve": "0.2"})
+    assert config.demanded_constraints() == (Constraint("harmless", direction, margin=0.5),)
+    assert config.safeguards() == (Safeguard(reserve=0.2),)
+    assert config.demanded_constraints()[0].tightened(0.2).margin == pytest.approx(solved)
+    assert Constraint("g", direction, threshold=0.5).tightened(0.2).threshold == pytest.approx(solved)
+    assert "`constraints.harmless.reserve`" in faults(MINIMAL, tmp_path, {"constraints.harmless.reserve": ".inf"})[0]
