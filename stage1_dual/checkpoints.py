@@ -25,7 +25,7 @@ def check_policy_checkpoint(checkpoint: str, *, revision: str | None = None, tem
     Args:
         checkpoint: a folder, or the id of a model on the Hub, of which only the form is checked.
         revision: branch, tag or commit of a Hub model.
-        template: as :func:`stage1_dual.sampling.prompts.resolve_chat_template` takes it.
+        template: as :func:`stage1_dual.sampling.rendering.resolve_chat_template` takes it.
 
     Raises:
         InputError: no such folder, a file of it is missing or unreadable, or it holds another kind of model.
