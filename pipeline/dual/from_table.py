@@ -120,6 +120,8 @@ class TableRequest:
             InputError: what is asked contradicts itself, or a column is missing or of the wrong type.
         """
         names = self.names
+        if self.seed < 0:
+            raise InputError(f"the seed is {self.seed}; it must not be negative")
         if not names:
             raise InputError("no constraint is given; without one there is no multiplier to find")
         repeated = sorted({name for name in names if names.count(name) > 1})
@@ -131,8 +133,8 @@ class TableRequest:
         asked = [name for name, safeguard in self.safeguards.items() if safeguard.assurance is not None]
         if asked and min(self.evaluation.n_prompts, self.evaluation.n_responses) < 1:
             raise InputError(
-                f"assurance is asked for {asked[0]!r}: it needs the size of the evaluation, "
-                "--evaluation-prompts and --evaluation-responses"
+                f"assurance is asked for {asked[0]!r}: it needs the size of the evaluation, --evaluation-prompts and "
+                "--evaluation-responses (in Python evaluation_prompts and evaluation_responses)"
             )
         table = ScoreTable(self.source, self.prompt_id, (self.reward, *names))
         table.require_columns()
@@ -158,7 +160,9 @@ def require_output(output: Path, source: ScoreSource) -> None:
     """
     table = source.path if isinstance(source, ParquetFiles) else None
     if table is not None and table.is_dir() and output.resolve().is_relative_to(table.resolve()):
-        raise InputError(f"--output {output} lies inside --table {table}: the results would be read as scores")
+        raise InputError(
+            f"the output folder {output} lies inside the table {table}: the results would be read as scores"
+        )
     require_writable(output)
 
 

@@ -84,6 +84,7 @@ class ScoreTable:
                 f"{table}: column {listed[0]!r} holds lists and {single!r} numbers; give one row a response "
                 "with numbers, or one row a prompt with lists"
             )
+        self.source.require_agreement((self.prompt_id, *self.scores))
         if self.n_responses == 0:
             raise InputError(f"{table} has no rows")
 

@@ -40,6 +40,9 @@ class ScoreSource(Protocol):
     def n_rows(self) -> int:
         """Rows, of lists or of numbers."""
 
+    def require_agreement(self, columns: Sequence[str]) -> None:
+        """Check that all parts of the source have these columns, of one kind."""
+
     def n_values(self, column: str) -> int:
         """Numbers in a column, those in its lists counted one by one."""
 
@@ -70,16 +73,30 @@ class ParquetFiles:
         """Of the first file.
 
         Raises:
-            InputError: no such file, one of them is not Parquet, or some have a column ``split`` or ``sample_index``
-                and others have not.
+            InputError: no such file, or one of them is not Parquet.
         """
-        first, *others = [metadata.schema.to_arrow_schema() for metadata in self._footers]
-        for name in OPTIONAL:
-            for path, schema in zip(self._paths[1:], others, strict=True):
+        return self._footers[0].schema.to_arrow_schema()
+
+    def require_agreement(self, columns: Sequence[str]) -> None:
+        """Check that all files have these columns, of one kind, and that all or none have the optional ones.
+
+        Raises:
+            InputError: a file differs from the first.
+        """
+        first = self.schema
+        for path, footer in zip(self._paths[1:], self._footers[1:], strict=True):
+            schema = footer.schema.to_arrow_schema()
+            require_columns(schema.names, columns, table=str(path))
+            for name in OPTIONAL:
                 if (name in schema.names) != (name in first.names):
                     having, lacking = (path, self._paths[0]) if name in schema.names else (self._paths[0], path)
                     raise InputError(f"{having} has a column {name!r} and {lacking} has none; all files or none must")
-        return first
+            for name in (*columns, *(one for one in OPTIONAL if one in first.names)):
+                kind, expected = schema.field(name).type, first.field(name).type
+                if _kind(kind) != _kind(expected):
+                    raise InputError(
+                        f"{path}: column {name!r} is of type {kind}, in {self._paths[0]} of type {expected}"
+                    )
 
     @cached_property
     def n_rows(self) -> int:
@@ -107,7 +124,6 @@ class ParquetFiles:
         try:
             for path in self._paths:
                 with pq.ParquetFile(path) as file:
-                    require_columns(file.schema_arrow.names, columns, table=str(path))
                     yield from file.iter_batches(batch_size=rows_at_once, columns=list(columns))
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{self.path} cannot be read as Parquet: {error}") from error
@@ -163,6 +179,9 @@ class TableInMemory:
     def n_rows(self) -> int:
         """Rows, of lists or of numbers."""
         return int(self.table.num_rows)
+
+    def require_agreement(self, columns: Sequence[str]) -> None:
+        """A table in memory has one schema."""
 
     def n_values(self, column: str) -> int:
         """Numbers in a column, those in its lists counted one by one."""
@@ -235,6 +254,17 @@ def _from_data_frame(frame: pd.DataFrame, columns: Sequence[str]) -> TableInMemo
         except pa.ArrowException as error:
             raise InputError(f"{name}: column {column!r} holds values of several types: {error}") from error
     return TableInMemory(pa.table(arrays), name)
+
+
+def _kind(kind: pa.DataType) -> str:
+    """What a column holds, however wide: whole and other numbers are one kind, as are texts."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return f"list of {_kind(kind.value_type)}"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    return "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else str(kind)
 
 
 def _state(paths: Sequence[Path]) -> list[tuple[int, int]]:
