@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.dual.document import describe_solution
-from pipeline.scoring.joined import JoinedScores
 from stage1_dual.dual import (
     Demand,
     DualProblem,
@@ -26,6 +25,9 @@ from stage1_dual.dual import (
     solve_tightened,
 )
 from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError
+
+if TYPE_CHECKING:
+    from pipeline.scoring.joined import JoinedScores
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,7 @@
-"""Tables of scores from anywhere: Parquet with one row a response, or one row a prompt with lists, read in chunks."""
+"""Tables of scores from anywhere: one row a response, or one row a prompt with lists, read in chunks.
+
+Where the rows lie, in Parquet files or in memory, is a source's affair (:mod:`pipeline.dual.table_sources`).
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,15 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
-from pipeline.contracts.artifacts import file_sha256
+from pipeline.contracts.artifacts import content_sha256
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.section import nearest
+from pipeline.dual.table_sources import OPTIONAL, SAMPLE_INDEX, SPLIT, ScoreSource, require_columns
 
-_SPLIT = "split"
-_SAMPLE_INDEX = "sample_index"
 # Responses of a chunk: some ten megabytes of scores.
 _CHUNK_ROWS = 500_000
 
@@ -32,6 +30,7 @@ class ScoreChunk:
         prompt_n: 64-bit id of the prompt, shape (n,).
         prompt_id_n: the prompt's id as the table has it.
         sample_index_n: the table's ``sample_index``, the place in a list, or the number of the row in the table.
+        row_n: number of the table's row that the response stands in.
         scores_ns: score columns in the order asked for, in their own directions, shape (n, s).
         split_n: the row's split, or None where the table has none.
     """
@@ -39,21 +38,22 @@ class ScoreChunk:
     prompt_n: np.ndarray
     prompt_id_n: pa.Array
     sample_index_n: np.ndarray
+    row_n: np.ndarray
     scores_ns: np.ndarray
     split_n: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """A Parquet file, or a folder of them.
+    """The columns of a table that a problem is made of.
 
     Attributes:
-        path: the file or folder.
+        source: holds the rows.
         prompt_id: column that says which prompt a row answers: strings or integers.
         scores: score columns, numbers or, with one row a prompt, lists of numbers.
     """
 
-    path: Path
+    source: ScoreSource
     prompt_id: str
     scores: tuple[str, ...]
 
@@ -61,73 +61,68 @@ class ScoreTable:
         """Check what can be checked without reading rows.
 
         Raises:
-            InputError: no such file, not Parquet, no rows, or a column that is missing or of the wrong type.
+            InputError: no such file, not Parquet, no rows, or a column that is missing, there twice or of the wrong
+                type.
         """
-        names = self._dataset.schema.names
-        for name in (self.prompt_id, *self.scores):
-            if name not in names:
-                raise InputError(f"{self.path} has no column {name!r}{nearest(name, names)}")
+        schema, table = self.source.schema, self.source.name
+        require_columns(schema.names, (self.prompt_id, *self.scores), table=table)
         kind = self.prompt_type
         if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise InputError(
-                f"{self.path}: column {self.prompt_id!r} is of type {kind}; an id must be text or an integer"
-            )
-        if _SAMPLE_INDEX in names and not pa.types.is_integer(self._dataset.schema.field(_SAMPLE_INDEX).type):
-            kind = self._dataset.schema.field(_SAMPLE_INDEX).type
-            raise InputError(f"{self.path}: column {_SAMPLE_INDEX!r} is of type {kind}; it must be an integer")
-        kinds = {name: self._dataset.schema.field(name).type for name in self.scores}
+            raise InputError(f"{table}: column {self.prompt_id!r} is of type {kind}; an id must be text or an integer")
+        if SAMPLE_INDEX in schema.names and not pa.types.is_integer(schema.field(SAMPLE_INDEX).type):
+            kind = schema.field(SAMPLE_INDEX).type
+            raise InputError(f"{table}: column {SAMPLE_INDEX!r} is of type {kind}; it must be an integer")
+        kinds = {name: schema.field(name).type for name in self.scores}
         for name, kind in kinds.items():
             number = kind.value_type if _is_list(kind) else kind
             if not (pa.types.is_floating(number) or pa.types.is_integer(number)):
-                raise InputError(f"{self.path}: column {name!r} is of type {kind}; a score must be a number")
+                raise InputError(f"{table}: column {name!r} is of type {kind}; a score must be a number")
         listed = [name for name, kind in kinds.items() if _is_list(kind)]
         if listed and len(listed) < len(kinds):
             single = next(name for name in kinds if name not in listed)
             raise InputError(
-                f"{self.path}: column {listed[0]!r} holds lists and {single!r} numbers; give one row a response with "
-                "numbers, or one row a prompt with lists"
+                f"{table}: column {listed[0]!r} holds lists and {single!r} numbers; give one row a response "
+                "with numbers, or one row a prompt with lists"
             )
+        self.source.require_agreement((self.prompt_id, *self.scores))
         if self.n_responses == 0:
-            raise InputError(f"{self.path} has no rows")
+            raise InputError(f"{table} has no rows")
 
     @cached_property
     def n_responses(self) -> int:
-        """Responses in the table, from its footers."""
-        place = self.scores[0]
-        return sum(
-            group.column(column).num_values
-            for path in _files(self.path)
-            for group in _row_groups(path)
-            for column in range(group.num_columns)
-            if f"{group.column(column).path_in_schema}.".startswith(f"{place}.")
-        )
-
-    @cached_property
-    def _n_table_rows(self) -> int:
-        return sum(pq.read_metadata(path).num_rows for path in _files(self.path))
+        """Responses in the table; of files, from their footers."""
+        return self.source.n_values(self.scores[0])
 
     @property
     def has_split(self) -> bool:
         """Whether the table has a column ``split``."""
-        return _SPLIT in self._dataset.schema.names
+        return SPLIT in self.source.schema.names
 
     @property
     def has_lists(self) -> bool:
         """Whether a row is a prompt and its scores are lists."""
-        return _is_list(self._dataset.schema.field(self.scores[0]).type)
+        return _is_list(self.source.schema.field(self.scores[0]).type)
 
     @property
     def prompt_type(self) -> pa.DataType:
         """Type of the prompt ids as they are written back."""
-        kind = self._dataset.schema.field(self.prompt_id).type
+        kind = self.source.schema.field(self.prompt_id).type
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def identity(self) -> dict[str, str]:
-        """sha256 of each file by its name."""
-        return {
-            path.name if path == self.path else str(path.relative_to(self.path)): file_sha256(path)
-            for path in _files(self.path)
-        }
+        """What the rows were: sha256 of each file by its name, or of the values of a table in memory."""
+        return self.source.file_hashes() or {"table in memory": self._values_sha256()}
+
+    def _values_sha256(self) -> str:
+        """Of ids, places, scores and splits in the table's order; however they are stored, and cut into chunks."""
+        ids, places, scores, splits = digests = [hashlib.sha256() for _ in range(4)]
+        for chunk in self.chunks():
+            ids.update(chunk.prompt_n.tobytes())
+            places.update(chunk.sample_index_n.tobytes())
+            scores.update(chunk.scores_ns.tobytes())
+            if chunk.split_n is not None:
+                splits.update(f"{chunk.split_n.tolist()!r}"[1:-1].encode() + b", ")
+        return content_sha256([digest.hexdigest() for digest in digests])
 
     def chunks(self) -> Iterator[ScoreChunk]:
         """The rows in the table's order, checked.
@@ -135,28 +130,17 @@ class ScoreTable:
         Raises:
             InputError: an empty id, or a score that is empty, NaN or infinite; names column and row.
         """
-        names = self._dataset.schema.names
-        optional = [name for name in (_SPLIT, _SAMPLE_INDEX) if name in names]
-        columns = list(dict.fromkeys([self.prompt_id, *self.scores, *optional]))
         done = 0
-        rows_at_once = max(1, _CHUNK_ROWS * self._n_table_rows // max(self.n_responses, 1))
-        try:
-            for path in _files(self.path):
-                # One file after the other, a batch at a time: a dataset's scanner reads far ahead.
-                with pq.ParquetFile(path) as file:
-                    for batch in file.iter_batches(batch_size=rows_at_once, columns=columns):
-                        if batch.num_rows:
-                            yield self._read(batch, done)
-                            done += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"--table {self.path} cannot be read as Parquet: {error}") from error
+        rows_at_once = max(1, _CHUNK_ROWS * self.source.n_rows // max(self.n_responses, 1))
+        for batch in self.source.batches(self._columns, rows_at_once=rows_at_once):
+            if batch.num_rows:
+                yield self._read(batch, done)
+                done += batch.num_rows
 
-    @cached_property
-    def _dataset(self) -> ds.Dataset:
-        try:
-            return ds.dataset([str(path) for path in _files(self.path)], format="parquet")
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"--table {self.path} cannot be read as Parquet: {error}") from error
+    @property
+    def _columns(self) -> list[str]:
+        optional = [name for name in OPTIONAL if name in self.source.schema.names]
+        return list(dict.fromkeys([self.prompt_id, *self.scores, *optional]))
 
     def _read(self, batch: pa.RecordBatch, done: int) -> ScoreChunk:
         ids = batch.column(self.prompt_id)
@@ -164,10 +148,10 @@ class ScoreTable:
             ids = ids.dictionary_decode()
         row_n = index_n = done + np.arange(batch.num_rows)
         self._require_whole(ids, self.prompt_id, row_n)
-        split = batch.column(_SPLIT) if self.has_split else None
-        if _SAMPLE_INDEX in batch.schema.names:
-            self._require_whole(batch.column(_SAMPLE_INDEX), _SAMPLE_INDEX, row_n)
-            index_n = batch.column(_SAMPLE_INDEX).to_numpy(zero_copy_only=False)
+        split = batch.column(SPLIT) if self.has_split else None
+        if SAMPLE_INDEX in batch.schema.names:
+            self._require_whole(batch.column(SAMPLE_INDEX), SAMPLE_INDEX, row_n)
+            index_n = batch.column(SAMPLE_INDEX).to_numpy(zero_copy_only=False)
         columns = [batch.column(name) for name in self.scores]
         if self.has_lists:
             parents = self._list_parents(columns, row_n)
@@ -182,6 +166,7 @@ class ScoreTable:
             prompt_n=_hash_ids(ids),
             prompt_id_n=ids,
             sample_index_n=np.asarray(index_n, dtype=np.int64),
+            row_n=row_n,
             scores_ns=np.stack(values, axis=1),
             split_n=None if split is None else np.asarray(split.to_pylist(), dtype=object),
         )
@@ -194,7 +179,7 @@ class ScoreTable:
             wrong = np.flatnonzero((length != lengths[0]) | (length == 0))
             if len(wrong):
                 raise InputError(
-                    f"{self.path}: row {row_n[wrong[0]]} has {length[wrong[0]]} scores in {name!r} and "
+                    f"{self.source.name}: row {row_n[wrong[0]]} has {length[wrong[0]]} scores in {name!r} and "
                     f"{lengths[0][wrong[0]]} in {self.scores[0]!r}; a prompt needs one of each for every response"
                 )
         return np.asarray(pc.list_parent_indices(columns[0]).to_numpy())
@@ -206,13 +191,17 @@ class ScoreTable:
         wrong = np.flatnonzero(~np.isfinite(values))
         if len(wrong):
             shown = ", ".join(f"row {row_n[place]}: {values[place]}" for place in wrong[:3])
-            raise InputError(f"{self.path}: column {name!r} has {len(wrong)} values that are not finite ({shown})")
+            raise InputError(
+                f"{self.source.name}: column {name!r} has {len(wrong)} values that are not finite ({shown})"
+            )
         return values
 
     def _require_whole(self, column: pa.Array, name: str, row_n: np.ndarray) -> None:
         if column.null_count:
             rows = row_n[np.flatnonzero(pc.is_null(column).to_numpy(zero_copy_only=False))[:3]].tolist()
-            raise InputError(f"{self.path}: column {name!r} has {column.null_count} empty values (first rows: {rows})")
+            raise InputError(
+                f"{self.source.name}: column {name!r} has {column.null_count} empty values (first rows: {rows})"
+            )
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -231,15 +220,3 @@ def _hash_ids(ids: pa.Array) -> np.ndarray:
     hashed = [int.from_bytes(hashlib.blake2b(str(text).encode(), digest_size=8).digest(), "little") for text in texts]
     hashed_d = np.array(hashed, dtype=np.uint64)
     return np.asarray(hashed_d[codes.indices.to_numpy()])
-
-
-def _row_groups(path: Path) -> Iterator[pq.RowGroupMetaData]:
-    metadata = pq.read_metadata(path)
-    return (metadata.row_group(number) for number in range(metadata.num_row_groups))
-
-
-def _files(table: Path) -> list[Path]:
-    paths = [table] if table.is_file() else sorted(table.rglob("*.parquet"))
-    if not paths:
-        raise InputError(f"--table is {str(table)!r}; there is no such file, nor a folder with Parquet files")
-    return paths

@@ -33,7 +33,7 @@ from pipeline.contracts.artifacts import (
 from pipeline.contracts.shards import write_parquet
 from pipeline.dual.solving import constraint_signs
 from pipeline.multishot.rules import Measured, gradient_step, secant_step
-from pipeline.report import write_trajectory_figure
+from pipeline.report.trajectory import write_trajectory_figure
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy, reopen
 from pipeline.steps.evaluate import compare_policy

@@ -21,7 +21,7 @@ from pipeline.contracts.artifacts import (
 from pipeline.contracts.errors import InputError, require_extra
 from pipeline.evaluation import SampleScoresByPrompt, evaluate_policy
 from pipeline.microworld import gold_scores
-from pipeline.report import print_stage2
+from pipeline.report.terminal import print_stage2
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
 from pipeline.scoring.categories import means_by_category, prompt_categories

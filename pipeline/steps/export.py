@@ -16,7 +16,7 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SPLITS, tilted_schema
 from pipeline.dual.solving import tilted_weights
-from pipeline.report import print_stage1
+from pipeline.report.terminal import print_stage1
 from pipeline.run.run import Run
 from pipeline.run.step import derived_step_is_current, finish_step, log
 from pipeline.scoring.joined import JoinedScores, all_scores, reference_scores

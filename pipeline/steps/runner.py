@@ -36,23 +36,23 @@ from pipeline.steps.train import train
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its subcommand's summary, the folder it owns, and the function that fills it."""
+    """One step: the folder it owns, and the function that fills it."""
 
-    summary: str
     folder: str
     perform: Callable[[Run], None]
 
 
 STEPS: dict[str, Step] = {
-    "prepare": Step("write the prompts; build the embedded world where a recipe uses it", "prompts", prepare),
-    "sample": Step("draw responses from the reference policy", "samples", sample),
-    "score": Step("score the responses", "scores", score),
-    "solve": Step("minimise the dual and certify the answer", "dual", solve),
-    "export": Step("write the tilted table", "tilted", export),
-    "train": Step("fine-tune once on the tilted responses", "policy", train),
-    "evaluate": Step("compare the trained policy with the prediction", "evaluation", evaluate),
-    "report": Step("write the figures and the page", "report", report),
+    "prepare": Step("prompts", prepare),
+    "sample": Step("samples", sample),
+    "score": Step("scores", score),
+    "solve": Step("dual", solve),
+    "export": Step("tilted", export),
+    "train": Step("policy", train),
+    "evaluate": Step("evaluation", evaluate),
+    "report": Step("report", report),
 }
+"""In the order of :data:`pipeline.steps.order.SUMMARIES`."""
 
 _OF_PAIRS: dict[str, tuple[str, ...]] = {
     "sample": ("pairs/prompts", "pairs/samples"),
@@ -60,12 +60,6 @@ _OF_PAIRS: dict[str, tuple[str, ...]] = {
     "export": ("pairs/tilted",),
 }
 """What a step leaves besides its own folder where the recipe trains on the pairs of a data set."""
-
-STAGES: dict[str, tuple[str, ...]] = {
-    "stage1": ("prepare", "sample", "score", "solve", "export"),
-    "stage2": ("train", "evaluate", "report"),
-    "run": tuple(STEPS),
-}
 
 
 def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -> None:

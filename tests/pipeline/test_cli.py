@@ -1,9 +1,11 @@
 """Every fault a user can make gets one clear message and its exit code, before any model is loaded."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline
 from pipeline.cli import main
 from pipeline.contracts.artifacts import run_lock
+from pipeline.contracts.errors import InputError
+from pipeline.steps.order import STAGES, SUMMARIES
 
 RECIPE = """
 beta: 1.0
@@ -118,6 +123,102 @@ def test_env_prints_versions(capsys):
     out = capsys.readouterr().out
     assert "dualign" in out
     assert "devices" in out or "device 0" in out
+
+
+def loaded_by(arguments, *, cwd):
+    """Modules of a fresh interpreter after a command."""
+    code = f"""
+import json, sys
+from pipeline.cli import main
+try:
+    main({arguments!r})
+except SystemExit as ended:
+    assert not ended.code, ended
+print(json.dumps(sorted(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    loaded = loaded_by(["--help"], cwd=tmp_path)
+    assert not {"numpy", "pyarrow", "scipy", "matplotlib", "pydantic", "yaml", "rich", "torch", "pandas"} & loaded
+    ours = {name for name in loaded if name.startswith(("pipeline.", "stage1_dual", "stage2_policy"))}
+    assert ours == {
+        "pipeline.cli",
+        "pipeline.contracts",
+        "pipeline.contracts.errors",
+        "pipeline.steps",
+        "pipeline.steps.order",
+    }
+
+
+def test_a_table_is_solved_without_what_a_run_needs(tmp_path):
+    table = scores_table(tmp_path / "s.parquet")
+    asked = ["--reward", "helpful", "--constraint", "harmless >= 0", "--beta", "1", "--output", str(tmp_path / "out")]
+    loaded = loaded_by(["solve", "--table", str(table), *asked, "--no-progress"], cwd=tmp_path)
+    assert {"pipeline.dual.from_table", "matplotlib"} <= loaded
+    run = {
+        "torch",
+        "transformers",
+        "jinja2",
+        "scipy.stats",
+        "matplotlib.pyplot",
+        "pipeline.config",
+        "pipeline.microworld",
+    }
+    assert not (run | {"pipeline.run", "pipeline.scoring", "pipeline.steps.runner", "pipeline.baselines"}) & loaded
+
+
+def test_the_answer_is_printed_before_the_figures_are_drawn(tmp_path, capsys, monkeypatch):
+    """Drawing takes longer than solving; what fails after the answer still fails the command."""
+    import pipeline.report.plates
+
+    def draw(*_, **__):
+        assert "harmless" in capsys.readouterr().out
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(pipeline.report.plates, "write_stage1_figures", draw)
+    assert solve_table(tmp_path, scores_table(tmp_path / "s.parquet"), "harmless >= 0") == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "dual.json").exists()
+
+
+def test_every_command_has_help_and_a_place(capsys):
+    """`dualign X` is pipeline/steps/X.py, or a room of that name."""
+    from pipeline.steps.runner import STEPS
+
+    assert list(STEPS) == list(SUMMARIES)
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    listed = capsys.readouterr().out
+    commands = [*SUMMARIES, *STAGES, "multishot", "baselines", "frontier", "validate", "env"]
+    package = Path(pipeline.__file__).parent
+    for name in commands:
+        assert re.search(rf"^    {name}\b", listed, flags=re.MULTILINE)
+        if name not in STAGES:
+            assert (package / "steps" / f"{name}.py").is_file() or (package / name).is_dir(), name
+        with pytest.raises(SystemExit) as ended:
+            main([name, "--help"])
+        assert ended.value.code == 0
+        assert f"usage: dualign {name}" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"dualign {version('dualign')}\n"
+
+
+@pytest.mark.parametrize("command", ["solve", "frontier"])
+def test_an_unknown_option_of_a_table_command(tmp_path, capsys, command):
+    asked = ["--table", "t", "--reward", "r", "--constraint", "g >= 0", "--beta", "1", "--output", str(tmp_path / "o")]
+    assert main([command, *asked, "--sead", "3"]) == 2
+    assert "takes no more arguments, '--sead' given" in capsys.readouterr().err
 
 
 def scores_table(path, *, n_prompts=50, n_responses=30, change=None):
