@@ -31,9 +31,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.contracts.errors import InputError
+from stage1_dual.dual.arguments import require_level, require_prompts
 from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.problem import DualProblem
-from stage1_dual.dual.prompt_sums import PromptSums, PromptUnits, gather_units, require_level, require_prompts
+from stage1_dual.dual.prompt_sums import PromptSums, PromptUnits, gather_units
 from stage1_dual.dual.segments import FloatArray
 from stage1_dual.dual.solver import newton_step
 
@@ -138,7 +139,7 @@ class PromptSample:
         Raises:
             InputError: fewer than two prompts, or a mask of the wrong shape.
         """
-        require_prompts(problem)
+        require_prompts(problem.n_prompts)
         return cls(problem, solution, gather_units(problem, solution, thresholds_are_relative_m))
 
     def bootstrap_intervals(
@@ -149,7 +150,11 @@ class PromptSample:
         level: float = 0.95,
         bias: ResponseBias | None = None,
     ) -> BootstrapIntervals:
-        """See :func:`bootstrap_intervals`."""
+        """Percentile intervals by a corrected Newton step per replicate; see :func:`bootstrap_intervals`.
+
+        Raises:
+            InputError: fewer than two replicates, or a level outside (0, 1).
+        """
         if n_replicates < 2:
             raise InputError(f"`n_replicates` is {n_replicates}; it must be at least 2")
         require_level(level)
@@ -184,7 +189,7 @@ class PromptSample:
         )
 
     def standard_errors(self) -> StandardErrors:
-        """See :func:`sandwich_standard_errors`."""
+        """Standard errors by the delta method; see :func:`sandwich_standard_errors`."""
         units, hess_mm = self.units, self.solution.hessian
         means, off = units.means(), units.deviations()
         free = self.solution.multipliers > 0
@@ -307,7 +312,7 @@ def _percentile_estimates(replicates: Estimates, level: float) -> Estimates:
 
 
 def _percentiles(replicates_b: FloatArray, level: float) -> FloatArray:
-    """Replicates first, to (..., 2)."""
+    """The interval of the replicates, shape (b, ...) to (..., 2)."""
     tail = (1.0 - level) / 2
     # An order statistic, not an interpolation between two: replicates may be infinite.
     return np.moveaxis(np.quantile(replicates_b, [tail, 1.0 - tail], axis=0, method="inverted_cdf"), 0, -1)

@@ -11,15 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.dual.dual_function import tilted_weights
+from stage1_dual.dual.arguments import (
+    as_float_array,
+    require_finite,
+    validate_beta,
+    validate_multipliers,
+    validate_names,
+    validate_thresholds,
+)
 from stage1_dual.dual.samples import SampleScores
 from stage1_dual.dual.segments import FloatArray, IntArray
+from stage1_dual.dual.tilting import weigh_block
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,14 +97,14 @@ class DualProblem:
         Raises:
             InputError: a value is NaN or infinite, a shape does not fit, beta is not positive, or there is no data.
         """
-        reward = _as_float_array("reward_pk", reward_pk)
+        reward = as_float_array("reward_pk", reward_pk)
         if reward.ndim != 2:
             raise InputError(f"`reward_pk` has shape {reward.shape}; it must be (prompts, responses)")
         if reward.size == 0:
             raise InputError(
                 f"`reward_pk` has shape {reward.shape}; it must hold at least one prompt and one response"
             )
-        scores = _as_float_array("constraints_pkm", constraints_pkm)
+        scores = as_float_array("constraints_pkm", constraints_pkm)
         if scores.ndim == 2:
             scores = scores[:, :, np.newaxis]
         if scores.ndim != 3 or scores.shape[:2] != reward.shape:
@@ -110,8 +118,8 @@ class DualProblem:
         try:
             samples = SampleScores.in_memory(reward.reshape(-1), scores_nm, counts_p)
         except InputError:
-            _require_finite("reward_pk", reward, axes="(prompt, response)")
-            _require_finite("constraints_pkm", scores, axes="(prompt, response, constraint)")
+            require_finite("reward_pk", reward, axes="(prompt, response)")
+            require_finite("constraints_pkm", scores, axes="(prompt, response, constraint)")
             raise
         problem = cls.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=constraint_names)
         return replace(problem, rows=RowLayout(np.arange(n_prompts), None, reward.shape))
@@ -140,12 +148,12 @@ class DualProblem:
         Raises:
             InputError: a value is NaN or infinite, a shape does not fit, beta is not positive, or there is no data.
         """
-        reward = _as_float_array("reward_n", reward_n)
+        reward = as_float_array("reward_n", reward_n)
         if reward.ndim != 1:
             raise InputError(f"`reward_n` has shape {reward.shape}; it must be (rows,)")
         if reward.size == 0:
             raise InputError("`reward_n` is empty; it must hold at least one row")
-        scores = _as_float_array("constraints_nm", constraints_nm)
+        scores = as_float_array("constraints_nm", constraints_nm)
         if scores.ndim == 1:
             scores = scores[:, np.newaxis]
         if scores.ndim != 2 or scores.shape[0] != reward.shape[0]:
@@ -162,8 +170,8 @@ class DualProblem:
         try:
             samples = SampleScores.in_memory(reward[sorted_n], scores[sorted_n], counts_p)
         except InputError:
-            _require_finite("reward_n", reward, axes="row")
-            _require_finite("constraints_nm", scores, axes="(row, constraint)")
+            require_finite("reward_n", reward, axes="row")
+            require_finite("constraints_nm", scores, axes="(row, constraint)")
             raise
         problem = cls.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=constraint_names)
         return replace(problem, rows=RowLayout(prompt_ids, order_n, reward.shape))
@@ -189,13 +197,13 @@ class DualProblem:
             InputError: thresholds, beta or names are not what they must be.
         """
         n_constraints = samples.n_constraints
-        positive_beta = _validate_beta(beta)
+        positive_beta = validate_beta(beta)
         with np.errstate(over="ignore"):
             largest_exponent = np.float64(samples.facts.largest_reward) / positive_beta
         if not np.isfinite(largest_exponent):
             raise InputError(f"`beta` is {positive_beta!r}: rewards divided by it overflow; use a larger beta")
-        thresholds_m = _validate_thresholds(thresholds, n_constraints)
-        names = _validate_names(constraint_names, n_constraints)
+        thresholds_m = validate_thresholds(thresholds, n_constraints)
+        names = validate_names(constraint_names, n_constraints)
         return cls(beta=positive_beta, thresholds_m=thresholds_m, constraint_names=names, samples=samples, rows=None)
 
     def with_thresholds(self, thresholds: ArrayLike) -> DualProblem:
@@ -204,7 +212,7 @@ class DualProblem:
         Raises:
             InputError: the thresholds are not finite or not m of them.
         """
-        return replace(self, thresholds_m=_validate_thresholds(thresholds, self.n_constraints))
+        return replace(self, thresholds_m=validate_thresholds(thresholds, self.n_constraints))
 
     def with_beta(self, beta: float) -> DualProblem:
         """The same samples and thresholds under another KL strength; no score is copied.
@@ -212,7 +220,7 @@ class DualProblem:
         Raises:
             InputError: beta is not a positive, finite number.
         """
-        return replace(self, beta=_validate_beta(beta))
+        return replace(self, beta=validate_beta(beta))
 
     def with_samples(self, samples: SampleScores) -> DualProblem:
         """The same thresholds and beta on other scores of the same constraints."""
@@ -283,53 +291,9 @@ class DualProblem:
         """
         if self.rows is None:
             raise InputError("`tilted_weights` needs a problem made by `from_arrays` or `from_rows`")
-        return self.rows.to_caller(tilted_weights(self, validate_multipliers("lam", lam, self.n_constraints)))
-
-
-def validate_multipliers(name: str, lam: ArrayLike, n_constraints: int) -> FloatArray:
-    """``lam`` as a fresh float64 array of shape (m,).
-
-    Raises:
-        InputError: it is not m finite, non-negative numbers.
-    """
-    lam_m = np.atleast_1d(_as_float_array(name, lam)).copy()
-    if lam_m.shape != (n_constraints,):
-        raise InputError(f"`{name}` has shape {lam_m.shape}; it must be ({n_constraints},), one per constraint")
-    if not bool(np.all(np.isfinite(lam_m) & (lam_m >= 0))):
-        raise InputError(f"`{name}` is {lam_m.tolist()}; multipliers must be finite and not negative")
-    return lam_m
-
-
-def _as_float_array(name: str, values: ArrayLike) -> FloatArray:
-    """A float64 array; the caller's own where it is one already."""
-    if isinstance(values, np.ma.MaskedArray) and bool(np.any(values.mask)):
-        raise InputError(f"`{name}` is a masked array with masked values; drop or fill those rows first")
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise InputError(f"`{name}` is not a rectangular array of numbers: {error}") from error
-    if array.dtype.kind not in "fiub" and not (array.dtype.kind == "O" and array.size):
-        raise InputError(f"`{name}` has dtype {array.dtype}; it must be an array of real numbers")
-    try:
-        return np.asarray(array, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"`{name}` has dtype {array.dtype}; it must be an array of real numbers: {error}") from error
-
-
-def _require_finite(name: str, values: FloatArray, *, axes: str) -> None:
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad) == 0:
-        return
-    shown = ", ".join(f"{_format_index(index)} = {values[tuple(index)]}" for index in bad[:5])
-    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    plural = "s" if len(bad) != 1 else ""
-    raise InputError(
-        f"`{name}` has {len(bad)} NaN or infinite value{plural}, at {axes}: {shown}{more}; all must be finite"
-    )
-
-
-def _format_index(index: NDArray[np.intp]) -> str:
-    return str(int(index[0])) if len(index) == 1 else str(tuple(int(i) for i in index))
+        lam_m = validate_multipliers("lam", lam, self.n_constraints)
+        weights = self.samples.map(partial(weigh_block, lam_m=lam_m, beta=self.beta))
+        return self.rows.to_caller(np.concatenate(list(weights)))
 
 
 def _group_prompts(prompt_id_n: ArrayLike, *, n_rows: int) -> tuple[NDArray[np.generic], IntArray]:
@@ -348,34 +312,3 @@ def _group_prompts(prompt_id_n: ArrayLike, *, n_rows: int) -> tuple[NDArray[np.g
     except TypeError as error:
         raise InputError(f"`prompt_id_n` mixes types that cannot be compared ({error}); use one type") from error
     return prompt_ids, prompt_of_row_n.reshape(-1).astype(np.int64)
-
-
-def _validate_thresholds(thresholds: ArrayLike, n_constraints: int) -> FloatArray:
-    thresholds_m = np.atleast_1d(_as_float_array("thresholds", thresholds)).copy()
-    if thresholds_m.shape != (n_constraints,):
-        raise InputError(
-            f"`thresholds` has shape {thresholds_m.shape}; it must be ({n_constraints},), one per constraint"
-        )
-    if not bool(np.all(np.isfinite(thresholds_m))):
-        raise InputError(f"`thresholds` is {thresholds_m.tolist()}; thresholds must be finite")
-    thresholds_m.flags.writeable = False
-    return thresholds_m
-
-
-def _validate_beta(beta: float) -> float:
-    try:
-        value = float(beta)
-    except (TypeError, ValueError):
-        raise InputError(f"`beta` is {beta!r}; it must be a positive, finite number") from None
-    if not (np.isfinite(value) and value > 0):
-        raise InputError(f"`beta` is {value!r}; it must be a positive, finite number")
-    return value
-
-
-def _validate_names(names: Sequence[str] | None, n_constraints: int) -> tuple[str, ...]:
-    if names is None:
-        return tuple(f"constraint_{j}" for j in range(n_constraints))
-    kept = tuple(names)
-    if isinstance(names, str) or len(kept) != n_constraints or len(set(kept)) != n_constraints:
-        raise InputError(f"`constraint_names` is {names!r}; it must be {n_constraints} distinct names")
-    return kept

@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from stage1_dual.dual.arguments import validate_multipliers
 from stage1_dual.dual.certificate import Certificate, certify, require_certified
 from stage1_dual.dual.dual_function import evaluate_dual
 from stage1_dual.dual.dual_solution import DualSolution, build_solution
 from stage1_dual.dual.feasibility import AttainableMeans, require_feasible
-from stage1_dual.dual.problem import DualProblem, validate_multipliers
+from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray, IntArray
 
 MAX_EVALUATIONS = 300
@@ -335,6 +336,7 @@ def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray) -> Fl
     unbounded = np.asarray(np.linalg.solve(regular, -gradient), dtype=np.float64)
     if bool(np.all(mu + unbounded >= 0)) and float(gradient @ unbounded) <= 0:
         return unbounded
+    # Imported where it is used: it takes as long to import as a solve, and most steps do without it.
     from scipy.optimize import nnls
 
     eigenvalues, eigenvectors = np.linalg.eigh(regular)
