@@ -16,6 +16,8 @@ from stage1_dual.dual import (
     Demand,
     DualProblem,
     DualSolution,
+    InfeasibilityCertificate,
+    InfeasibleError,
     PromptSample,
     SampleScores,
     climb_ladder,
@@ -25,7 +27,6 @@ from stage1_dual.dual import (
     predict_heldout,
     solve_tightened,
 )
-from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError
 
 
 @dataclass(frozen=True, eq=False)

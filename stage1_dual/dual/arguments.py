@@ -1,7 +1,7 @@
 """What the arguments of this package's functions must be, with one message that names the argument and the rule.
 
-Scores, thresholds, beta, multipliers, levels. What a set of rows must be as a whole is checked where it is grouped
-(:mod:`stage1_dual.dual.problem`), whether its scores can be centred where that is done (:mod:`stage1_dual.dual.blocks`).
+Scores, thresholds, beta, multipliers, levels. How rows belong to prompts is checked where they are grouped
+(:mod:`stage1_dual.dual.problem`), whether scores can be centred where they are (:mod:`stage1_dual.dual.blocks`).
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ the Karush-Kuhn-Tucker conditions decide. What a solution predicts is read off t
 is what was proved. No sum, weight or reduction of the solver, of the dual function or of their kernels
 (:mod:`stage1_dual.dual.segments`) is called: an error there moves lam*, and shows here. It costs 2 to 5% of a solve.
 
-What is shared is the data, found once when the scores are centred (:mod:`stage1_dual.dual.blocks`): the scores relative
-to a shift of their prompt and the shifts, which rows belong to which prompt, the standard deviations in which residual
-and gap are measured, and the bound on the exponents. An error in those would not show here.
+What is shared is the data, found once when the scores are centred (:mod:`stage1_dual.dual.blocks`): the scores
+relative to a shift of their prompt and the shifts, which rows belong to which prompt, the standard deviations in which
+residual and gap are measured, and the bound on the exponents. An error in those would not show here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from functools import partial
 import numpy as np
 
 from stage1_dual.dual.blocks import SampleBlock
+from stage1_dual.dual.display import Display, number, some
 from stage1_dual.dual.errors import NotCertifiedError
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray, Segments
@@ -68,6 +69,28 @@ class Certificate:
     kl: float
     hess_mm: FloatArray
     ess_p: FloatArray
+
+    def __repr__(self) -> str:
+        """The verdict and its figures; slacks of at most eight constraints."""
+        return self._display().text()
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return self._display().html()
+
+    def _display(self) -> Display:
+        return Display(
+            f"Certificate: {'valid' if self.is_valid else 'not valid'}",
+            [
+                ("KKT residual", f"{self.kkt_residual:.1e}, at most {KKT_TOLERANCE:g}"),
+                ("relative gap", f"{self.relative_gap:.1e}, at most {GAP_TOLERANCE:g}"),
+                ("dual value", number(self.dual_value)),
+                ("primal value", number(self.primal_value)),
+                ("reward", number(self.reward)),
+                ("KL", f"{number(self.kl)} nats a prompt"),
+                ("slack", some([number(slack) for slack in self.slack_m])),
+            ],
+        )
 
     @property
     def is_valid(self) -> bool:

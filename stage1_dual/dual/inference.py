@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.arguments import require_level, require_prompts
+from stage1_dual.dual.display import Display, interval
 from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.prompt_sums import PromptSums, PromptUnits, gather_units
@@ -73,9 +74,10 @@ class ResponseBias:
 
 @dataclass(frozen=True, eq=False)
 class BootstrapIntervals:
-    """Percentile intervals over replicates; the last axis of an interval is (low, high).
+    """Percentile intervals over replicates; the last axis of an interval is (low, high). Printed, it is a table.
 
     Attributes:
+        constraint_names: one name per constraint.
         level: nominal coverage.
         n_replicates: number of replicates.
         multipliers: shape (m, 2), reward per score unit.
@@ -86,6 +88,7 @@ class BootstrapIntervals:
         infeasible_fraction: share of the replicates in which that is so for some constraint.
     """
 
+    constraint_names: tuple[str, ...]
     level: float
     n_replicates: int
     multipliers: FloatArray
@@ -93,6 +96,29 @@ class BootstrapIntervals:
     policy: Estimates
     multiplier_replicates_bm: FloatArray
     infeasible_fraction: float
+
+    def __repr__(self) -> str:
+        """A table of the constraints' intervals."""
+        return self._display().text()
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return self._display().html()
+
+    def _display(self) -> Display:
+        columns = (self.multipliers, self.optimum.constraints, self.policy.constraints, self.policy.slack)
+        return Display(
+            f"BootstrapIntervals: {self.level:.6g} of {self.n_replicates:,} replicates",
+            [
+                ("reward of the optimum", interval(self.optimum.reward)),
+                ("reward of the policy", interval(self.policy.reward)),
+                ("KL of the optimum", interval(self.optimum.kl)),
+                ("KL of the policy", interval(self.policy.kl)),
+                ("infeasible replicates", f"{self.infeasible_fraction:.1%}"),
+            ],
+            ("constraint", "multiplier", "optimum", "policy", "slack of the policy"),
+            [(name, *map(interval, values)) for name, *values in zip(self.constraint_names, *columns, strict=True)],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,6 +205,7 @@ class PromptSample:
             multipliers_bm = np.maximum(multipliers_bm - bias.multipliers, 0.0)
             optimum, policy = _moved(optimum, bias.optimum), _moved(policy, bias.policy)
         return BootstrapIntervals(
+            constraint_names=self.problem.constraint_names,
             level=level,
             n_replicates=n_replicates,
             multipliers=_percentiles(multipliers_bm, level),

@@ -9,9 +9,10 @@ responses of a prompt, then over prompts: every prompt counts the same however m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,9 +26,21 @@ from stage1_dual.dual.arguments import (
     validate_names,
     validate_thresholds,
 )
+from stage1_dual.dual.display import Display, number
 from stage1_dual.dual.samples import SampleScores
 from stage1_dual.dual.segments import FloatArray, IntArray
 from stage1_dual.dual.tilting import weigh_block
+
+
+class Frame(Protocol):
+    """Columns by name: a pandas DataFrame, a pyarrow Table, a mapping."""
+
+    def __getitem__(self, name: str, /) -> Any:
+        """The column, as something NumPy makes an array of.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +71,13 @@ class RowLayout:
 class DualProblem:
     """A problem ready to solve.
 
-    Make one with :meth:`from_arrays` or :meth:`from_rows`, which copy their inputs, or with :meth:`from_samples` for
-    scores that lie elsewhere.
+    Make one with :meth:`from_frame`, :meth:`from_rows` or :meth:`from_arrays`, which copy their inputs, or with
+    :meth:`from_samples` for scores that lie elsewhere. Printed, it is a table.
 
     Attributes:
         beta: KL strength, reward per nat, positive.
         thresholds_m: absolute thresholds b, score units, shape (m,).
-        constraint_names: one name per constraint, used in messages.
+        constraint_names: one name per constraint, for messages and tables.
         samples: the scores.
         rows: the caller's rows; None for :meth:`from_samples`.
     """
@@ -74,6 +87,31 @@ class DualProblem:
     constraint_names: tuple[str, ...]
     samples: SampleScores
     rows: RowLayout | None
+
+    def __repr__(self) -> str:
+        """A table of the constraints; of samples that no problem was made of before it takes a pass over them."""
+        return self._display().text()
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        return self._display().html()
+
+    def _display(self) -> Display:
+        facts = self.samples.facts
+        columns = (self.thresholds_m, facts.reference_means_m, self.thresholds_m - facts.reference_means_m)
+        return Display(
+            "DualProblem: maximise E[reward] - beta KL subject to E[score] >= threshold",
+            [
+                ("samples", f"{facts.n_samples:,} responses to {facts.n_prompts:,} prompts"),
+                ("beta", number(self.beta)),
+                ("reward", f"reference {number(facts.reference_reward)}, sd {number(facts.reward_scale)}"),
+            ],
+            ("constraint", "threshold", "reference", "margin", "sd"),
+            [
+                (name, *map(number, values))
+                for name, *values in zip(self.constraint_names, *columns, facts.score_scale_m, strict=True)
+            ],
+        )
 
     @classmethod
     def from_arrays(
@@ -175,6 +213,33 @@ class DualProblem:
             raise
         problem = cls.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=constraint_names)
         return replace(problem, rows=RowLayout(prompt_ids, order_n, reward.shape))
+
+    @classmethod
+    def from_frame(
+        cls, frame: Frame, *, prompt_id: str, reward: str, thresholds: Mapping[str, float], beta: float
+    ) -> DualProblem:
+        """Build from a frame with one row a response; constraints have the names of their columns.
+
+        Args:
+            frame: a pandas DataFrame, a pyarrow Table, or a mapping from names to arrays.
+            prompt_id: the column that says which prompt a row answers (integers or strings).
+            reward: the column to maximise, reward units.
+            thresholds: the columns that are constrained, with their absolute thresholds, score units.
+            beta: KL strength, reward per nat, positive.
+
+        Raises:
+            InputError: a column is not there, is not one column of finite numbers, or :meth:`from_rows` refuses it.
+        """
+        names = list(thresholds)
+        reward_n, *scores_mn = (_numbers(frame, name) for name in [reward, *names])
+        return cls.from_rows(
+            np.asarray(_column(frame, prompt_id)),
+            reward_n,
+            np.stack(scores_mn, axis=1) if names else np.empty((len(reward_n), 0)),
+            thresholds=[thresholds[name] for name in names],
+            beta=beta,
+            constraint_names=names,
+        )
 
     @classmethod
     def from_samples(
@@ -294,6 +359,21 @@ class DualProblem:
         lam_m = validate_multipliers("lam", lam, self.n_constraints)
         weights = self.samples.map(partial(weigh_block, lam_m=lam_m, beta=self.beta))
         return self.rows.to_caller(np.concatenate(list(weights)))
+
+
+def _column(frame: Frame, name: str) -> Any:
+    try:
+        return frame[name]
+    except KeyError:
+        raise InputError(f"the frame has no column {name!r}") from None
+
+
+def _numbers(frame: Frame, name: str) -> FloatArray:
+    values_n = as_float_array(name, _column(frame, name))
+    if values_n.ndim != 1:
+        raise InputError(f"`{name}` has shape {values_n.shape}; it must be one column")
+    require_finite(name, values_n, axes="row")
+    return values_n
 
 
 def _group_prompts(prompt_id_n: ArrayLike, *, n_rows: int) -> tuple[NDArray[np.generic], IntArray]:

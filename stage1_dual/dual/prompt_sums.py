@@ -33,9 +33,9 @@ class PromptSums:
     """Values by prompt at lam* and their first two derivatives with respect to lam, on which every interval rests.
 
     A field's first axis is that of the prompts, or of what stands in their place: units, replicates. With weights w
-    proportional to exp(s / beta), s = r + <lam, g>, derivatives of tilted means are joint cumulants: d E[f] = Cov(f, g) / beta
-    and d^2 E[f] = K3(f, g, g) / beta^2. The KL is E[s] / beta - log Z, so that d KL = Cov(s, g) / beta^2 and
-    d^2 KL = Cov(g, g) / beta^2 + K3(s, g, g) / beta^3.
+    proportional to exp(s / beta), s = r + <lam, g>, derivatives of tilted means are joint cumulants:
+    d E[f] = Cov(f, g) / beta and d^2 E[f] = K3(f, g, g) / beta^2. The KL is E[s] / beta - log Z, so that
+    d KL = Cov(s, g) / beta^2 and d^2 KL = Cov(g, g) / beta^2 + K3(s, g, g) / beta^3.
 
     Attributes:
         reward_p: tilted mean of the reward, reward units, shape (p,).

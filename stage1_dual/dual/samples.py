@@ -98,6 +98,11 @@ class SampleScores:
     executor: PassRunner
     n_constraints: int
 
+    def __repr__(self) -> str:
+        """Sizes only: what the scores are like is :attr:`facts`."""
+        n_prompts = sum(partition.n_prompts for partition in self.partitions)
+        return f"SampleScores({n_prompts:,} prompts, {self.n_constraints} constraints, {len(self.partitions):,} parts)"
+
     @classmethod
     def in_memory(
         cls, reward_n: FloatArray, scores_nm: FloatArray, counts_p: IntArray, *, executor: PassRunner | None = None

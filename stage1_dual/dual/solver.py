@@ -23,6 +23,7 @@ from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray, IntArray
 
 MAX_EVALUATIONS = 300
+"""Newton's method gives up after this many evaluations of the dual; those on the way from larger betas not counted."""
 
 # A start either converges quickly or was not close enough to help.
 _WARM_EVALUATIONS = 20
