@@ -15,7 +15,7 @@ from pipeline.contracts.errors import InputError
 from stage1_dual.dual.blocks import SampleBlock
 from stage1_dual.dual.certificate import Certificate, certify
 from stage1_dual.dual.diagnostics import Diagnostics, diagnose
-from stage1_dual.dual.dual_function import DualEvaluation, Normaliser, build_normaliser, evaluate_dual, tilt
+from stage1_dual.dual.dual_function import DualEvaluation, build_normaliser, evaluate_dual, tilt
 from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError, NotCertifiedError
 from stage1_dual.dual.feasibility import AttainableMeans, Feasibility
@@ -39,7 +39,7 @@ from stage1_dual.dual.solver import MAX_EVALUATIONS, DualMinimum, minimise_dual,
 from stage1_dual.dual.tail_index import pareto_k
 from stage1_dual.dual.threads import ThreadExecutor
 from stage1_dual.dual.tightening import Demand, TightenedSolution, correct_response_bias, solve_tightened
-from stage1_dual.dual.tilting import Tilt
+from stage1_dual.dual.tilting import Normaliser, Tilt
 from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
 
 __all__ = [

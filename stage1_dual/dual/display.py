@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from stage1_dual.dual.segments import FloatArray
+
 MOST_LINES = 25
 
 
@@ -62,19 +64,19 @@ class Display:
 
 
 def number(value: float) -> str:
-    """Six significant digits."""
+    """A number with six significant digits at most."""
     return f"{value:.6g}"
 
 
 def some(texts: Sequence[str]) -> str:
-    """The first eight of them, and how many more there are."""
+    """The first eight texts with commas between them, and how many more there are."""
     more = f" and {len(texts) - 8} more" if len(texts) > 8 else ""
     return ", ".join(texts[:8]) + more
 
 
-def interval(bounds: Sequence[float]) -> str:
-    """A pair of numbers, low and high."""
-    low, high = bounds
+def interval(bounds: FloatArray) -> str:
+    """Two numbers, low and high, shape (2,)."""
+    low, high = map(float, bounds)
     return f"[{number(low)}, {number(high)}]"
 
 

@@ -119,8 +119,8 @@ class PromptUnits:
 
     def _fields(self, values_xv: FloatArray) -> PromptSums:
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
-        parts = np.split(values_xv, ends[:-1], axis=1)
-        return PromptSums(*(part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)))
+        parts = zip(np.split(values_xv, ends[:-1], axis=1), self.shapes, strict=True)
+        return PromptSums(*(part_xv.reshape(len(values_xv), *shape) for part_xv, shape in parts))
 
 
 def gather_units(problem: DualProblem, solution: DualSolution, relative: ArrayLike | None) -> PromptUnits:
