@@ -45,7 +45,7 @@ class SampleBlock:
 
     @cached_property
     def facts(self) -> BlockFacts:
-        """What the scores are like before any tilt."""
+        """What the scores are like before any tilt; found once, then kept."""
         segments = self.segments
         pivot_i = self.shift_ip[:, 0].copy()
         moments = [tile.moments for _, tile in self.tiles]
@@ -60,7 +60,7 @@ class SampleBlock:
 
     @cached_property
     def moments(self) -> BlockMoments:
-        """What the centred scores are like before any tilt."""
+        """The moments of the centred scores under the reference; found once, then kept."""
         segments = self.segments
         largest_i = np.maximum(self.values_in.max(axis=1), -self.values_in.min(axis=1))
         unit_i, scaled_in = np.ones(len(largest_i)), self.values_in

@@ -62,7 +62,7 @@ class DualSolution:
         return self._display().text()
 
     def _repr_html_(self) -> str:
-        """The same for notebooks."""
+        """The same table as HTML, for notebooks."""
         return self._display().html()
 
     def _display(self) -> Display:

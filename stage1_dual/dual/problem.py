@@ -69,7 +69,7 @@ class RowLayout:
 
 @dataclass(frozen=True, eq=False)
 class DualProblem:
-    """A problem ready to solve.
+    """A problem that was checked and is ready to solve.
 
     Make one with :meth:`from_frame`, :meth:`from_rows` or :meth:`from_arrays`, which copy their inputs, or with
     :meth:`from_samples` for scores that lie elsewhere. Printed, it is a table.
@@ -93,7 +93,7 @@ class DualProblem:
         return self._display().text()
 
     def _repr_html_(self) -> str:
-        """The same for notebooks."""
+        """The same table as HTML, for notebooks."""
         return self._display().html()
 
     def _display(self) -> Display:
@@ -298,7 +298,7 @@ class DualProblem:
 
     @property
     def n_samples(self) -> int:
-        """Number of responses over all prompts."""
+        """The number of responses over all prompts."""
         return self.samples.facts.n_samples
 
     @property

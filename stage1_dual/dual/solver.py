@@ -80,7 +80,7 @@ class DualMinimum:
 
     @property
     def is_converged(self) -> bool:
-        """Whether it is worth a certificate."""
+        """Whether the residual is small enough for a certificate to be worth its pass."""
         return self.residual <= _RESIDUAL_ACCEPTED
 
 
@@ -232,7 +232,7 @@ def _find_start(problem: DualProblem) -> FloatArray | None:
 
 
 def _path_betas(problem: DualProblem) -> list[float]:
-    """From the beta asked for up to one that is easy."""
+    """The betas from the one asked for up to one that is easy, a constant factor apart."""
     betas = [problem.beta]
     while betas[-1] * _BETA_FACTOR < _EASY_BETA * problem.reward_scale:
         betas.append(betas[-1] * _BETA_FACTOR)

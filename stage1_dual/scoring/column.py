@@ -22,7 +22,7 @@ SAMPLE_KEYS = ("sample_index", "completion")
 
 
 class ColumnScorer:
-    """Looks scores up.
+    """Looks scores up in a column of the samples or of a table.
 
     Without a table the numbers are a column of the samples (``ScoreRequest.columns``). A table has a row for each
     sample: its prompt by ``prompt_id`` or else by ``prompt`` (a text, that of the prompt's last message, or a list of
