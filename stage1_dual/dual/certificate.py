@@ -3,8 +3,8 @@
 Value, slack, KL and Hessian are written out again from the definitions of the primal and the dual in plain NumPy, and
 the Karush-Kuhn-Tucker conditions decide. What a solution predicts is read off the same pass, so that what is reported
 is what was proved. No sum, weight or reduction of the solver, of the dual function or of their kernels
-(:mod:`stage1_dual.dual.segments`) is called: an error there moves lam*, and shows here. Calling them instead would save
-2 to 5% of a solve.
+(:mod:`stage1_dual.dual.segments`) is called: an error there moves lam*, and shows here. Calling them instead would
+save 2 to 5% of a solve.
 
 What is shared is the data, found once when the scores are centred (:mod:`stage1_dual.dual.blocks`): the scores
 relative to a shift of their prompt and the shifts, which rows belong to which prompt, the standard deviations in which

@@ -196,8 +196,8 @@ def _sufficient_beta(problem: DualProblem) -> float | None:
 def _sufficient_responses(ladder: ResponseLadder, diagnostics: Diagnostics) -> float | None:
     """Responses a prompt that would do, extrapolated along the ladder.
 
-    The effective sample size is taken as a power of K, the KL as a line in log K. Infinite where no number in reach will
-    do, None where the ladder cannot tell.
+    The effective sample size is taken as a power of K, the KL as a line in log K. Infinite where no number in reach
+    will do, None where the ladder cannot tell.
     """
     if len(ladder.rungs) < 2 or not math.isfinite(ladder.rungs[1].kl):
         return None
