@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint
@@ -196,11 +195,14 @@ def evaluate_policy(
 
 def mean_interval(value_p: FloatArray) -> list[float]:
     """95% interval of the mean over prompts (Student's t, one observation a prompt, shape (p,))."""
+    # Imported where it is used: SciPy takes longer to import than everything else here, and reading is more common.
+    from scipy.special import stdtrit
+
     mean = float(value_p.mean())
     if len(value_p) < 2:
         # One cluster carries no information on the spread between clusters.
         raise InputError("an interval needs at least 2 test prompts, 1 given")
-    half = float(stats.t.ppf(0.975, len(value_p) - 1) * value_p.std(ddof=1) / np.sqrt(len(value_p)))
+    half = float(stdtrit(len(value_p) - 1, 0.975) * value_p.std(ddof=1) / np.sqrt(len(value_p)))
     return [mean - half, mean + half]
 
 

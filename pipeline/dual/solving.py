@@ -15,6 +15,8 @@ from stage1_dual.dual import (
     Demand,
     DualProblem,
     DualSolution,
+    InfeasibilityCertificate,
+    InfeasibleError,
     PromptSample,
     SampleScores,
     climb_ladder,
@@ -24,7 +26,6 @@ from stage1_dual.dual import (
     predict_heldout,
     solve_tightened,
 )
-from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError
 
 if TYPE_CHECKING:
     from pipeline.scoring.joined import JoinedScores

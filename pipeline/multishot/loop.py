@@ -41,8 +41,13 @@ from pipeline.steps.runner import run_steps
 from pipeline.steps.sample import SampledPolicy, sample_policy
 from pipeline.steps.score import score_samples
 from pipeline.steps.solve import reference_problem
-from stage1_dual.dual import DualProblem, evaluate_dual, threshold_at_multipliers
-from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
+from stage1_dual.dual import (
+    DualProblem,
+    InfeasibleError,
+    NotCertifiedError,
+    evaluate_dual,
+    threshold_at_multipliers,
+)
 
 FOLDER = "multishot"
 _SHARED = ("prompts", "samples", "reference", "reference_logp", "pairs/prompts", "pairs/samples", "pairs/scores")

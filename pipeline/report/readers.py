@@ -32,8 +32,7 @@ from pipeline.report.figures import (
     Outcome,
     TrainingCurve,
 )
-from stage1_dual.dual import DualProblem
-from stage1_dual.dual.dual_function import evaluate_dual
+from stage1_dual.dual import DualProblem, evaluate_dual
 
 _SOLVED_SPLIT = "train"
 

@@ -106,7 +106,7 @@ class SafeRlhfScorer:
 
     @property
     def padding(self) -> PaddingCounts:
-        """Tokens computed so far."""
+        """The tokens that went through the model so far, with and without padding."""
         assert self._network is not None
         return self._network.counts
 

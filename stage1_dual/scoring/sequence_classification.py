@@ -89,7 +89,7 @@ class SequenceClassificationScorer:
 
     @property
     def padding(self) -> PaddingCounts:
-        """Tokens computed so far."""
+        """The tokens that went through the model so far, with and without padding."""
         assert self._network is not None
         return self._network.counts
 
@@ -140,7 +140,7 @@ class DecoderNetwork:
 
     @property
     def counts(self) -> PaddingCounts:
-        """Tokens computed so far."""
+        """The tokens that went through the model so far, with and without padding."""
         return self._heads.counts
 
     def logits(self, token_ids: Sequence[Sequence[int]], groups: Sequence[Hashable]) -> np.ndarray:

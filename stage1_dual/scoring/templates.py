@@ -49,7 +49,7 @@ class ScorerTemplate:
 
     @property
     def sha256(self) -> str:
-        """Of the template in use."""
+        """The SHA-256 of the template in use."""
         source = self._text if self._text is not None else self._chat
         assert source is not None
         return hashlib.sha256(source.encode()).hexdigest()

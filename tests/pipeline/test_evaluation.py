@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint
@@ -202,3 +203,10 @@ def test_malformed_inputs_are_refused():
             n_replicates=100,
             rng=np.random.default_rng(0),
         )
+
+
+@pytest.mark.parametrize("n_prompts", [2, 3, 10, 151, 100_000])
+def test_interval_is_students_to_the_last_digit(n_prompts):
+    value_p = np.random.default_rng(n_prompts).normal(size=n_prompts)
+    half = float(stats.t.ppf(0.975, n_prompts - 1) * value_p.std(ddof=1) / np.sqrt(n_prompts))
+    assert mean_interval(value_p) == [float(value_p.mean()) - half, float(value_p.mean()) + half]
