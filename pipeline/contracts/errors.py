@@ -82,6 +82,24 @@ class MissingExtraError(InputError):
         return partial(MissingExtraError, **self._arguments), ()
 
 
+def import_failure(error: ImportError, *, package: str, extra: str, purpose: str) -> InputError:
+    """What to tell of an import that failed: a package that is not installed, or one that is and cannot be loaded.
+
+    Args:
+        error: the failure; a package that one needs may be the one that is not there.
+        package: what was imported.
+        extra: of this distribution that installs it.
+        purpose: what needs it.
+    """
+    absent = (error.name or package).partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and importlib.util.find_spec(absent) is None:
+        return MissingExtraError(package=absent, extra=extra, purpose=purpose)
+    return InputError(
+        f"{purpose} needs the package `{package}`, which is installed and cannot be loaded: {error}"
+        + (f" (because of: {error.__cause__})" if error.__cause__ is not None else "")
+    )
+
+
 class ConstraintsNotSatisfiedError(DualignError):
     """``evaluate --require-satisfied`` found a constraint that is not satisfied."""
 
