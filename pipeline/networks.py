@@ -7,6 +7,7 @@ compared with what it was merged from. Only safetensors are read, and no code th
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ def load_network(
     from safetensors import SafetensorError
 
     try:
-        with _quiet():
+        with quiet():
             model, loading = model_class.from_pretrained(
                 checkpoint,
                 revision=revision,
@@ -194,16 +195,17 @@ def write_merged(
         raise InputError(f"the configuration of {checkpoint} cannot be read: {error}") from error
     base = load_network(AutoModelForCausalLM, checkpoint, dtype=torch.float32, what="the base model")
     try:
-        with _quiet():
+        with quiet():
             tuned: Any = PeftModel.from_pretrained(base, adapter).eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{what}, {adapter}, does not fit {checkpoint}: {error}") from error
     expected = _probe_logp(tuned)
     _separate_tied_head(tuned)
-    merged = tuned.merge_and_unload()
+    with quiet():
+        merged = tuned.merge_and_unload()
     if merged.get_input_embeddings().weight is not merged.get_output_embeddings().weight:
         merged.config.get_text_config().tie_word_embeddings = merged.config.tie_word_embeddings = False
-    with _quiet():
+    with quiet():
         merged.to(dtype or written or torch.float32).save_pretrained(output)
     make_readable(output)
     del base, tuned, merged
@@ -277,8 +279,8 @@ def _probe_logp(model: Any) -> torch.Tensor:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the reports and bars of transformers: what is wrong is raised, in one message."""
+def quiet() -> Iterator[None]:
+    """Without the reports, bars and warnings of transformers and peft about what is checked or seen to here."""
     from transformers.utils import logging as transformers_logging
 
     before = transformers_logging.get_verbosity()
@@ -286,7 +288,10 @@ def _quiet() -> Iterator[None]:
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        yield
+        with warnings.catch_warnings():
+            # Of peft, on tied heads: :func:`write_merged` sees to them, and compares.
+            warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+            yield
     finally:
         transformers_logging.set_verbosity(before)
         if bars:

@@ -21,7 +21,7 @@ from peft import (
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from pipeline.contracts.errors import InputError, MissingExtraError
-from pipeline.networks import load_network, require_determined, require_safe_adapter, without_dropout
+from pipeline.networks import load_network, quiet, require_determined, require_safe_adapter, without_dropout
 
 Adapter = Literal["none", "lora", "qlora"]
 ADAPTER_FOLDER = "adapter"
@@ -141,7 +141,8 @@ def attach_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftMod
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         try:
-            policy = get_peft_model(model, config)
+            with quiet():
+                policy = get_peft_model(model, config)
         except ValueError as error:
             raise InputError(f"training setting `lora_target_modules` is {modules!r}: {error}") from error
     assert isinstance(policy, PeftModel)  # a task type was given

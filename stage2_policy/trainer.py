@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, set_seed
 
 from pipeline.contracts.artifacts import write_json
 from pipeline.contracts.errors import InputError
-from pipeline.networks import write_merged
+from pipeline.networks import quiet, write_merged
 from stage2_policy.adapters import (
     ADAPTER_FOLDER,
     AdapterSettings,
@@ -247,7 +247,8 @@ def _save(fit: Fit, model: Policy, *, reference: Path, output: Path, chat_templa
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(output / ADAPTER_FOLDER), state_dict=fit.weights)
+        with quiet():
+            model.save_pretrained(str(output / ADAPTER_FOLDER), state_dict=fit.weights)
         write_merged(reference, output / ADAPTER_FOLDER, output, what="the trained adapter", dtype=torch.float32)
         tokenizer.save_pretrained(output)
         (output / ADAPTER_FOLDER / "README.md").unlink()  # an empty template; the policy's card stands beside it
