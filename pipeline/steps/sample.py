@@ -271,7 +271,7 @@ def sample_policy(
         _require_growth(folder, samples_per_prompt=samples_per_prompt, n_prompts=len(prompts), step=step)
         found = read_manifest(folder)
         unchanged = found.settings == recorded and found.inputs == inputs
-        if unchanged and not found.counts["failed"] and has_all_files(folder, found):
+        if unchanged and not found.count("failed") and has_all_files(folder, found):
             log.info("%s: samples drawn before, kept", step)
             return
     table = run.samples_table(folder)
@@ -460,7 +460,7 @@ def _require_growth(folder: Path, *, samples_per_prompt: int, n_prompts: int, st
     found = read_manifest(folder)
     for name, then, now in (
         ("samples_per_prompt", found.settings["samples_per_prompt"], samples_per_prompt),
-        ("prompts", found.counts["prompts"], n_prompts),
+        ("prompts", found.count("prompts"), n_prompts),
     ):
         if now < then:
             raise StaleArtifactError(
