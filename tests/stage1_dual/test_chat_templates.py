@@ -48,7 +48,7 @@ def test_the_clock_shows_the_date_of_the_recipe() -> None:
     assert prompt.text == "[31 Jan 2026]call a friend"
     with pytest.raises(InputError, match="reads the clock"):
         render_prompts(tokenizer, [("a", PROMPT)], **arguments)
-    with pytest.raises(InputError, match="reads the clock.*Give the scorer a `template` without it"):
+    with pytest.raises(InputError, match=r"reads the clock.*Give the scorer a `template` without it"):
         ScorerTemplate(tokenizer, None)
 
 
