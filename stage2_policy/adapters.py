@@ -18,9 +18,10 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.networks import load_network, quiet, require_determined, require_safe_adapter, without_dropout
 
 Adapter = Literal["none", "lora", "qlora"]
 ADAPTER_FOLDER = "adapter"
@@ -67,7 +68,7 @@ def start_from(reference: PreTrainedModel, checkpoint: Path) -> None:
     Raises:
         InputError: the checkpoint has other weights than the reference, by name or shape.
     """
-    other = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=reference.dtype)
+    other = load_network(AutoModelForCausalLM, checkpoint, dtype=reference.dtype, what="the policy")
     try:
         reference.load_state_dict(other.state_dict())
     except RuntimeError as error:
@@ -79,7 +80,7 @@ def start_from(reference: PreTrainedModel, checkpoint: Path) -> None:
 def load_reference(
     reference: Path, *, adapter: Adapter, dtype: Literal["float32", "bfloat16"], device: torch.device
 ) -> PreTrainedModel:
-    """The reference policy as training starts from it.
+    """The reference policy as training starts from it, without dropout, as it was scored and sampled.
 
     Weights that are trained are in float32; weights that an adapter leaves fixed are in ``dtype``, or in 4 bits.
 
@@ -88,12 +89,20 @@ def load_reference(
         adapter: what is trained.
         dtype: of the arithmetic.
         device: where to.
+
+    Raises:
+        InputError: it cannot be loaded, a weight of it is missing, unexpected or of another shape, or it computes
+            otherwise in training than in evaluation.
     """
     fixed = torch.float32 if adapter == "none" else getattr(torch, dtype)
+    config = without_dropout(AutoConfig.from_pretrained(reference, trust_remote_code=False, local_files_only=True))
     if adapter == "qlora":
-        quantised: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        quantised: PreTrainedModel = load_network(
+            AutoModelForCausalLM,
             reference,
             dtype=fixed,
+            what="the reference",
+            config=config,
             device_map={"": device},
             quantization_config=BitsAndBytesConfig(  # type: ignore[no-untyped-call]
                 load_in_4bit=True,
@@ -107,8 +116,11 @@ def load_reference(
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         return quantised
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, dtype=fixed)
+    model: PreTrainedModel = load_network(
+        AutoModelForCausalLM, reference, dtype=fixed, what="the reference", config=config
+    )
     torch.nn.Module.to(model, device)
+    require_determined(model, what=f"the reference {reference}")
     return model
 
 
@@ -129,7 +141,8 @@ def attach_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftMod
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         try:
-            policy = get_peft_model(model, config)
+            with quiet():
+                policy = get_peft_model(model, config)
         except ValueError as error:
             raise InputError(f"training setting `lora_target_modules` is {modules!r}: {error}") from error
     assert isinstance(policy, PeftModel)  # a task type was given
@@ -153,6 +166,7 @@ def continue_adapter(policy: PeftModel, folder: Path) -> None:
                 f"training setting `{setting}` is {getattr(ours, name)}, and the adapter in {folder}, from which "
                 f"training starts, has {getattr(theirs, name)}; they must be the same"
             )
+    require_safe_adapter(folder, what="the adapter from which training starts")
     weights = load_peft_weights(str(folder), device="cpu")
     missing = get_peft_model_state_dict(policy).keys() ^ weights.keys()
     if missing:
@@ -164,15 +178,3 @@ def continue_adapter(policy: PeftModel, folder: Path) -> None:
         set_peft_model_state_dict(policy, weights)
     except RuntimeError as error:
         raise InputError(f"the adapter in {folder}, from which training starts, has other shapes: {error}") from error
-
-
-def merge_adapter(reference: Path, adapter: Path) -> PreTrainedModel:
-    """The reference with an adapter added to its weights, float32, on the CPU.
-
-    Args:
-        reference: folder of the reference checkpoint.
-        adapter: folder of the adapter.
-    """
-    base = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
-    merged: PreTrainedModel = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    return merged

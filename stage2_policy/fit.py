@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
+from safetensors import SafetensorError
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
+from pipeline.contracts.errors import writing_failure
 from stage2_policy.callbacks import ProgressBar, StopOnDivergence
+from stage2_policy.checkpointing import SealCheckpoints, last_checkpoint
 from stage2_policy.data import StepSampler, TrainingData
 from stage2_policy.held_out import HeldOutEstimate
 from stage2_policy.objectives import read_objective
@@ -80,10 +82,19 @@ def fit_policy(
     )
     start = trainer.estimate(ref_logp.held_out)
     with PartialState().main_process_first():
-        last = _last_checkpoint(checkpoints)
-    trainer.train(resume_from_checkpoint=last)
+        last = last_checkpoint(checkpoints)
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        failure = writing_failure(error, place=checkpoints)
+        if failure is None:
+            raise
+        raise failure from error
     state = trainer.state
-    curve = [{"step": 0, "epoch": 0.0, **start.metrics("eval")}, *state.log_history]
+    curve = [
+        {"step": 0, "epoch": 0.0, **start.metrics("eval")},
+        *_curve(state.log_history, steps=state.global_step),
+    ]
     assert state.best_global_step is not None  # every run evaluates at least once, at a finite loss
     best = next(entry for entry in curve if entry["step"] == state.best_global_step and "eval_loss" in entry)
     return Fit(
@@ -143,7 +154,7 @@ def _build_trainer(
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,  # patience goes on where a killed run left it
-        logging_steps=max(1, steps // 100),
+        logging_steps=_logging_steps(steps, interval),
         logging_nan_inf_filter=False,
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
@@ -165,6 +176,7 @@ def _build_trainer(
         label_seed=settings.seed,
         token_budget=settings.tokens_per_microbatch,
         callbacks=[
+            SealCheckpoints(),
             StopOnDivergence(),
             EarlyStoppingCallback(early_stopping_patience=settings.patience),
             *callbacks,
@@ -174,17 +186,26 @@ def _build_trainer(
     return trainer
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; half-written ones are deleted.
+def _logging_steps(steps: int, interval: int) -> int:
+    """About a hundred logged losses a run, at steps among which are those of all checkpoints.
 
-    trainer_state.json is the last file of a checkpoint.
+    A continued run then logs the same means as an undisturbed one.
     """
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            TrainerState.load_from_json(str(path / "trainer_state.json"))
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-        else:
-            complete.append(path)
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+    return max(step for step in range(1, max(1, steps // 100) + 1) if interval % step == 0)
+
+
+def _curve(log_history: Sequence[Mapping[str, Any]], *, steps: int) -> list[dict[str, Any]]:
+    """The log of the run without the summary of transformers, and ours in its place.
+
+    Theirs has times, which would make equal policies different artifacts, and a mean loss that counts only the steps
+    of the last call; ours is the mean over all steps, each logged interval by its length.
+    """
+    curve = [dict(entry) for entry in log_history if "train_runtime" not in entry]
+    total, before = 0.0, 0
+    for entry in curve:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    if before:
+        curve.append({"step": steps, "epoch": curve[-1]["epoch"], "train_loss": total / before})
+    return curve

@@ -19,13 +19,13 @@ from transformers import AutoTokenizer, set_seed
 
 from pipeline.contracts.artifacts import write_json
 from pipeline.contracts.errors import InputError
+from pipeline.networks import quiet, write_merged
 from stage2_policy.adapters import (
     ADAPTER_FOLDER,
     AdapterSettings,
     attach_adapter,
     continue_adapter,
     load_reference,
-    merge_adapter,
     start_from,
     validate_reference,
 )
@@ -247,8 +247,10 @@ def _save(fit: Fit, model: Policy, *, reference: Path, output: Path, chat_templa
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(output / ADAPTER_FOLDER), state_dict=fit.weights)
-        save_policy(merge_adapter(reference, output / ADAPTER_FOLDER), tokenizer, output)
+        with quiet():
+            model.save_pretrained(str(output / ADAPTER_FOLDER), state_dict=fit.weights)
+        write_merged(reference, output / ADAPTER_FOLDER, output, what="the trained adapter", dtype=torch.float32)
+        tokenizer.save_pretrained(output)
         (output / ADAPTER_FOLDER / "README.md").unlink()  # an empty template; the policy's card stands beside it
     else:
         save_policy(model, tokenizer, output, weights=fit.weights)

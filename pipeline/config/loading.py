@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from pipeline.contracts.section import nearest
 from pipeline.scorers.kinds import SCORER_SETTINGS
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-_NAME = re.compile(r"^[A-Za-z_][\w-]*$")
+_MOST_SHOWN = 20
+"""Constraints without a scorer that are named one by one."""
+_NAME = re.compile(r"[A-Za-z_][\w-]{0,99}")
 
 
 def load_config(
@@ -38,6 +40,8 @@ def load_config(
         tree = yaml.load(found.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"not valid YAML: {error}"], source=str(found)) from error
+    except RecursionError as error:
+        raise ConfigError(["not valid YAML: it is nested too deeply"], source=str(found)) from error
     except OSError as error:
         raise ConfigError([f"cannot be read: {error.strerror or error}"], source=str(found)) from error
     if not isinstance(tree, dict):
@@ -146,19 +150,21 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
     faults: list[str] = []
     if isinstance(scorers, Mapping):
         faults.extend(
-            f"`scorers.{name}`: a name is letters, digits, `_` and `-`, and begins with a letter"
+            f"`scorers.{_shown(name)}`: a name is at most 100 letters, digits, `_` and `-`, and begins with a letter"
             for name in scorers
-            if not _NAME.match(str(name))
+            if not _NAME.fullmatch(str(name))
         )
         reward = tree.get("reward")
         if isinstance(reward, str) and reward not in scorers:
             faults.append(f"`reward` is {reward!r}: there is no such scorer{nearest(reward, map(str, scorers))}")
         if isinstance(constraints, Mapping):
+            unknown = [name for name in constraints if name not in scorers]
             faults.extend(
-                f"`constraints.{name}`: there is no scorer of this name{nearest(str(name), map(str, scorers))}"
-                for name in constraints
-                if name not in scorers
+                f"`constraints.{_shown(name)}`: there is no scorer of this name{nearest(str(name), map(str, scorers))}"
+                for name in unknown[:_MOST_SHOWN]
             )
+            if len(unknown) > _MOST_SHOWN:
+                faults.append(f"`constraints`: {len(unknown) - _MOST_SHOWN} more have no scorer of their name")
             if isinstance(reward, str) and reward in constraints:
                 faults.append(f"`constraints.{reward}` bounds the reward itself; a constraint bounds another score")
     if isinstance(constraints, Mapping) and not constraints:
@@ -181,6 +187,12 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
     return faults
 
 
+def _shown(name: object) -> str:
+    """A name in a message: it may be long, or hold what a terminal would follow."""
+    text = str(name).encode("unicode_escape").decode() if not str(name).isprintable() else str(name)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
 def _pair_faults(tree: Mapping[str, Any]) -> list[str]:
     """Scores that pairs of a data set cannot have: a column is looked up by the key of a sampled response."""
     training, scorers, constraints = tree.get("training"), tree.get("scorers"), tree.get("constraints")
@@ -199,8 +211,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """The safe loader, which also refuses a key written twice (YAML would keep the last one in silence)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # of another mapping, whose settings the own ones go before
+                continue
+            key = self.construct_object(key_node, deep=deep)
+            if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+            if isinstance(key, Hashable):
+                seen.add(key)
         return super().construct_mapping(node, deep=deep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -55,6 +56,12 @@ class ReferenceSettings(ModelSettings):
 
     template: str | None = None
     """A text with ``{prompt}``, or the path of a chat template file; without it the tokenizer's own chat template."""
+    template_date: date | None = None
+    """The date that a chat template which reads the clock is given, in every rendering; without it such a template is
+    refused."""
+    special_tokens_in_prompts: Literal["keep", "refuse"] = "keep"
+    """What becomes of prompts whose text writes special tokens of the tokenizer, which a policy reads as control
+    tokens: they are kept, and counted in a warning, or left out as prompts that cannot be sampled from."""
     adapter: str | None = None
     """Folder of a LoRA adapter that is part of the reference."""
     quantization: str | None = None

@@ -263,5 +263,5 @@ def all_scores(
         reward=reward,
         constraints=constraints,
         split=split,
-        max_unscored=sum(read_manifest(scores / name).counts["failed"] for name in named),
+        max_unscored=sum(read_manifest(scores / name).count("failed") for name in named),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.tables import SPLITS
+from pipeline.networks import load_network
 from pipeline.run.execution import local_device
 from pipeline.run.run import Run
 from pipeline.scoring.joined import JoinedScores
@@ -32,7 +33,7 @@ def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str
     table = run.samples_table(policy_samples).read(split, columns=["prompt_id", "sample_index", *_IDS])
     table = table.take(rows.find_in(table)[0])
     logp = {
-        "policy": _score(run, table, load_network(str(run.folder / "policy"), dtype="float32"), "policy"),
+        "policy": _score(run, table, load_policy(str(run.folder / "policy"), dtype="float32"), "policy"),
         "reference": _score(run, table, _load_reference(run, dtype="float32"), "reference"),
     }
     return np.split(logp["policy"] - logp["reference"], rows.starts[1:])
@@ -65,27 +66,22 @@ def check_sampler_logp(run: Run, samples: ShardedTable) -> dict[str, float]:
     return found
 
 
-def load_network(model: str, *, dtype: str) -> PreTrainedModel:
+def load_policy(model: str, *, dtype: str) -> PreTrainedModel:
     """A causal language model as the training stack computes with it, on this process's device.
 
     Raises:
-        InputError: the model cannot be loaded.
+        InputError: the model cannot be loaded, or a weight of it is missing, unexpected or of another shape.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    try:
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{model} cannot be loaded: {error}") from error
-    on_device: PreTrainedModel = network.to(local_device()).eval()
+    network = load_network(AutoModelForCausalLM, model, dtype=getattr(torch, dtype), what="the policy")
+    on_device: PreTrainedModel = network.to(local_device())
     return on_device
 
 
 def _load_reference(run: Run, *, dtype: str) -> PreTrainedModel:
-    return load_network(run.model(run.config.reference, "reference"), dtype=dtype)
+    return load_policy(run.model(run.config.reference, "reference"), dtype=dtype)
 
 
 def _score(run: Run, table: pa.Table, network: PreTrainedModel, role: str) -> np.ndarray:

@@ -15,7 +15,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from pipeline.config.sections import PromptSettings
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.tables import PROMPTS, SPLITS, prompt_id
 from pipeline.scorers.models import is_hub_id
 
@@ -192,7 +192,7 @@ def _read_dataset(settings: PromptSettings, section: str) -> Iterator[tuple[str,
     try:
         import datasets
     except ImportError as error:
-        raise MissingExtraError(package="datasets", extra="train", purpose="reading a data set") from error
+        raise import_failure(error, package="datasets", extra="train", purpose="reading a data set") from error
     if is_hub_id(settings.source) and settings.revision is None:
         raise InputError(f"`{section}.source` is {settings.source!r}, on the Hub; give its `{section}.revision` too")
     try:

@@ -46,7 +46,7 @@ def tilt_pairs(run: Run, dual: Mapping[str, Any]) -> None:
         return
     rows, _ = all_scores(run, samples=run.pairs / "samples", scores=run.pairs / "scores", split="train")
     whole = _whole_pairs(rows)
-    n_pairs = read_manifest(run.pairs / "samples").counts["pairs"]
+    n_pairs = read_manifest(run.pairs / "samples").count("pairs")
     if whole.n_samples == 0:
         raise InputError(f"none of the {n_pairs} pairs of `{PAIRS_SECTION}` has all scores of both responses")
     files, n_rows = write_tilted_table(

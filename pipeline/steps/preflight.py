@@ -9,6 +9,7 @@ from pipeline.config.sections import TrainingSettings
 from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.errors import InputError, require_extra
 from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
+from pipeline.networks import require_safe_adapter
 from pipeline.run.run import Run
 from pipeline.scorers.models import EMBEDDED, Locate, resolve_model
 from pipeline.scoring.groups import check_scorers
@@ -24,6 +25,8 @@ def check_run(run: Run, steps: Sequence[str]) -> None:
     check_packages(run, steps)
     if {"prepare", "sample", "score"} & set(steps):
         check_models(run)
+    if "sample" in steps:
+        _check_weights(run)
     if "train" in steps:
         _check_initial(run.config.training)
 
@@ -66,12 +69,32 @@ def check_models(run: Run, *, locate: Locate = resolve_model) -> None:
         check_policy_checkpoint(model, template=reference.template)
     if reference.adapter is not None and not (Path(reference.adapter) / "adapter_config.json").is_file():
         raise InputError(f"`reference.adapter` is {reference.adapter!r}; it must be a folder with adapter_config.json")
+    if reference.adapter is not None:
+        require_safe_adapter(reference.adapter, what="`reference.adapter`")
     if reference.quantization is not None and run.config.sampling.engine != "vllm":
         raise InputError(
             f"`reference.quantization` is {reference.quantization!r}, which is vLLM's to do, but `sampling.engine` is "
             f"{run.config.sampling.engine!r}"
         )
     check_scorers(run.config, embedded, locate=locate)
+
+
+def _check_weights(run: Run) -> None:
+    """Compare the weights of the reference with those its class has, whichever engine samples it.
+
+    An engine may leave out what it does not know, or draw what is missing.
+
+    Raises:
+        InputError: a weight is missing, unexpected or of another shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.networks import check_weights
+
+    reference = run.config.reference
+    folder = None if reference.model.startswith(EMBEDDED) else resolve_model(reference, {}, setting="reference")
+    if folder is not None and reference.quantization is None:
+        check_weights(AutoModelForCausalLM, folder, what="the policy")
 
 
 def _check_initial(training: TrainingSettings) -> None:

@@ -23,6 +23,7 @@ from pipeline.run.run import Run
 from pipeline.run.step import derived_step_is_current, finish_step, has_all_files, log, record_failures, remedy, reopen
 from pipeline.scoring.log_ratios import check_sampler_logp
 from pipeline.sources.pairs import PAIRS_SECTION, DataSetPair, pair_settings, read_pairs
+from stage1_dual.chat_templates import read_template, template_file
 from stage1_dual.sampling.rendering import (
     RenderedPrompt,
     UnusablePrompt,
@@ -270,7 +271,7 @@ def sample_policy(
         _require_growth(folder, samples_per_prompt=samples_per_prompt, n_prompts=len(prompts), step=step)
         found = read_manifest(folder)
         unchanged = found.settings == recorded and found.inputs == inputs
-        if unchanged and not found.counts["failed"] and has_all_files(folder, found):
+        if unchanged and not found.count("failed") and has_all_files(folder, found):
             log.info("%s: samples drawn before, kept", step)
             return
     table = run.samples_table(folder)
@@ -278,6 +279,13 @@ def sample_policy(
     tokenizer = load_tokenizer(policy.folder)
     rendered, unusable = render_for(run, policy, tokenizer, [(row["prompt_id"], row["prompt"]) for row in prompts])
     _require_usable(unusable, len(prompts), max_share=run.config.max_failed_share)
+    if with_control_tokens := sum(prompt.has_control_tokens for prompt in rendered):
+        log.warning(
+            "%s: %d prompts write special tokens of the tokenizer, which the policy reads as control tokens; "
+            "`reference.special_tokens_in_prompts: refuse` leaves such prompts out",
+            step,
+            with_control_tokens,
+        )
     reopen(folder)
     counts = sample_table(
         sampler_factory=_sampler_factory(run, policy, rendered),
@@ -380,6 +388,8 @@ def render_for(
         template=run.config.reference.template,
         max_new_tokens=run.config.sampling.max_new_tokens,
         max_positions=read_max_positions(policy.folder),
+        day=run.config.reference.template_date,
+        refuses_control_tokens=run.config.reference.special_tokens_in_prompts == "refuse",
     )
 
 
@@ -427,7 +437,7 @@ def _sampler_factory(run: Run, policy: SampledPolicy, prompts: Sequence[Rendered
 
 def _sampling_identity(run: Run, policy: SampledPolicy, seed: int) -> dict[str, Any]:
     """The settings that decide which tokens are drawn; speed and the number of responses are not among them."""
-    settings = run.config.sampling
+    settings, day = run.config.sampling, run.config.reference.template_date
     return {
         "engine": settings.engine,
         "max_new_tokens": settings.max_new_tokens,
@@ -435,22 +445,22 @@ def _sampling_identity(run: Run, policy: SampledPolicy, seed: int) -> dict[str, 
         "dtype": run.config.reference.dtype,
         "quantization": policy.quantization,
         "template": template_text(run.config.reference.template),
+        **({} if day is None else {"template_date": day.isoformat()}),
         "seed": seed,
     }
 
 
 def template_text(template: str | None) -> str | None:
     """A template of the recipe by its content: a file of the same name may change."""
-    if template is None or not Path(template).is_file():
-        return template
-    return Path(template).read_text(encoding="utf-8")
+    path = None if template is None else template_file(template)
+    return template if path is None else read_template(path, setting="reference.template")
 
 
 def _require_growth(folder: Path, *, samples_per_prompt: int, n_prompts: int, step: str) -> None:
     found = read_manifest(folder)
     for name, then, now in (
         ("samples_per_prompt", found.settings["samples_per_prompt"], samples_per_prompt),
-        ("prompts", found.counts["prompts"], n_prompts),
+        ("prompts", found.count("prompts"), n_prompts),
     ):
         if now < then:
             raise StaleArtifactError(

@@ -140,4 +140,4 @@ def _is_current(folder: Path, inputs: dict[str, str]) -> bool:
     if not is_complete(folder):
         return False
     found = read_manifest(folder)
-    return dict(found.inputs) == inputs and not found.counts["failed"] and has_all_files(folder, found)
+    return dict(found.inputs) == inputs and not found.count("failed") and has_all_files(folder, found)

@@ -101,7 +101,7 @@ def _describe_samples(
         truncation=truncation,
         n_unscored=n_unscored,
         n_prompts_lost=len(everything.prompt_ids) - len(train.prompt_ids),
-        n_unsampled=manifest.counts["failed"],
+        n_unsampled=manifest.count("failed"),
         n_prompts_left_out=read_manifest(run.folder / "prompts").counts.get("left_out", 0),
     )
     for fault in faults:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from stage2_policy.trainer import TrainResult
 
 
+_PROMPTS_SERVED = 64
+"""Prompts on which the template saved with a policy must give the token ids it was trained on."""
+
 _SPEED_ONLY = ("tokens_per_microbatch", "gradient_checkpointing", "report_to")
 """Training settings that change no result."""
 
@@ -97,10 +100,11 @@ def train_settings(config: RunConfig) -> TrainSettings:
 
 
 def _own_chat_template(run: Run) -> str | None:
-    """The chat template that the recipe gives the reference; None where it is the tokenizer's own."""
-    from stage1_dual.sampling.rendering import load_tokenizer, resolve_chat_template
+    """The chat template that gives the policy's users the token ids it was trained on; None for the tokenizer's own."""
+    from stage1_dual.sampling.rendering import load_tokenizer, served_template
 
     reference = run.config.reference
-    if reference.template is None:
-        return None
-    return resolve_chat_template(load_tokenizer(run.model(reference, "reference")), reference.template)
+    tokenizer = load_tokenizer(run.model(reference, "reference"))
+    prompts = run.prompts_table()["prompt"].slice(0, _PROMPTS_SERVED).to_pylist()
+    template = served_template(tokenizer, prompts, template=reference.template, day=reference.template_date)
+    return None if template == tokenizer.chat_template else template

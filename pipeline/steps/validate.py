@@ -242,10 +242,10 @@ def _check_samples(run: Path, folder: Path, manifest: Manifest) -> Iterator[str]
     # Of another distribution, the sampler's log-probabilities do not say how many repeats chance makes.
     if all(manifest.settings[name] == value for name, value in asdict(THE_POLICY).items()):
         yield from _check_repeats(folder, table)
-    if n_rows != manifest.counts["rows"]:
+    if n_rows != manifest.count("rows"):
         yield f"{folder}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
-    missing = manifest.counts["prompts"] * n_samples - n_rows
-    if missing != manifest.counts["failed"]:
+    missing = manifest.count("prompts") * n_samples - n_rows
+    if missing != manifest.count("failed"):
         yield f"{folder}: {missing} rows are missing, {manifest.counts['failed']} failures in the manifest"
     all_seeds = np.concatenate([np.empty(0, np.int64), *seeds])
     repeated = len(all_seeds) - len(np.unique(all_seeds))
@@ -337,7 +337,7 @@ def _check_pairs(run: Path, manifest: Manifest) -> Iterator[str]:
     alone = sum((prompt, index ^ 1) not in there for prompt, index in keys)
     if alone:
         yield f"{folder}: {alone} responses have no partner"
-    if len(keys) != manifest.counts["rows"]:
+    if len(keys) != manifest.count("rows"):
         yield f"{folder}: {len(keys)} rows, {manifest.counts['rows']} in the manifest"
 
 
@@ -362,7 +362,7 @@ def _check_scores(prompts_folder: Path, samples: Path, folder: Path, manifest: M
             infinite = rows.num_rows - pc.sum(pc.is_finite(rows["value"])).as_py() if rows.num_rows else 0
             if infinite:
                 yield f"{path}: {infinite} scores are not finite"
-    if n_rows != manifest.counts["rows"]:
+    if n_rows != manifest.count("rows"):
         yield f"{folder}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
 from stage1_dual.checkpoints import is_local
 from stage1_dual.sampling.protocol import THE_POLICY, Distribution, FinishReason, SampledCompletion, SampleRequest
 from stage1_dual.sampling.rendering import load_tokenizer
@@ -228,7 +228,7 @@ def _start_engine(
         try:
             from vllm import LLM
         except ImportError as error:
-            raise MissingExtraError(package="vllm", extra="sample", purpose="sampling with vLLM") from error
+            raise import_failure(error, package="vllm", extra="sample", purpose="sampling with vLLM") from error
         try:
             return LLM(
                 model=checkpoint,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
 from stage1_dual.checkpoints import check_score_model_checkpoint, is_local
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions
 from stage1_dual.scoring.decoder_heads import DecoderHeads
@@ -78,8 +78,8 @@ class SafeRlhfScorer:
 
             from stage1_dual.scoring.safe_rlhf_model import SafeRlhfScoreModel, ScoreReader, score_type
         except ImportError as error:
-            raise MissingExtraError(
-                package=error.name or "transformers", extra="sample", purpose="scoring with transformers"
+            raise import_failure(
+                error, package="transformers", extra="sample", purpose="scoring with transformers"
             ) from error
         config = AutoConfig.from_pretrained(
             checkpoint, revision=revision, trust_remote_code=False, local_files_only=is_local(checkpoint)

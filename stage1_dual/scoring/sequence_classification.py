@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
 from stage1_dual.checkpoints import check_scorer_checkpoint, is_local, resolve_head
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions
 from stage1_dual.scoring.batches import batches_by_tokens
@@ -203,8 +203,8 @@ def _load_classifier(checkpoint: str, *, revision: str | None, dtype: Dtype) -> 
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
     except ImportError as error:
-        raise MissingExtraError(
-            package=error.name or "transformers", extra="sample", purpose="scoring with transformers"
+        raise import_failure(
+            error, package="transformers", extra="sample", purpose="scoring with transformers"
         ) from error
     if dtype == "float32":
         return load_model(AutoModelForSequenceClassification, checkpoint, revision=revision, dtype=dtype)

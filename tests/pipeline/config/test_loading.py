@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.config.loading import RECIPES, load_config
 from pipeline.contracts.errors import ConfigError
@@ -171,3 +172,41 @@ def test_a_reserve_tightens_what_is_solved_and_not_what_is_judged(tmp_path, dire
     assert config.demanded_constraints()[0].tightened(0.2).margin == pytest.approx(solved)
     assert Constraint("g", direction, threshold=0.5).tightened(0.2).threshold == pytest.approx(solved)
     assert "`constraints.harmless.reserve`" in faults(MINIMAL, tmp_path, {"constraints.harmless.reserve": ".inf"})[0]
+
+
+@pytest.mark.parametrize("setting", ["sampling.samples_per_prompt", "beta", "seed", "training.learning_rate"])
+def test_true_is_no_number(setting):
+    with pytest.raises(ConfigError, match=rf"`{setting}` is True: it must not be true or false"):
+        load_config(Path("embedded"), {setting: "true"})
+    assert load_config(Path("embedded"), {"training.match_prediction": "true"}).training.match_prediction
+
+
+def test_yaml_may_merge_a_mapping_into_another(tmp_path):
+    recipe = yaml.safe_load((RECIPES / "embedded.yaml").read_text())
+    text = yaml.safe_dump({**recipe, "training": "PLACE"}).replace("PLACE", "{<<: &common {epochs: 3}, patience: 2}")
+    (tmp_path / "r.yaml").write_text(text)
+    training = load_config(tmp_path / "r.yaml").training
+    assert (training.epochs, training.patience) == (3, 2)
+
+
+def test_yaml_that_is_nested_without_end_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_text("[" * 5000)
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("name", ["harmless\n", "x" * 300, "a/b", "../a", "\x1b[31mred"])
+def test_a_name_of_a_scorer_is_plain(name, tmp_path):
+    recipe = yaml.safe_load((RECIPES / "embedded.yaml").read_text())
+    recipe["scorers"][name] = recipe["scorers"]["harmless"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ConfigError, match="a name is at most 100 letters, digits") as caught:
+        load_config(tmp_path / "r.yaml")
+    assert str(caught.value).isprintable() or str(caught.value).replace("\n", "").isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_many_constraints_without_a_scorer_are_counted(tmp_path):
+    bounds = ", ".join(f'c{number}: {{direction: ">=", margin: 0}}' for number in range(50))
+    with pytest.raises(ConfigError, match="`constraints`: 30 more have no scorer of their name"):
+        load_config(Path("embedded"), {"constraints": f"{{{bounds}}}"})
