@@ -38,6 +38,7 @@ from stage1_dual.dual.threads import ThreadExecutor
 from stage1_dual.dual.tightening import Demand, TightenedSolution, correct_response_bias, solve_tightened
 from stage1_dual.dual.tilting import Tilt
 from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
+from stage1_dual.dual.uncertainty import Uncertainty, quantify_uncertainty
 
 __all__ = [
     "LIMITS",
@@ -74,6 +75,7 @@ __all__ = [
     "TightenedSolution",
     "Tilt",
     "Trust",
+    "Uncertainty",
     "bootstrap_intervals",
     "build_normaliser",
     "certify",
@@ -86,6 +88,7 @@ __all__ = [
     "judge_trust",
     "pareto_k",
     "predict_heldout",
+    "quantify_uncertainty",
     "sandwich_standard_errors",
     "solve_dual",
     "solve_frontier",
