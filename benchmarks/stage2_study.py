@@ -29,10 +29,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from pipeline.config.loading import load_config
-from pipeline.contracts.artifacts import read_json
-from pipeline.evaluation import SampleScoresByPrompt, evaluate_policy
+from pipeline.contracts.solution import read_solution
+from pipeline.evaluation import evaluate_policy
 from pipeline.run.run import Run
-from pipeline.scoring.joined import reference_scores
+from pipeline.scoring.joined import JoinedScores, reference_scores
 from stage1_dual.sampling.protocol import SampleRequest
 from stage1_dual.sampling.rendering import load_tokenizer, render_prompts
 from stage1_dual.sampling.seeds import sample_seed
@@ -100,7 +100,7 @@ class Study:
         self._run = run
         self._responses = responses
         self._reference = run.model(run.config.reference, "reference")
-        self._dual = read_json(run.folder / "dual" / "dual.json")
+        self._solution = read_solution(run.folder / "dual" / "dual.json")
         self._model = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
         self._data: dict[float, TrainingData] = {}
         self._ref_logp: dict[float, ReferenceLogp] = {}
@@ -109,8 +109,8 @@ class Study:
             name: SequenceClassificationScorer(run.model(run.config.scorers[name], f"scorers.{name}"))
             for name in names
         }
-        self._prompt_ids, reward, constraints = reference_scores(run, "test").by_prompt()
-        self._reference_scores = SampleScoresByPrompt(reward, constraints)
+        self._reference_scores = reference_scores(run, "test")
+        self._prompt_ids = self._reference_scores.prompt_ids
         prompts = {row["prompt_id"]: row["prompt"] for row in run.prompts_table().to_pylist()}
         self._messages = [prompts[name] for name in self._prompt_ids]
         limit = run.config.sampling.max_new_tokens
@@ -181,8 +181,7 @@ class Study:
             for place, (request, completion) in enumerate(zip(requests, drawn, strict=True))
         ]
         scores = {
-            name: np.array([score.values[0] for score in scorer.score(rows)]).reshape(-1, k)
-            for name, scorer in self._scorers.items()
+            name: np.array([score.values[0] for score in scorer.score(rows)]) for name, scorer in self._scorers.items()
         }
         policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         sequences = [(request.prompt_token_ids, done.token_ids) for request, done in zip(requests, drawn, strict=True)]
@@ -190,15 +189,20 @@ class Study:
             score_sequences(model, sequences, token_budget=16384, show_progress=False)
             for model in (policy, self._model)
         )
-        constraints = np.stack([scores[name] for name in config.constraints], axis=2)
+        policy_scores = JoinedScores(
+            prompt_ids=self._prompt_ids,
+            prompt_n=np.repeat(np.arange(len(self._prompt_ids)), k),
+            sample_index_n=np.tile(np.arange(k), len(self._prompt_ids)),
+            reward_n=scores[config.reward],
+            constraints_nm=np.column_stack([scores[name] for name in config.constraints]),
+            cut_off_n=np.array([done.finish_reason == "length" for done in drawn]),
+        )
         return evaluate_policy(
             reference=self._reference_scores,
-            policy=SampleScoresByPrompt(list(scores[config.reward]), list(constraints)),
-            log_ratio=list((logp - ref_logp).reshape(-1, k)),
-            reward_name=config.reward,
+            policy=policy_scores,
+            log_ratio_n=logp - ref_logp,
+            solution=self._solution,
             constraints=config.demanded_constraints(),
-            lam_star=np.array([entry["multiplier"] for entry in self._dual["constraints"]]),
-            beta=self._dual["beta"],
             n_replicates=2000,
             rng=np.random.default_rng(config.seed),
         )

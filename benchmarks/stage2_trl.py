@@ -43,6 +43,7 @@ from trl import DPOConfig, DPOTrainer
 from typing_extensions import override
 
 from pipeline.config.loading import load_config
+from pipeline.contracts.solution import read_solution
 from pipeline.formats import ExportSettings, build_preferences, read_prompt_rows
 from pipeline.run.run import Run
 from stage2_policy.data import TrainingData, read_training_data
@@ -164,10 +165,10 @@ class Comparison:
         clock = Clock()
         trained = set(self._read().train.prompt_ids)
         settings = ExportSettings(seed=self._run.config.seed, pairs_per_prompt=self._size.pairs_per_prompt)
-        dual = json.loads((self._run.folder / "dual" / "dual.json").read_text())
+        solution = read_solution(self._run.folder / "dual" / "dual.json")
         pairs = [
             {name: row[name] for name in ("prompt", "chosen", "rejected")}
-            for prompt in read_prompt_rows(self._run.folder / "tilted", dual, split="train")
+            for prompt in read_prompt_rows(self._run.folder / "tilted", solution, split="train")
             if prompt.prompt_id in trained
             for row in build_preferences(
                 prompt, settings, np.random.default_rng([settings.seed, *prompt.prompt_id.encode()])

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset, Sampler
 from pipeline.contracts.artifacts import Manifest, checkpoint_sha256, file_sha256, read_json, read_manifest
 from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
 from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.solution import Solution
 from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, require_unique
-from pipeline.contracts.tilt import read_tilt
 
 GroupedRow = tuple[int, int]
 """Number of a row, and of the group it is read in."""
@@ -164,18 +164,23 @@ class TrainingData:
     Attributes:
         train: responses trained on.
         held_out: responses of the prompts kept back for the choice of the checkpoint.
-        beta: KL strength, reward per nat, as in dual.json.
-        dual: the content of dual.json.
+        solution: lambda* and beta.
+        dual: the content of dual.json, for what it says about the solution.
         identities: identity of each artifact read, by name.
         n_held_out_pairs: pairs of a data set that are not trained on, because their prompt is held out.
     """
 
     train: TrainingResponses
     held_out: TrainingResponses
-    beta: float
+    solution: Solution
     dual: Mapping[str, Any]
     identities: Mapping[str, str]
     n_held_out_pairs: int = 0
+
+    @property
+    def beta(self) -> float:
+        """KL strength, reward per nat."""
+        return self.solution.beta
 
 
 def read_training_data(
@@ -205,8 +210,9 @@ def read_training_data(
     _require_chain(manifests, folders, reference=reference)
     for name, folder in folders.items():
         _require_files(folder, manifests[name])
-    solution = read_json(dual / "dual.json")
-    responses = _join(samples=samples, tilted=tilted, solution=solution, solved_on=solution["n_samples"])
+    document = read_json(dual / "dual.json")
+    solution = Solution.from_document(document, source=dual / "dual.json")
+    responses = _join(samples=samples, tilted=tilted, solution=solution, solved_on=solution.n_samples)
     held_out = choose_held_out(responses.prompt_ids, fraction=held_out_fraction)
     kept = sorted(set(range(len(responses.prompt_ids))) - set(held_out))
     held_out_responses = responses.select(held_out)
@@ -222,8 +228,8 @@ def read_training_data(
     return TrainingData(
         train=train,
         held_out=held_out_responses,
-        beta=float(solution["beta"]),
-        dual=solution,
+        solution=solution,
+        dual=document,
         identities={
             "reference": manifests["samples"].inputs["reference"],
             **{name: manifest.identity for name, manifest in manifests.items()},
@@ -232,9 +238,7 @@ def read_training_data(
     )
 
 
-def _read_pairs(
-    folder: Path, solution: Mapping[str, Any], *, held_out: Sequence[str]
-) -> tuple[TrainingResponses, int]:
+def _read_pairs(folder: Path, solution: Solution, *, held_out: Sequence[str]) -> tuple[TrainingResponses, int]:
     """The pairs to train on, and the number of those whose prompt is held out."""
     responses = _join(samples=folder / "samples", tilted=folder / "tilted", solution=solution)
     judging = set(held_out)
@@ -243,7 +247,7 @@ def _read_pairs(
         raise InputError(
             f"all {len(responses) // 2} pairs in {folder} are of held-out prompts; none is left to train on"
         )
-    return split_pairs(kept, beta=float(solution["beta"])), (len(responses) - len(kept)) // 2
+    return split_pairs(kept, beta=solution.beta), (len(responses) - len(kept)) // 2
 
 
 def choose_held_out(prompt_ids: Sequence[str], *, fraction: float) -> list[int]:
@@ -384,12 +388,9 @@ def _require_files(folder: Path, manifest: Manifest) -> None:
             raise CorruptArtifactError(f"{folder / name} is not the file its manifest records (sha256 differs)")
 
 
-def _join(
-    *, samples: Path, tilted: Path, solution: Mapping[str, Any], solved_on: int | None = None
-) -> TrainingResponses:
+def _join(*, samples: Path, tilted: Path, solution: Solution, solved_on: int | None = None) -> TrainingResponses:
     drawn = ShardedTable(folder=samples, schema=SAMPLES, metadata={}).read("train", columns=_SAMPLE_COLUMNS)
-    names = [constraint["name"] for constraint in solution["constraints"]]
-    weighted = _read_tilted(tilted, constraint_names=names)
+    weighted = _read_tilted(tilted, constraint_names=solution.names)
     drawn_keys, weighted_keys = _keys(drawn), _keys(weighted)
     require_unique(drawn_keys, what=f"the samples in {samples}")
     require_unique(weighted_keys, what=f"the tilted table in {tilted}")
@@ -412,7 +413,7 @@ def _join(
     order = np.lexsort((np.array([index for _, index in drawn_keys]), prompt_p))
     joined = np.array([place[drawn_keys[row]] for row in order])
     weight = weighted["weight"].to_numpy()[joined]
-    tilt = read_tilt(weighted, solution)[joined]
+    tilt = solution.tilt(weighted)[joined]
     sample_index = np.array([index for _, index in drawn_keys])[order]
     responses = TrainingResponses(
         prompt_ids=tuple(str(prompt) for prompt in prompt_ids),
@@ -423,7 +424,7 @@ def _join(
         tilt=tilt,
         sampler_logp=drawn["sampler_logp"].to_numpy()[order],
     )
-    _require_weights(responses, beta=float(solution["beta"]), tilted=tilted)
+    _require_weights(responses, beta=solution.beta, tilted=tilted)
     return responses
 
 

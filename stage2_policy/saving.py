@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.contracts.artifacts import atomic_write_bytes, read_json, write_json
+from pipeline.contracts.solution import Solution
 from pipeline.networks import make_readable, plain_generation
 
 _TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
@@ -83,6 +84,7 @@ def write_model_card(
             tags=["alignment", "constrained-alignment", "dualign"],
         ),
         template_path=str(_TEMPLATE),
+        solution=Solution.from_document(dual),
         dual=dual,
         evaluation=evaluation,
         realised=realised,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import pyarrow as pa
 
 from pipeline.contracts.errors import InputError
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION: Final = "1"
 
 SPLITS = ("train", "test")
 """``train`` feeds the dual and training; ``test`` gives held-out predictions and the evaluation."""

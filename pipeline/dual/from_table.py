@@ -20,14 +20,8 @@ from tqdm import tqdm
 
 from pipeline.contracts.artifacts import environment, require_writable, write_json
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.problem import Constraint, Safeguard, read_constraint
-from pipeline.dual.solving import (
-    EvaluationSize,
-    SolvedDual,
-    build_problem_on_samples,
-    constraint_signs,
-    solve_problem,
-)
+from pipeline.contracts.problem import Constraint, Safeguard, constraint_signs, read_constraint
+from pipeline.dual.solving import EvaluationSize, SolvedDual, build_problem_on_samples, solve_problem
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.dual.table_reader import ScoreChunk, ScoreTable
 from pipeline.dual.table_sources import ParquetFiles, ScoreSource
@@ -343,7 +337,7 @@ def _fits_in_memory(table: ScoreTable) -> bool:
 def _turned(
     table: ScoreTable, constraints: Sequence[Constraint], *, show_progress: bool
 ) -> Iterator[tuple[UngroupedScores, np.ndarray | None]]:
-    """Chunks of rows with their splits; here a ``<=`` becomes a ``>=``."""
+    """Chunks of rows with their splits, the scores turned (:mod:`pipeline.contracts.problem`)."""
     signs_m = constraint_signs(constraints)
     for chunk in _shown(table, "reading scores", show_progress=show_progress):
         yield (

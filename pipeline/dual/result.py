@@ -209,6 +209,7 @@ class FrontierResult:
         """
         from pipeline.report.figures import frontier_figure
         from pipeline.report.readers import build_frontier_curves
+        from pipeline.report.solved import ReportedSolution
 
         names = list(dict.fromkeys(self._table["constraint"].to_pylist()))
         if constraint is None and len(names) > 1:
@@ -216,7 +217,8 @@ class FrontierResult:
         wanted = names[0] if constraint is None else constraint
         if wanted not in names:
             raise InputError(f"there is no constraint {wanted!r}{nearest(wanted, names)}")
-        for curve in build_frontier_curves(self._table, self._dual, None):
+        solution = ReportedSolution.from_document(self._dual, source="the result")
+        for curve in build_frontier_curves(self._table, solution, None):
             if curve.bound.name == wanted:
                 return frontier_figure(curve)
         raise InputError(f"no threshold of the sweep of {wanted!r} is feasible; there is nothing to plot")

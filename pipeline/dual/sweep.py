@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.contracts.problem import Constraint
+from pipeline.contracts.problem import Constraint, constraint_signs
 from pipeline.contracts.shards import write_parquet
-from pipeline.dual.solving import constraint_signs
 from stage1_dual.dual import AttainableMeans, DualProblem, Frontier, solve_frontier
 
 _REACH = 0.95

@@ -30,8 +30,9 @@ from pipeline.contracts.artifacts import (
     run_lock,
     write_json,
 )
+from pipeline.contracts.problem import constraint_signs
 from pipeline.contracts.shards import write_parquet
-from pipeline.dual.solving import constraint_signs
+from pipeline.contracts.solution import Solution, read_solution
 from pipeline.multishot.rules import Measured, gradient_step, secant_step
 from pipeline.report.trajectory import write_trajectory_figure
 from pipeline.run.run import Run
@@ -232,7 +233,7 @@ def share_stage1(run: Run, child: Run) -> None:
 
 def _measure(run: Run, folder: Path) -> Iterate:
     """Sample and score the run's policy on the train prompts."""
-    dual = read_json(run.folder / "dual" / "dual.json")
+    solution = read_solution(run.folder / "dual" / "dual.json")
     sample_policy(
         run,
         SampledPolicy("policy", str((run.folder / "policy").absolute())),
@@ -258,18 +259,20 @@ def _measure(run: Run, folder: Path) -> Iterate:
     begin_step(folder, settings={}, inputs=inputs, remedy=remedy("multishot"))
     if not is_complete(folder):
         started = time.monotonic()
-        found = compare_policy(run, dual=dual, samples=folder / "samples", scores=folder / "scores", split="train")
+        found = compare_policy(
+            run, solution=solution, samples=folder / "samples", scores=folder / "scores", split="train"
+        )
         write_json(path, found)
         files = {path.name: file_sha256(path)}
         finish_step(run.name, folder, "multishot", settings={}, inputs=inputs, files=files, started=started)
-    return _read_iterate(run, folder, dual)
+    return _read_iterate(run, folder, solution)
 
 
-def _read_iterate(run: Run, folder: Path, dual: dict[str, Any]) -> Iterate:
+def _read_iterate(run: Run, folder: Path, solution: Solution) -> Iterate:
     found = read_json(folder / "measured.json")
     bounds = found["constraints"]
-    signs = constraint_signs(run.config.demanded_constraints())
-    ends = signs[:, None] * (np.array([b["ci95"] for b in bounds]) - np.array([[b["threshold"]] for b in bounds]))
+    signs_m = constraint_signs(run.config.demanded_constraints())
+    ends = signs_m[:, None] * (np.array([b["ci95"] for b in bounds]) - np.array([[b["threshold"]] for b in bounds]))
     steps = [run.folder / name for name in ("dual", "tilted", "policy")]
     # The comparison with the reference is for the reader.
     names = (run.config.reward, *run.config.constraints)
@@ -277,7 +280,7 @@ def _read_iterate(run: Run, folder: Path, dual: dict[str, Any]) -> Iterate:
     return Iterate(
         run=run,
         measured=Measured(
-            lam=np.array([entry["multiplier"] for entry in dual["constraints"]]),
+            lam=solution.multipliers_m,
             slack=np.array([bound["slack"] for bound in bounds]),
         ),
         slack_ci95=np.sort(ends, axis=1),

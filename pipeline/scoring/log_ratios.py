@@ -24,8 +24,8 @@ _TOKEN_BUDGET = 16384
 _IDS = ("prompt_token_ids", "completion_token_ids")
 
 
-def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str) -> list[np.ndarray]:
-    """Values of log pi_theta(y|x) - log pi_ref(y|x) on the policy's samples, nats, one array a prompt, as in ``rows``.
+def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str) -> np.ndarray:
+    """Values of log pi_theta(y|x) - log pi_ref(y|x) on the policy's samples, nats, one for each of ``rows``.
 
     Both by the training stack in float32, on the sampled token ids: a sampler's own log-probabilities are never mixed
     with another arithmetic's in one ratio.
@@ -36,7 +36,7 @@ def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str
         "policy": _score(run, table, load_policy(str(run.folder / "policy"), dtype="float32"), "policy"),
         "reference": _score(run, table, _load_reference(run, dtype="float32"), "reference"),
     }
-    return np.split(logp["policy"] - logp["reference"], rows.starts[1:])
+    return np.asarray(logp["policy"] - logp["reference"])
 
 
 def check_sampler_logp(run: Run, samples: ShardedTable) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,14 @@ from pipeline.contracts.artifacts import (
     write_json,
 )
 from pipeline.contracts.errors import InputError, require_extra
-from pipeline.evaluation import SampleScoresByPrompt, evaluate_policy
+from pipeline.contracts.solution import Solution
+from pipeline.evaluation import evaluate_policy
 from pipeline.microworld import gold_scores
 from pipeline.report.terminal import print_stage2
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
 from pipeline.scoring.categories import means_by_category, prompt_categories
-from pipeline.scoring.joined import JoinedScores, policy_scores, reference_scores
+from pipeline.scoring.joined import policy_scores, reference_scores
 from pipeline.scoring.log_ratios import log_ratios
 from pipeline.steps.sample import SampledPolicy, sample_policy
 from pipeline.steps.score import score_samples
@@ -45,7 +45,9 @@ def evaluate(run: Run) -> None:
     settings = {**config.evaluation.model_dump(mode="json"), "constraints": demands, "seed": config.seed}
     inputs = {name: read_manifest(run.folder / name).identity for name in ("policy", "dual", "samples")}
     begin_step(folder, settings=settings, inputs=inputs, remedy=remedy("evaluate"))
-    dual = read_json(run.folder / "dual" / "dual.json")
+    path = run.folder / "dual" / "dual.json"
+    dual = read_json(path)
+    solution = Solution.from_document(dual, source=path)
     if is_complete(folder):
         log.info("evaluate: done before, kept")
     else:
@@ -59,7 +61,9 @@ def evaluate(run: Run) -> None:
             seed=config.seed + _EVALUATION_SEED,
         )
         score_samples(run, samples=folder / "samples", folder=folder / "scores", splits=("test",), step="evaluate")
-        evaluation = compare_policy(run, dual=dual, samples=folder / "samples", scores=folder / "scores", split="test")
+        evaluation = compare_policy(
+            run, solution=solution, samples=folder / "samples", scores=folder / "scores", split="test"
+        )
         if run.uses_embedded:
             evaluation["gold"] = gold_means(run, samples=folder / "samples", split="test")
         evaluation |= {"seed": config.seed, "inputs": inputs, "environment": environment()}
@@ -83,12 +87,12 @@ def read_status(run: Run) -> str:
     return str(read_json(run.folder / "evaluation" / "evaluation.json")["status"])
 
 
-def compare_policy(run: Run, *, dual: Mapping[str, Any], samples: Path, scores: Path, split: str) -> dict[str, Any]:
+def compare_policy(run: Run, *, solution: Solution, samples: Path, scores: Path, split: str) -> dict[str, Any]:
     """What the run's policy does beside what the reference does and what the dual predicted.
 
     Args:
         run: the run; its demands are judged.
-        dual: content of its ``dual.json``, which gives lambda* and beta.
+        solution: of its dual.
         samples: folder of the policy's samples table.
         scores: holds a folder with a score table for each scorer.
         split: of the prompts.
@@ -111,13 +115,11 @@ def compare_policy(run: Run, *, dual: Mapping[str, Any], samples: Path, scores: 
         raise InputError(f"no {split} prompt has responses of both the reference and the policy that take part")
     reference_rows, policy_rows = reference_rows.of_prompts(both), policy_rows.of_prompts(both)
     evaluation = evaluate_policy(
-        reference=_by_prompt(reference_rows),
-        policy=_by_prompt(policy_rows),
-        log_ratio=log_ratios(run, policy_samples=samples, rows=policy_rows, split=split),
-        reward_name=dual["reward"]["name"],
+        reference=reference_rows,
+        policy=policy_rows,
+        log_ratio_n=log_ratios(run, policy_samples=samples, rows=policy_rows, split=split),
+        solution=solution,
         constraints=config.demanded_constraints(),
-        lam_star=np.array([entry["multiplier"] for entry in dual["constraints"]]),
-        beta=dual["beta"],
         n_replicates=config.evaluation.bootstrap_replicates,
         rng=np.random.default_rng(config.seed),
     )
@@ -126,11 +128,6 @@ def compare_policy(run: Run, *, dual: Mapping[str, Any], samples: Path, scores: 
     evaluation["prompts_left_out"] = left_out
     evaluation["by_category"] = means_by_category(policies, prompt_categories(run), names=names)
     return evaluation
-
-
-def _by_prompt(rows: JoinedScores) -> SampleScoresByPrompt:
-    _, reward, constraints = rows.by_prompt()
-    return SampleScoresByPrompt(reward, constraints)
 
 
 def gold_means(run: Run, *, samples: Path, split: str) -> dict[str, dict[str, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from pipeline.contracts.artifacts import atomic_write_bytes, read_json, read_manifest
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.solution import Solution
 from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SPLITS, tilted_schema
 from pipeline.dual.solving import tilted_weights
 from pipeline.report.terminal import print_stage1
@@ -23,12 +24,12 @@ from pipeline.scoring.joined import JoinedScores, all_scores, reference_scores
 from pipeline.sources.pairs import PAIRS_SECTION
 
 
-def tilt_pairs(run: Run, dual: Mapping[str, Any]) -> None:
+def tilt_pairs(run: Run, solution: Solution) -> None:
     """Write ``pairs/tilted/``, the hand-off table of the pairs of which both responses have all scores.
 
     Args:
         run: the run.
-        dual: content of ``dual.json``.
+        solution: of its dual.
 
     Raises:
         InputError: no pair has all scores.
@@ -54,7 +55,7 @@ def tilt_pairs(run: Run, dual: Mapping[str, Any]) -> None:
         prompts=run.prompts_table(run.pairs / "prompts"),
         samples=run.samples_table(run.pairs / "samples"),
         scored={"train": whole},
-        dual=dual,
+        solution=solution,
         metadata=run.table_metadata(),
     )
     counts = {"rows": n_rows, "pairs": n_rows // 2, "unscored": n_pairs - n_rows // 2}
@@ -74,14 +75,16 @@ def export(run: Run) -> None:
     started = time.monotonic()
     folder = run.folder / "tilted"
     inputs = {name: read_manifest(run.folder / name).identity for name in ("prompts", "samples", "dual")}
-    dual = read_json(run.folder / "dual" / "dual.json")
+    path = run.folder / "dual" / "dual.json"
+    dual = read_json(path)
+    solution = Solution.from_document(dual, source=path)
     if not derived_step_is_current(folder, step="export", settings={}, inputs=inputs):
         files, n_rows = write_tilted_table(
             folder,
             prompts=run.prompts_table(),
             samples=run.samples_table(run.folder / "samples"),
             scored={split: reference_scores(run, split) for split in SPLITS},
-            dual=dual,
+            solution=solution,
             metadata=run.table_metadata(),
         )
         write_dataset_card(folder, dual=dual, n_rows=n_rows, run=run.name, inputs=inputs)
@@ -90,7 +93,7 @@ def export(run: Run) -> None:
             run.name, folder, "export", settings={}, inputs=inputs, files=files, counts=counts, started=started
         )
     if run.config.training.pairs is not None:
-        tilt_pairs(run, dual)
+        tilt_pairs(run, solution)
     print_stage1(dual)
 
 
@@ -104,7 +107,7 @@ def write_tilted_table(
     prompts: pa.Table,
     samples: ShardedTable,
     scored: Mapping[str, JoinedScores],
-    dual: Mapping[str, Any],
+    solution: Solution,
     metadata: Mapping[str, str],
 ) -> tuple[dict[str, str], int]:
     """Join prompts, completions, scores and weights by key and write them, one file of samples in memory at a time.
@@ -114,18 +117,18 @@ def write_tilted_table(
         prompts: the prompts table.
         samples: the samples table.
         scored: the scored samples of each split.
-        dual: content of ``dual.json``.
+        solution: whose weights they get.
         metadata: key-value metadata of every file.
 
     Returns:
         The path of each file relative to the folder and its sha256, and the number of rows.
     """
-    names = [entry["name"] for entry in dual["constraints"]]
+    names = solution.names
     table = ShardedTable(folder=folder, schema=tilted_schema(names), metadata=metadata)
     about = {row["prompt_id"]: row for row in prompts.select(["prompt_id", "prompt", "category"]).to_pylist()}
     n_rows = 0
     for split, rows in scored.items():
-        weight_n = tilted_weights(rows, dual)
+        weight_n = tilted_weights(rows, solution)
         pieces = (
             _tilted_rows(read_parquet(path, columns=[*SAMPLE_KEY, "completion"]), rows, weight_n, about, names, split)
             for path in samples.paths(split)
@@ -139,10 +142,19 @@ def write_tilted_table(
 def write_dataset_card(
     folder: Path, *, dual: Mapping[str, Any], n_rows: int, run: str, inputs: Mapping[str, str]
 ) -> None:
-    """Write the card that Hugging Face tools and people read first."""
+    """Write the card that Hugging Face tools and people read first.
+
+    Args:
+        folder: of the table.
+        dual: content of ``dual.json``.
+        n_rows: of the table.
+        run: name of the run.
+        inputs: identity of each artifact the table was made from.
+    """
     environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701  # Markdown, not HTML
     template = environment.from_string(_CARD.read_text(encoding="utf-8"))
-    text = template.render(dual=dual, n_rows=n_rows, run=run, inputs=inputs)
+    solution = Solution.from_document(dual)
+    text = template.render(solution=solution, dual=dual, n_rows=n_rows, run=run, inputs=inputs)
     atomic_write_bytes(folder / "README.md", text.encode())
 
 
@@ -151,7 +163,7 @@ def _tilted_rows(
     scored: JoinedScores,
     weight_n: np.ndarray,
     about: Mapping[str, Mapping[str, Any]],
-    names: list[str],
+    names: Sequence[str],
     split: str,
 ) -> pa.Table:
     found, row_n = scored.find_in(samples)

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.contracts.artifacts import environment, file_sha256, read_manifest, write_json
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.solution import Solution
 from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.run.run import Run
@@ -70,10 +71,11 @@ def solve(run: Run) -> None:
         rng=np.random.default_rng(config.seed),
     )
     dual = _describe_samples(run, solved.content, train, everything=everything, n_unscored=n_unscored)
-    for entry in dual["constraints"]:
-        added = sum(entry["safeguard"][name] for name in ("reserve", "assurance", "score_error"))
+    solution = Solution.from_document(dual)
+    for bound in solution.constraints:
+        added = bound.safeguard.reserve + bound.safeguard.assurance + bound.safeguard.score_error
         if added:
-            log.info("solve: %s is asked for %.3g beyond the demand, as its safeguards say", entry["name"], added)
+            log.info("solve: %s is asked for %.3g beyond the demand, as its safeguards say", bound.name, added)
     frontier = sweep_constraints(solved.problem, constraints, n_points=config.solve.frontier_points)
     write_frontier(folder / "frontier.parquet", frontier, metadata=run.table_metadata())
     write_json(folder / "dual.json", {**dual, "seed": config.seed, "inputs": inputs, "environment": environment()})
@@ -84,7 +86,7 @@ def solve(run: Run) -> None:
         settings=settings,
         inputs=inputs,
         files={name: file_sha256(folder / name) for name in ("dual.json", "frontier.parquet")},
-        counts={"prompts": dual["n_prompts"], "samples": dual["n_samples"]},
+        counts={"prompts": solution.n_prompts, "samples": solution.n_samples},
         started=started,
     )
 
@@ -106,7 +108,8 @@ def _describe_samples(
     )
     for fault in faults:
         log.warning("solve: %s", fault)
-    policies = {"reference": (train, None), "predicted": (train, tilted_weights(train, dual))}
+    weight_n = tilted_weights(train, Solution.from_document(dual))
+    policies = {"reference": (train, None), "predicted": (train, weight_n)}
     return {
         **dual,
         "by_category": means_by_category(policies, prompt_categories(run), names=names),

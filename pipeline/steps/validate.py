@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.contracts.artifacts import (
@@ -26,6 +27,7 @@ from pipeline.contracts.artifacts import (
 from pipeline.contracts.errors import CorruptArtifactError, DualignError, InputError
 from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.solution import Solution, SolvedConstraint, SolvedReward
 from pipeline.contracts.tables import (
     CONSTRAINT_PREFIX,
     PROMPTS,
@@ -78,6 +80,23 @@ class Validation:
 
     chain: list[Link] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+
+
+class _CheckedConstraint(SolvedConstraint):
+    predicted: float
+    slack: float
+
+
+class _CheckedReward(SolvedReward):
+    reference: float
+    predicted: float
+
+
+class _CheckedSolution(Solution):
+    """A solution with what can be computed again from the tilted table."""
+
+    reward: _CheckedReward
+    constraints: Annotated[tuple[_CheckedConstraint, ...], Field(strict=False)]
 
 
 def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
@@ -366,23 +385,25 @@ def _check_scores(prompts_folder: Path, samples: Path, folder: Path, manifest: M
         yield f"{folder}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
 
 
+def _read_dual(run: Path) -> _CheckedSolution:
+    path = run / "dual" / "dual.json"
+    return _CheckedSolution.from_document(read_json(path), source=path)
+
+
 def _check_dual(run: Path) -> Iterator[str]:
     path = run / "dual" / "dual.json"
-    dual = read_json(path)
-    for entry in dual["constraints"]:
-        name, sign = entry["name"], 1.0 if entry["direction"] == ">=" else -1.0
-        if entry["multiplier"] < 0:
-            yield f"{path}: the multiplier of {name} is {entry['multiplier']:g}; it must not be negative"
-        slack = sign * (entry["predicted"] - entry["threshold"])
-        if abs(slack - entry["slack"]) > 1e-9 * max(1.0, abs(entry["threshold"])):
+    for bound in _read_dual(run).constraints:
+        # By its own means: a fault in the sign that the solve used would hide itself.
+        sign = 1.0 if bound.direction == ">=" else -1.0
+        slack = sign * (bound.predicted - bound.threshold)
+        tolerance = 1e-9 * max(1.0, abs(bound.threshold))
+        if abs(slack - bound.slack) > tolerance:
             yield (
-                f"{path}: the slack of {name} is {entry['slack']:g}, but predicted {entry['predicted']:g} against "
-                f"{entry['direction']} {entry['threshold']:g} gives {slack:g}"
+                f"{path}: the slack of {bound.name} is {bound.slack:g}, but predicted {bound.predicted:g} against "
+                f"{bound.direction} {bound.threshold:g} gives {slack:g}"
             )
-        if entry["margin"] is not None and abs(entry["reference"] + entry["margin"] - entry["threshold"]) > 1e-9 * max(
-            1.0, abs(entry["threshold"])
-        ):
-            yield f"{path}: the threshold of {name} is not its reference plus its margin"
+        if bound.margin is not None and abs(bound.reference + bound.margin - bound.threshold) > tolerance:
+            yield f"{path}: the threshold of {bound.name} is not its reference plus its margin"
 
 
 def _check_tilted(run: Path, base: Path) -> Iterator[str]:
@@ -390,10 +411,9 @@ def _check_tilted(run: Path, base: Path) -> Iterator[str]:
 
     ``base`` holds tilted table, scores and prompts: the run itself, or its folder of pairs.
     """
-    dual = read_json(run / "dual" / "dual.json")
-    names = {dual["reward"]["name"]: "reward"}
-    names |= {entry["name"]: CONSTRAINT_PREFIX + entry["name"] for entry in dual["constraints"]}
-    schema = tilted_schema([entry["name"] for entry in dual["constraints"]])
+    solution = _read_dual(run)
+    names = {solution.reward.name: "reward", **{name: CONSTRAINT_PREFIX + name for name in solution.names}}
+    schema = tilted_schema(solution.names)
     prompts = PromptPlaces(_read_prompts(base / "prompts")["prompt_id"].to_pylist())
     table = ShardedTable(folder=base / "tilted", schema=schema, metadata={})
     for split in SPLITS:
@@ -419,16 +439,17 @@ def _check_tilted(run: Path, base: Path) -> Iterator[str]:
         yield from _check_against_scores(base, split, table, prompts, names)
         if split != "train" or base != run:
             continue
-        for entry in (dual["reward"], *dual["constraints"]):
-            reference, predicted = sums[entry["name"]]
+        entries: tuple[_CheckedReward | _CheckedConstraint, ...] = (solution.reward, *solution.constraints)
+        for entry in entries:
+            reference, predicted = sums[entry.name]
             means = {
-                "reference": float((reference[there] / count_p[there]).mean()),
-                "predicted": float(predicted[there].mean()),
+                "reference": (entry.reference, float((reference[there] / count_p[there]).mean())),
+                "predicted": (entry.predicted, float(predicted[there].mean())),
             }
-            for kind, mean in means.items():
-                if abs(mean - entry[kind]) > _MEAN_TOLERANCE * max(1.0, largest[entry["name"]]):
+            for kind, (recorded, mean) in means.items():
+                if abs(mean - recorded) > _MEAN_TOLERANCE * max(1.0, largest[entry.name]):
                     yield (
-                        f"{run / 'dual' / 'dual.json'}: the {kind} mean of {entry['name']} is {entry[kind]:g}; the "
+                        f"{run / 'dual' / 'dual.json'}: the {kind} mean of {entry.name} is {recorded:g}; the "
                         f"tilted table gives {mean:g} (a sign, a weight or a score differs)"
                     )
 

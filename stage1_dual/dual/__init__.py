@@ -41,6 +41,7 @@ from stage1_dual.dual.threads import ThreadExecutor
 from stage1_dual.dual.tightening import Demand, TightenedSolution, correct_response_bias, solve_tightened
 from stage1_dual.dual.tilting import Normaliser, Tilt
 from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
+from stage1_dual.dual.uncertainty import Uncertainty, quantify_uncertainty
 
 __all__ = [
     "LIMITS",
@@ -78,6 +79,7 @@ __all__ = [
     "TightenedSolution",
     "Tilt",
     "Trust",
+    "Uncertainty",
     "UngroupedScores",
     "bootstrap_intervals",
     "build_normaliser",
@@ -92,6 +94,7 @@ __all__ = [
     "minimise_dual",
     "pareto_k",
     "predict_heldout",
+    "quantify_uncertainty",
     "sandwich_standard_errors",
     "solve_dual",
     "solve_frontier",
