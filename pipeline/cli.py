@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,7 +27,9 @@ from pipeline.contracts.errors import (
     ConstraintsNotSatisfiedError,
     DualignError,
     InputError,
+    printable,
     require_extra,
+    writing_failure,
 )
 from pipeline.steps.order import STAGES, SUMMARIES
 
@@ -50,22 +53,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``dualign``; returns the exit code."""
     _show_log()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    kept = "" if _names_a_table(arguments) else "; finished work is kept, run the same command to continue"
     try:
-        options, rest = _parser(arguments).parse_known_args(arguments)
-        return int(options.perform(options, rest) or 0)
+        with _told_to_stop():
+            options, rest = _parser(arguments).parse_known_args(arguments)
+            code = int(options.perform(options, rest) or 0)
+            sys.stdout.flush()  # here a disk that is full is still ours to report
+            return code
     except DualignError as error:
-        print(f"dualign: {error}", file=sys.stderr)
-        return error.exit_code
+        return _fail(error)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what is left in the buffer would fail again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if (failure := writing_failure(error)) is None:
+            raise
+        return _fail(failure)
     except KeyboardInterrupt:
-        kept = "" if _names_a_table(arguments) else "; finished work is kept, run the same command to continue"
         print(f"dualign: interrupted{kept}", file=sys.stderr)
         return 130
+    except _ToldToStop:
+        print(f"dualign: terminated{kept}", file=sys.stderr)
+        return 143
+
+
+class _ToldToStop(BaseException):
+    """SIGTERM, as an exception: it passes through the clean-up of what was written on the way."""
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[None]:
+    """Turn SIGTERM into an exception; only the main thread may, and only there commands run."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _ToldToStop
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(error: DualignError) -> int:
+    print(f"dualign: {printable(str(error))}", file=sys.stderr)
+    return error.exit_code
 
 
 def _show_log() -> None:
     """Messages of the run to standard error; standard output is for tables."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_PrintableFormatter("%(message)s"))
     logger = logging.getLogger("dualign")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
@@ -73,6 +115,13 @@ def _show_log() -> None:
     # What these libraries warn of is theirs to change; what matters of it is checked where a model is loaded.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Messages name what strangers wrote: prompts, files, models."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 @dataclass(frozen=True)
@@ -146,7 +195,7 @@ def _shows_progress(options: argparse.Namespace) -> bool:
 def _read_run(options: argparse.Namespace, rest: Sequence[str], *, offline: bool = False) -> Run:
     """The run that the options name; ``offline`` where nothing is wanted from the Hub, whatever it names."""
     from pipeline.config.loading import load_config
-    from pipeline.run.run import Run
+    from pipeline.run.run import Run, require_plain_name
     from pipeline.scorers.models import is_hub_id
 
     if options.limit is not None:
@@ -156,7 +205,7 @@ def _read_run(options: argparse.Namespace, rest: Sequence[str], *, offline: bool
         _stay_offline()
     return Run(
         config=config,
-        name=options.run or options.config.stem,
+        name=require_plain_name(options.run or options.config.stem, option="--run"),
         data_dir=options.data_dir,
         show_progress=_shows_progress(options),
     )
@@ -221,7 +270,7 @@ def _sample(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if options.dry_run:
         from pipeline.steps.runner import preview_samples
 
-        print(preview_samples(_read_run(options, rest)))  # not offline: the tokenizer may be on the Hub
+        print(printable(preview_samples(_read_run(options, rest))))  # not offline: the tokenizer may be on the Hub
     else:
         _step(options, rest)
 
@@ -338,7 +387,7 @@ def _stage(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if options.dry_run:
         from pipeline.planning.dry_run import show_plan
 
-        print(show_plan(run, steps))
+        print(printable(show_plan(run, steps)))
     else:
         _perform(run, steps, redo_from=options.redo_from)
 
@@ -414,7 +463,7 @@ def _validate(options: argparse.Namespace, rest: Sequence[str]) -> None:
             origin += f" (made as run {link.run})"
         print(f"{link.name:24} {(link.identity or 'not finished')[:12]:14} {counts or '-':44} {origin}".rstrip())
     for fault in found.faults:
-        print(f"fault: {fault}")
+        print(printable(f"fault: {fault}"))
     if not found.faults:
         print(f"{len(found.chain)} artifacts, no faults")
     if found.faults:
@@ -513,13 +562,13 @@ def _table_request(options: argparse.Namespace, constraints: Sequence[Constraint
 @contextmanager
 def _scratch(output: Path, request: TableRequest) -> Iterator[Path]:
     """A folder in the output folder for scores that do not fit in memory, gone whatever happens."""
-    from pipeline.dual.from_table import require_output
+    from pipeline.dual.from_table import hold_output
 
     request.open_table()  # what is wrong with it is said before a folder is made
-    require_output(output, request.source)
-    # As an exception it passes through the clean-up of what was written on the way.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory(prefix=".scores-", dir=output.resolve()) as folder:
+    with (
+        hold_output(output, request.source),
+        tempfile.TemporaryDirectory(prefix=".scores-", dir=output.resolve()) as folder,
+    ):
         yield Path(folder)
 
 

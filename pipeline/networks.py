@@ -151,8 +151,8 @@ def require_determined(model: PreTrainedModel, *, what: str) -> None:
     difference = float((found - expected).abs().max())
     if difference > 1e-3 * float(expected.abs().max()):
         raise InputError(
-            f"{what} computes otherwise in training than in evaluation (a logit differs by {difference:.3g}): something "
-            "besides dropout is random there, and the policy would not be the one that is compared with the reference"
+            f"{what} computes otherwise in training than in evaluation (a logit differs by {difference:.3g}): "
+            "something besides dropout is random there, and the policy would not be what is compared with the reference"
         )
 
 

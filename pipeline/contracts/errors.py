@@ -84,6 +84,14 @@ class MissingExtraError(InputError):
         return partial(MissingExtraError, **self._arguments), ()
 
 
+def printable(text: str) -> str:
+    """A text for the terminal: what a terminal would follow, but for line breaks and tabs, is shown instead."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def import_failure(error: ImportError, *, package: str, extra: str, purpose: str) -> InputError:
     """What to tell of an import that failed: a package that is not installed, or one that is and cannot be loaded.
 
@@ -122,8 +130,8 @@ def writing_failure(error: BaseException, *, place: Path | None = None) -> Input
             file = getattr(seen, "filename", None) or place or "a file"
             reason = getattr(seen, "strerror", None) or seen
             return InputError(
-                f"{file} cannot be written or read: {reason}. What was finished is kept; run the same command again once "
-                "that is mended"
+                f"{file} cannot be written or read: {reason}. What was finished is kept; run the same command again "
+                "once that is mended"
             )
         seen = seen.__cause__ or seen.__context__
     return None

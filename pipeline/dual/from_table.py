@@ -7,7 +7,10 @@ by :func:`solve_table`.
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pipeline.contracts.artifacts import environment, require_writable, write_json
+from pipeline.contracts.artifacts import environment, require_writable, run_lock, write_json
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint, Safeguard, constraint_signs, read_constraint
 from pipeline.dual.solving import EvaluationSize, SolvedDual, build_problem_on_samples, solve_problem
@@ -40,6 +43,8 @@ from stage1_dual.dual import (
 # Points of a sweep, each some five passes over the scores; fewer where a pass reads the disk.
 _FRONTIER_POINTS = 61
 _FEW_FRONTIER_POINTS = 11
+# Begins the names of folders that are gone when the work is done.
+_UNFINISHED = ".scores-"
 _NO_EVALUATION = EvaluationSize(0, 0)
 # Scores beyond this are kept on disk while it works. To group them in memory takes five times their size.
 MEMORY_BYTES = 2**28
@@ -160,6 +165,25 @@ def require_output(output: Path, source: ScoreSource) -> None:
     require_writable(output)
 
 
+@contextmanager
+def hold_output(output: Path, source: ScoreSource) -> Iterator[None]:
+    """Hold an output folder for one process, and clear away what a killed one left unfinished.
+
+    Raises:
+        InputError: the folder cannot be written, or lies inside the folder of the table.
+        RunLockedError: another process writes there.
+    """
+    require_output(output, source)
+    with run_lock(output):
+        for path in output.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(path)
+        try:
+            yield
+        finally:
+            # While it is held: whoever locks a new file of that name comes after this work.
+            (output / ".lock").unlink(missing_ok=True)
+
+
 def solve_table(request: TableRequest, *, scratch: Path) -> TableSolution:
     """Solve and certify.
 
@@ -258,21 +282,34 @@ class TableSolution:
     def save(self, output: Path) -> None:
         """Write ``weights.parquet``, ``frontier.parquet``, ``figures/`` and, last, ``dual.json`` into a folder.
 
+        All of it is written aside first. What the folder had from an earlier solve is replaced once everything is
+        there, ``dual.json`` before anything else goes and after everything else has come: files of two problems never
+        stand beside a ``dual.json``.
+
+        Args:
+            output: the folder, which the caller holds (:func:`hold_output`).
+
         Raises:
             InputError: the folder cannot be written, or lies inside the table's.
         """
         from pipeline.report.plates import write_stage1_figures  # brings matplotlib along
 
         require_output(output, self.request.source)
-        path = output / "weights.parquet"
-        with pq.ParquetWriter(path, self.weights_schema, compression="zstd", write_page_checksum=True) as writer:
-            for _, rows in self.weights():
-                writer.write_table(rows)
-        write_frontier(output / "frontier.parquet", self.frontier, metadata={})
-        dual = self.content | {"inputs": self.table.identity(), "environment": environment()}
-        problem, solution = self.solved.problem, self.solved.solution
-        write_stage1_figures(dual, problem, solution, self.frontier, output=output / "figures")
-        write_json(output / "dual.json", dual)
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=output.resolve()) as folder:
+            aside = Path(folder)
+            path = aside / "weights.parquet"
+            with pq.ParquetWriter(path, self.weights_schema, compression="zstd", write_page_checksum=True) as writer:
+                for _, rows in self.weights():
+                    writer.write_table(rows)
+            write_frontier(aside / "frontier.parquet", self.frontier, metadata={})
+            dual = self.content | {"inputs": self.table.identity(), "environment": environment()}
+            problem, solution = self.solved.problem, self.solved.solution
+            figures = write_stage1_figures(dual, problem, solution, self.frontier, output=aside / "figures")
+            write_json(aside / "dual.json", dual)
+            (output / "dual.json").unlink(missing_ok=True)
+            (output / "figures").mkdir(exist_ok=True)
+            for made in (path, aside / "frontier.parquet", *figures, aside / "dual.json"):
+                made.replace(output / made.relative_to(aside))
 
     @cached_property
     def _normalisers(self) -> dict[str, tuple[Normaliser, np.ndarray, np.ndarray]]:

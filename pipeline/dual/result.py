@@ -21,6 +21,7 @@ from pipeline.dual.from_table import (
     SafeguardName,
     TableRequest,
     TableSolution,
+    hold_output,
     read_constraints,
     require_safeguard,
     solve_table,
@@ -161,8 +162,10 @@ class SolveResult:
 
         Raises:
             InputError: the folder cannot be written, or lies inside the table's, or the table has changed.
+            RunLockedError: another process writes there.
         """
-        self._solution.save(Path(folder))
+        with hold_output(Path(folder), self._solution.request.source):
+            self._solution.save(Path(folder))
 
     def __repr__(self) -> str:
         from pipeline.report.summary import text_summary

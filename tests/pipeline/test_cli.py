@@ -326,3 +326,57 @@ def test_the_command_is_on_the_path_and_solving_a_table_imports_no_torch(tmp_pat
     command = shutil.which("dualign", path=str(Path(sys.executable).parent))
     assert command is not None
     assert "--table" in subprocess.run([command, "solve", "--help"], check=True, capture_output=True, text=True).stdout
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault():
+    plan = f"{sys.executable} -m pipeline run --dry-run | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", plan], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert done.stdout.splitlines()[-1] in {"0", "141"}
+
+
+def test_a_full_output_is_reported(monkeypatch):
+    with Path("/dev/full").open("w") as full:
+        program = [sys.executable, "-m", "pipeline", "env"]
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_terminated_is_said_and_is_143(tmp_path):
+    code = (
+        "import os, signal, sys, pipeline.cli as cli\n"
+        "command = cli._Command('x', lambda parser: None, lambda *_: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "cli._COMMANDS['env'] = command\n"
+        "sys.exit(cli.main(['env']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 143
+    assert done.stderr == "dualign: terminated; finished work is kept, run the same command to continue\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/tmp/x", ".", "..", "a/b", "a\nb", "-x", ".hidden", "x" * 101, "a\x1b[31m", "x.", "con "]
+)
+def test_the_name_of_a_run_is_one_plain_name(name, tmp_path, capsys):
+    outside = tmp_path / "x" / "prompts" / "data"
+    outside.mkdir(parents=True)
+    (outside / "mine.parquet").write_text("mine")
+    data = tmp_path / "project" / "data"
+    assert main(["prepare", f"--run={name}", "--data-dir", str(data)]) == 2
+    message = capsys.readouterr().err
+    assert "the name of a run is at most 100 letters, digits" in message
+    assert "\x1b" not in message
+    assert not data.exists()
+    assert (outside / "mine.parquet").read_text() == "mine"
+
+
+def test_what_strangers_wrote_moves_no_terminal(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text('beta: 1\n"\\x1b[2Jx": 1\n')
+    assert main(["run", "--dry-run", "--config", str(tmp_path / "r.yaml")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
