@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 from gaussian_population import FloatArray, GaussianPopulation, over_datasets
+from numpy.typing import ArrayLike
 
 from stage1_dual.dual import DualProblem, bootstrap_intervals, climb_ladder, sandwich_standard_errors, solve_dual
 
@@ -82,7 +83,7 @@ def intervals_of_dataset(
     bias = ladder.bias
     sandwich = lam_m[:, np.newaxis] + np.outer(errors.multipliers, [-_NORMAL_QUANTILE, _NORMAL_QUANTILE])
     optimum, policy = bootstrap.optimum, bootstrap.policy
-    parts = {
+    parts: dict[str, tuple[ArrayLike, ArrayLike, ArrayLike]] = {
         "lam, bootstrap": (lam_m, bootstrap.multipliers, lam_star_m),
         "lam, sandwich": (lam_m, sandwich, lam_star_m),
         "lam, bootstrap, moved": (

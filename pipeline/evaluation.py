@@ -18,9 +18,9 @@ import numpy as np
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint, Direction, constraint_signs, sign_of
-from pipeline.contracts.solution import Solution
 
-if TYPE_CHECKING:  # it is handed in, and brings Arrow along
+if TYPE_CHECKING:  # they are handed in, and bring Arrow along
+    from pipeline.contracts.solution import Solution
     from pipeline.scoring.joined import JoinedScores
 
 Status = Literal["satisfied", "undecided", "violated"]

@@ -18,7 +18,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from pipeline.contracts.errors import InputError, MissingExtraError
 from pipeline.networks import load_network, quiet, require_determined, require_safe_adapter, without_dropout
@@ -128,7 +128,7 @@ def attach_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftMod
     """A policy that equals the model until it is trained, and of which only the adapter is.
 
     Raises:
-        InputError: the target modules are not those of the model.
+        InputError: a target module is not one of the model.
     """
     modules = settings.target_modules
     config = LoraConfig(
@@ -146,7 +146,26 @@ def attach_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftMod
         except ValueError as error:
             raise InputError(f"training setting `lora_target_modules` is {modules!r}: {error}") from error
     assert isinstance(policy, PeftModel)  # a task type was given
+    if not isinstance(modules, str):  # peft asks for one match in all
+        found: list[str] = policy.base_model.targeted_module_names  # type: ignore[assignment]
+        absent = [name for name in modules if not any(f".{layer}".endswith(f".{name}") for layer in found)]
+        if absent:
+            raise InputError(
+                f"training setting `lora_target_modules` is {list(modules)!r}: the model has no layer "
+                f"{', '.join(absent)}"
+            )
     return policy
+
+
+def check_target_modules(config: PreTrainedConfig, modules: str | Sequence[str]) -> None:
+    """Check that an adapter finds its layers in a model of some configuration, whose weights need not be there.
+
+    Raises:
+        InputError: a target module is not one of the model.
+    """
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        attach_adapter(model, AdapterSettings(r=1, alpha=1, target_modules=modules, seed=0))
 
 
 def continue_adapter(policy: PeftModel, folder: Path) -> None:

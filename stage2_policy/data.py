@@ -63,12 +63,6 @@ class TrainingResponses(Dataset[GroupedRow]):
         """How many responses the prompt of each row has, shape (n,)."""
         return np.asarray(np.bincount(self.prompt_p)[self.prompt_p])
 
-    @property
-    def largest_ratio(self) -> np.ndarray:
-        """The largest K w_pk of each row's prompt, shape (n,)."""
-        starts = np.flatnonzero(np.diff(self.prompt_p, prepend=-1))
-        return np.asarray(np.maximum.reduceat(self.weight * self.n_samples, starts)[self.prompt_p])
-
     def row_keys(self) -> list[tuple[str, int]]:
         """Key (prompt_id, sample_index) of each row."""
         return [(self.prompt_ids[place], int(k)) for place, k in zip(self.prompt_p, self.sample_index, strict=True)]

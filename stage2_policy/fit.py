@@ -18,7 +18,7 @@ from stage2_policy.callbacks import ProgressBar, StopOnDivergence
 from stage2_policy.checkpointing import SealCheckpoints, last_checkpoint
 from stage2_policy.data import StepSampler, TrainingData
 from stage2_policy.held_out import HeldOutEstimate
-from stage2_policy.objectives import read_objective
+from stage2_policy.objectives import find_objective
 from stage2_policy.reference import ReferenceLogp
 from stage2_policy.settings import TrainSettings
 from stage2_policy.tilted_trainer import Policy, TiltedTrainer
@@ -53,6 +53,7 @@ def fit_policy(
     *,
     ref_logp: ReferenceLogp,
     settings: TrainSettings,
+    seed: int,
     checkpoints: Path,
     show_progress: bool,
     callbacks: Sequence[TrainerCallback] = (),
@@ -64,12 +65,12 @@ def fit_policy(
         data: what is trained on.
         ref_logp: the reference's log-probabilities of it.
         settings: of the run.
+        seed: of the order of the responses, of drawn labels, and of dropout where a model has it.
         checkpoints: folder of checkpoints; a run that left some there is continued.
         show_progress: show a progress bar.
         callbacks: of transformers, beside those that stop the run.
 
     Raises:
-        InputError: a setting out of range.
         TrainingDivergedError: the loss is no longer a number.
     """
     trainer = _build_trainer(
@@ -77,6 +78,7 @@ def fit_policy(
         data,
         ref_logp=ref_logp,
         settings=settings,
+        seed=seed,
         checkpoints=checkpoints,
         callbacks=[*callbacks, *([ProgressBar()] if show_progress else [])],
     )
@@ -118,6 +120,7 @@ def _build_trainer(
     *,
     ref_logp: ReferenceLogp,
     settings: TrainSettings,
+    seed: int,
     checkpoints: Path,
     callbacks: Sequence[TrainerCallback],
 ) -> TiltedTrainer:
@@ -127,7 +130,7 @@ def _build_trainer(
         tokens_per_step=settings.tokens_per_step,
         tokens_per_microbatch=settings.tokens_per_microbatch,
         responses_per_group=settings.responses_per_group,
-        seed=settings.seed,
+        seed=seed,
         process=processes.process_index,
         n_processes=processes.num_processes,
     )
@@ -161,19 +164,19 @@ def _build_trainer(
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.accelerator.is_available(),
         ddp_find_unused_parameters=False,
-        seed=settings.seed,
+        seed=seed,
     )
     trainer = TiltedTrainer(
         model,
         args,
-        objective=read_objective(settings.objective),
+        row_loss=find_objective(settings.objective).load_row_loss(),
         train=data.train,
         ref_logp=ref_logp.train,
         held_out=data.held_out,
         held_out_ref_logp=ref_logp.held_out,
         sampler=sampler,
         beta=data.beta,
-        label_seed=settings.seed,
+        label_seed=seed,
         token_budget=settings.tokens_per_microbatch,
         callbacks=[
             SealCheckpoints(),

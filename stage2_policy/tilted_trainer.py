@@ -16,7 +16,7 @@ from typing_extensions import override
 from stage2_policy.data import GroupedRow, StepSampler, TrainingResponses
 from stage2_policy.held_out import HeldOutEstimate, estimate_held_out
 from stage2_policy.logprobs import SequenceBatch, build_batch, can_share_prompts, score_sequences, sequence_logp
-from stage2_policy.objectives import Objective, Targets
+from stage2_policy.losses import RowLoss, Targets
 from stage2_policy.reference import arithmetic
 
 Policy = PreTrainedModel | PeftModel
@@ -29,7 +29,7 @@ class TiltedTrainer(Trainer):
         model: the policy, initialised from the reference.
         args: ordinary training arguments; ``gradient_accumulation_steps`` must be this process's share of
             ``sampler.microbatches_per_step``.
-        objective: what is minimised.
+        row_loss: what is minimised.
         train: responses trained on.
         ref_logp: log pi_ref of them, nats, shape (n,).
         held_out: responses that choose the checkpoint.
@@ -47,7 +47,7 @@ class TiltedTrainer(Trainer):
         model: Policy,
         args: TrainingArguments,
         *,
-        objective: Objective,
+        row_loss: RowLoss,
         train: TrainingResponses,
         ref_logp: np.ndarray,
         held_out: TrainingResponses,
@@ -62,7 +62,7 @@ class TiltedTrainer(Trainer):
         args._n_gpu = min(args.n_gpu, 1)
         super().__init__(model, args, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks))
         self._policy = model
-        self._objective = objective
+        self._row_loss = row_loss
         self._train = train
         self._targets = {
             "ref_logp": torch.from_numpy(ref_logp).float(),
@@ -70,7 +70,6 @@ class TiltedTrainer(Trainer):
             "score": torch.from_numpy(train.tilt / beta).float(),
             "label_noise": torch.from_numpy(np.random.default_rng(label_seed).gumbel(size=len(train))).float(),
             "n_samples": torch.from_numpy(train.n_samples),
-            "largest_ratio": torch.from_numpy(train.largest_ratio).float(),
         }
         self._held_out = held_out
         self._held_out_ref_logp = held_out_ref_logp
@@ -124,7 +123,7 @@ class TiltedTrainer(Trainer):
             group=inputs["group"],
             beta=torch.tensor(self._beta),
         )
-        losses = self._objective.row_loss(sequence_logp(model, batch), targets)
+        losses = self._row_loss(sequence_logp(model, batch), targets)
         n_microbatches = self._sampler.n_steps * self._sampler.microbatches_per_step
         return losses.sum() * (n_microbatches / len(self._train.prompt_ids))
 

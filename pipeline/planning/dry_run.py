@@ -6,7 +6,6 @@ facts (``pipeline/published``) or called unknown.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,9 +47,8 @@ from pipeline.scorers.log_ratio import LogRatioSettings
 from pipeline.scorers.models import EMBEDDED, ModelSettings, find_model, is_hub_id
 from pipeline.sources.pairs import pair_reader, read_pairs
 from pipeline.sources.prompts import limit_prompts, read_prompts
-from pipeline.steps.preflight import check_models, check_packages
+from pipeline.steps.preflight import check_models, check_packages, check_training
 from pipeline.steps.runner import STEPS
-from pipeline.steps.train import train_settings
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,8 @@ def plan_run(run: Run, steps: Sequence[str]) -> Plan:
     config = run.config
     needed = [*_missing_packages(run, steps)]
     check_models(run, locate=find_model)
-    _check_training(config)
+    if {"sample", "train"} & set(steps):
+        check_training(run, locate=find_model)
     prompts = _plan_prompts(run, needed)
     pairs = _plan_pairs(config, needed)
     models = _plan_models(config, needed)
@@ -200,15 +199,6 @@ def _missing_packages(run: Run, steps: Sequence[str]) -> Iterator[str]:
             check_packages(run, (step,))
         except MissingExtraError as error:
             yield str(error)
-
-
-def _check_training(config: RunConfig) -> None:
-    """The settings that stage 2 checks itself, where its packages are installed."""
-    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers", "accelerate", "peft")):
-        return
-    from stage2_policy.settings import validate_settings
-
-    validate_settings(train_settings(config), on_pairs=config.training.pairs is not None)
 
 
 def _plan_prompts(run: Run, needed: list[str]) -> PlannedPrompts:

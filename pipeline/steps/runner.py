@@ -73,12 +73,12 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
     Raises:
         DualignError: whatever makes a step stop; finished work is kept.
     """
+    check_run(run, names)  # first: what is refused leaves nothing behind, and costs nothing that was done before
     require_writable(run.folder)
     with run_lock(run.folder):
         if redo_from is not None:
             _discard_from(run, redo_from)
         _require_own_artifacts(run)
-        check_run(run, names)
         for name in names:
             _require_earlier_steps(run, name, names)
             STEPS[name].perform(run)

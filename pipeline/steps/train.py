@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.artifacts import begin_step, checkpoint_sha256, file_sha256, is_complete, read_manifest
@@ -14,15 +14,18 @@ from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
 
 if TYPE_CHECKING:
-    from stage2_policy.settings import TrainSettings
     from stage2_policy.trainer import TrainResult
 
 
 _PROMPTS_SERVED = 64
 """Prompts on which the template saved with a policy must give the token ids it was trained on."""
 
-_SPEED_ONLY = ("tokens_per_microbatch", "gradient_checkpointing", "report_to")
+_SPEED_ONLY = {"tokens_per_microbatch", "gradient_checkpointing", "report_to"}
 """Training settings that change no result."""
+
+_BEFORE_IT_WAS_A_SETTING = {"max_grad_norm": 1.0}
+"""What a younger setting always was before a recipe could set it. At that value it is not recorded, so that a policy
+trained then is still the one that is asked for."""
 
 
 def train(run: Run) -> None:
@@ -31,10 +34,7 @@ def train(run: Run) -> None:
     folder = run.folder / "policy"
     # Lambda and beta are not among the settings: they are in the dual, which is an input, and so are the pairs.
     initial = run.config.training.initial
-    recorded = {
-        **run.config.training.model_dump(mode="json", exclude={*_SPEED_ONLY, "initial", "pairs"}),
-        "seed": run.config.seed,
-    }
+    recorded = recorded_settings(run.config)
     samples = read_manifest(run.folder / "samples")
     pairs = ("pairs/samples", "pairs/tilted") if run.config.training.pairs is not None else ()
     inputs = {
@@ -83,7 +83,8 @@ def perform_training(run: Run) -> TrainResult:
         tilted=run.folder / "tilted",
         dual=run.folder / "dual",
         output=run.folder / "policy",
-        settings=train_settings(run.config),
+        settings=training,
+        seed=run.config.seed,
         show_progress=run.show_progress,
         initial=None if training.initial is None else Path(training.initial),
         pairs=None if training.pairs is None else run.pairs,
@@ -92,11 +93,17 @@ def perform_training(run: Run) -> TrainResult:
     )
 
 
-def train_settings(config: RunConfig) -> TrainSettings:
-    """The settings of training as stage 2 takes them; where it starts and what is read are not among them."""
-    from stage2_policy.settings import TrainSettings
-
-    return TrainSettings(**config.training.model_dump(exclude={"initial", "pairs"}), seed=config.seed)
+def recorded_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that determine the policy, as the manifest has them."""
+    settings = {
+        **config.training.model_dump(mode="json", exclude={*_SPEED_ONLY, "initial", "pairs"}),
+        "seed": config.seed,
+    }
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _BEFORE_IT_WAS_A_SETTING or value != _BEFORE_IT_WAS_A_SETTING[name]
+    }
 
 
 def _own_chat_template(run: Run) -> str | None:

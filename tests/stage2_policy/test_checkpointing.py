@@ -6,12 +6,12 @@ import json
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.train_settings import changed
 from transformers import TrainerCallback
 
 import stage2_policy.fit
@@ -30,8 +30,8 @@ SETTINGS = TrainSettings(
     held_out_fraction=0.25,
     evaluations=5,
     patience=5,
-    seed=1,
 )
+SEED = 1
 
 
 class Interrupt(TrainerCallback):
@@ -53,7 +53,7 @@ def log_of(output: Path) -> list[dict[str, float]]:
 def undisturbed(stage_one: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("undisturbed")
-    train_policy(**vars(stage_one), output=output, settings=SETTINGS, show_progress=False)
+    train_policy(**vars(stage_one), output=output, settings=SETTINGS, seed=SEED, show_progress=False)
     return output
 
 
@@ -66,7 +66,7 @@ def interrupted(stage_one: Any, undisturbed: Path, tmp_path_factory: pytest.Temp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage2_policy.fit, "StopOnDivergence", lambda: Interrupt(int(steps) - 1))
         with pytest.raises(KeyboardInterrupt):
-            train_policy(**vars(stage_one), output=output, settings=SETTINGS, show_progress=False)
+            train_policy(**vars(stage_one), output=output, settings=SETTINGS, seed=SEED, show_progress=False)
     assert stage2_policy.fit.StopOnDivergence is original
     assert len(list((output / "checkpoints").iterdir())) == 2
     return output
@@ -109,7 +109,7 @@ def test_a_killed_run_with_a_damaged_checkpoint_ends_as_an_undisturbed_one(
     last = newest(output)
     DAMAGES[damage](last)
     with caplog.at_level(logging.INFO, logger="dualign"):
-        train_policy(**vars(stage_one), output=output, settings=SETTINGS, show_progress=False)
+        train_policy(**vars(stage_one), output=output, settings=SETTINGS, seed=SEED, show_progress=False)
 
     assert ("is not used" in caplog.text and str(last) in caplog.text) == (damage != "nothing")
     assert log_of(output) == log_of(undisturbed)
@@ -126,7 +126,7 @@ def test_the_mean_loss_is_that_of_all_steps(undisturbed: Path) -> None:
 
 
 def test_equal_runs_leave_equal_files(stage_one: Any, undisturbed: Path, tmp_path: Path) -> None:
-    train_policy(**vars(stage_one), output=tmp_path, settings=SETTINGS, show_progress=False)
+    train_policy(**vars(stage_one), output=tmp_path, settings=SETTINGS, seed=SEED, show_progress=False)
     names = {path.name for path in undisturbed.iterdir() if path.is_file()} - {"README.md"}
 
     assert {name for name in names if (tmp_path / name).read_bytes() != (undisturbed / name).read_bytes()} == set()
@@ -157,4 +157,6 @@ def test_a_full_disk_while_training_is_one_message(stage_one: Any, tmp_path: Pat
 
     monkeypatch.setattr(stage2_policy.fit, "SealCheckpoints", FullDisk)
     with pytest.raises(InputError, match=r"optimizer\.pt cannot be written or read: No space left on device"):
-        train_policy(**vars(stage_one), output=tmp_path, settings=replace(SETTINGS, epochs=1), show_progress=False)
+        train_policy(
+            **vars(stage_one), output=tmp_path, settings=changed(SETTINGS, epochs=1), seed=SEED, show_progress=False
+        )

@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 folders, output, settings = json.loads(sys.argv[1])
 train_policy(
     **{name: Path(path) for name, path in folders.items()},
-    output=Path(output), settings=TrainSettings(**settings), show_progress=False,
+    output=Path(output), settings=TrainSettings(**settings), seed=1, show_progress=False,
     reference_logp=Path(output) / "reference_logp",
 )
 """
@@ -74,7 +74,6 @@ SETTINGS = {
     "responses_per_group": 2,
     "held_out_fraction": 0.25,
     "evaluations": 3,
-    "seed": 1,
 }
 
 
@@ -84,6 +83,7 @@ def train_alone(stage_one: Any, output: Path, settings: dict[str, Any]) -> None:
         **vars(stage_one),
         output=output,
         settings=TrainSettings(**settings),
+        seed=1,
         show_progress=False,
         reference_logp=output / "reference_logp",
     )

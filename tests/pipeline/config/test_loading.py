@@ -97,8 +97,10 @@ PAIRS = "{source: pairs.jsonl, response_columns: [a, b]}"
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"training.objective": "tilted_nll"}, "`objective` is 'tilted_nll', and `pairs` names pairs of a data set"),
-        ({"training.objective": "{dpo: 1, tilted_kl: 0.1}"}, "tilted_kl takes the responses for draws of the"),
+        (
+            {"training.objective": "tilted_nll"},
+            "`training.pairs`: the objective is `tilted_nll`, which takes the responses for draws of the reference",
+        ),
         ({"training.pairs.response_columns": "[a, a]"}, "`response_columns` names 'a' twice"),
         ({"training.pairs.response_columns": "[a]"}, "`training.pairs.response_columns"),
         ({"training.pairs": "{source: p.jsonl}"}, "`training.pairs.response_columns` is missing; it has no default"),
@@ -121,6 +123,30 @@ def test_an_unused_column_of_scores_goes_with_pairs_and_a_limit_is_theirs_too(tm
     change = {"training.pairs": PAIRS, "scorers.human": "{kind: column, column: human}"}
     assert load_config(path, change, pairs_limit="7").training.pairs.limit == 7
     assert load_config(path, pairs_limit="7").training.pairs is None
+
+
+def test_all_faults_of_training_are_reported_together(tmp_path):
+    training = "{objective: tilted_pairwise, negligible_mass: 0.1, responses_per_group: 1, report_to: [nope], lora: 3}"
+    found = faults(MINIMAL, tmp_path, {"training": training, "training.pairs": "{source: 3}"})
+    assert len(found) == 6
+    assert "unknown setting `training.lora`; did you mean `lora_r`?" in found
+    wrong = faults(MINIMAL, tmp_path, {"training.objective": "dpoo", "training.report_to": "[wandb, wandbb]"})
+    assert wrong == (
+        "`training.objective` is 'dpoo': there is no such objective; did you mean `dpo`?",
+        "`training.report_to.1` is 'wandbb': there is no such tracker; did you mean `wandb`?",
+    )
+
+
+@pytest.mark.parametrize("objective", ["{dpo: 0.5, tilted_nll: 0.5}", "tilted_kl", "dpo_soft"])
+def test_objectives_that_have_left_are_refused(tmp_path, objective):
+    (fault,) = faults(MINIMAL, tmp_path, {"training.objective": objective})
+    assert "`training.objective`" in fault
+
+
+def test_the_norm_of_gradients_is_a_setting_of_the_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    assert load_config(path, {"training.max_grad_norm": "0.5"}).training.max_grad_norm == 0.5
 
 
 def test_all_faults_are_reported_together(tmp_path):

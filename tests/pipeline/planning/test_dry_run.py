@@ -191,7 +191,7 @@ def test_what_is_not_known_is_called_unknown(alone, capsys):
         ("mocan-alpaca-7b", {"prompts.revision": "null"}, "give its `prompts.revision` too"),
         ("mocan-alpaca-7b", {"reference.template": "no-such.jinja"}, "`reference.template` is 'no-such.jinja'"),
         ("mocan-alpaca-7b", {"training.objective": "dpoo"}, "dpoo"),
-        ("mocan-alpaca-7b", {"training.negligible_mass": 0.1}, "`negligible_mass` is 0.1"),
+        ("mocan-alpaca-7b", {"training.negligible_mass": 0.1}, "`training.negligible_mass` is 0.1"),
         ("mocan-alpaca-7b", {"training.pairs.revision": "null"}, "give its `training.pairs.revision` too"),
         ("mocan-alpaca-7b", {"samples_are_not_of_the_reference": "false"}, "unknown setting"),
         ("mocan-alpaca-7b", {"sampling.samples_are_not_of_the_reference": "false"}, "do not draw from the reference"),
