@@ -16,12 +16,12 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
+from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint
 
 Status = Literal["satisfied", "undecided", "violated"]
 _WORST_LAST: tuple[Status, ...] = ("satisfied", "undecided", "violated")
-FloatArray = np.ndarray
 
 
 @dataclass(frozen=True)
