@@ -9,10 +9,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+"""Of a model's weights and arithmetic."""
 Positive = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
+    """Settings that belong together: frozen, every name known, no NaN and no infinity."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.section import Dtype
 from stage1_dual.checkpoints import is_local
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def load_model(

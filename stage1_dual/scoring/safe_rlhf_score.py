@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.section import Dtype
 from stage1_dual.checkpoints import check_score_model_checkpoint, is_local
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions
 from stage1_dual.scoring.decoder_heads import DecoderHeads
-from stage1_dual.scoring.loading import Dtype, load_model, resolve_device
+from stage1_dual.scoring.loading import load_model, resolve_device
 from stage1_dual.scoring.outputs import HeadOutput, describe_outputs
 from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.shared_prefix import PaddingCounts

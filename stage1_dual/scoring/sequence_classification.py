@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.section import Dtype
 from stage1_dual.checkpoints import check_scorer_checkpoint, is_local, resolve_head
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions
 from stage1_dual.scoring.batches import batches_by_tokens
 from stage1_dual.scoring.decoder_heads import DecoderHeads
-from stage1_dual.scoring.loading import Dtype, load_model, resolve_device
+from stage1_dual.scoring.loading import load_model, resolve_device
 from stage1_dual.scoring.outputs import HeadOutput, describe_outputs
 from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.shared_prefix import PaddingCounts, can_share

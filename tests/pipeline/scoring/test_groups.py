@@ -17,7 +17,7 @@ from pipeline.config.loading import build_config, load_config
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import ConfigError
 from pipeline.run.run import Run
-from pipeline.scorers.kinds import SCORER_SETTINGS
+from pipeline.scorers.kinds import KINDS
 from pipeline.scoring.groups import ScorerGroup, check_scorers, group_scorers
 from stage1_dual.scoring.protocol import Score, ScoreRequest
 
@@ -94,7 +94,7 @@ def every_kind(models: Mapping[str, str], folder: Path) -> dict[str, dict[str, A
 
 def test_every_kind_starts_after_a_pickle_and_scores(models: dict[str, str], tmp_path: Path) -> None:
     scorers = every_kind(models, tmp_path)
-    assert {settings.get("kind", "sequence_classification") for settings in scorers.values()} == set(SCORER_SETTINGS)
+    assert {settings.get("kind", "sequence_classification") for settings in scorers.values()} == set(KINDS)
     check_scorers(make_config(models, scorers), [])
     groups = make_groups(models, scorers, tmp_path)
     assert [group.names for group in groups] == [(name,) for name in scorers]
@@ -321,8 +321,8 @@ def test_the_documented_recipes_are_valid(models: dict[str, str]) -> None:
         for name, settings in yaml.safe_load(snippet)["scorers"].items()
     }
     config = make_config(models, scorers)
-    assert {settings.kind for settings in config.scorers.values()} == set(SCORER_SETTINGS)
-    for kind, settings in SCORER_SETTINGS.items():
+    assert {settings.kind_name() for settings in config.scorers.values()} == set(KINDS)
+    for kind, settings in KINDS.items():
         assert f"## `{kind}`" in page
         for name in settings.model_fields:
             assert name == "kind" or f"`{name}" in page, name
