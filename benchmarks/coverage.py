@@ -28,9 +28,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from gaussian_population import FloatArray, GaussianPopulation, over_datasets
+from gaussian_population import GaussianPopulation, over_datasets
 from numpy.typing import ArrayLike
 
+from pipeline.contracts.arrays import FloatArray
 from stage1_dual.dual import DualProblem, bootstrap_intervals, climb_ladder, sandwich_standard_errors, solve_dual
 
 _NORMAL_QUANTILE = 1.959963984540054

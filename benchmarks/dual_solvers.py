@@ -55,8 +55,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gaussian_population import FloatArray, GaussianPopulation
+from gaussian_population import GaussianPopulation
 
+from pipeline.contracts.arrays import FloatArray
 from stage1_dual.dual import DualProblem, solve_dual
 
 OURS = "ours"

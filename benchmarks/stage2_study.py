@@ -223,7 +223,7 @@ class Study:
 def _load_scorer(run: Run, name: str) -> SequenceClassificationScorer:
     settings = run.config.scorers[name]
     if not isinstance(settings, SequenceClassificationSettings):
-        raise InputError(f"`scorers.{name}.kind` is {settings.kind!r}; the study scores by classifiers alone")
+        raise InputError(f"`scorers.{name}.kind` is another; the study scores by classifiers alone")
     return SequenceClassificationScorer(run.model(settings, f"scorers.{name}"))
 
 

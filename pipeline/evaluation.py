@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint, Direction, constraint_signs, sign_of
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:  # they are handed in, and bring Arrow along
 
 Status = Literal["satisfied", "undecided", "violated"]
 _WORST_LAST: tuple[Status, ...] = ("satisfied", "undecided", "violated")
-FloatArray = np.ndarray
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ def require_determined(model: PreTrainedModel, *, what: str) -> None:
     if difference > 1e-3 * float(expected.abs().max()):
         raise InputError(
             f"{what} computes otherwise in training than in evaluation (a logit differs by {difference:.3g}): "
-            "something besides dropout is random there, and the policy would not be what is compared with the reference"
+            "something besides dropout is random there, and the policy is not what the reference is compared with"
         )
 
 

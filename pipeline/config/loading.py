@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import ConfigError
 from pipeline.contracts.section import nearest
-from pipeline.scorers.kinds import SCORER_SETTINGS
+from pipeline.scorers.kinds import KINDS, kind_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 _MOST_SHOWN = 20
@@ -86,11 +86,12 @@ def _find_recipe(path: Path) -> Path:
 
 
 def _look_beside(recipe: Path, tree: Mapping[str, Any]) -> None:
-    """The functions of a recipe are looked for in its own folder, unless it names another."""
+    """What a kind of scorer looks for in a folder is in the recipe's own, unless it names another."""
     scorers = tree.get("scorers")
     for scorer in scorers.values() if isinstance(scorers, Mapping) else ():
-        if isinstance(scorer, dict) and scorer.get("kind") == "python":
-            scorer.setdefault("folder", str(recipe.parent))
+        kind = kind_of(scorer) if isinstance(scorer, dict) else None
+        if kind is not None and kind.folder_setting is not None:
+            scorer.setdefault(kind.folder_setting, str(recipe.parent))
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
@@ -116,7 +117,7 @@ def _describe(fault: Any) -> str:
     kind, value = fault["type"], fault.get("input")
     if kind == "union_tag_invalid":
         tag = str(fault["ctx"]["tag"])
-        return f"`{place}.kind` is {tag!r}; there is no such kind{nearest(tag, SCORER_SETTINGS)}"
+        return f"`{place}.kind` is {tag!r}; there is no such kind{nearest(tag, KINDS)}"
     if kind == "union_tag_not_found":
         return f"`{place}` is {value!r}; a scorer is a mapping of settings"
     if kind == "extra_forbidden":
@@ -131,15 +132,15 @@ def _describe(fault: Any) -> str:
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:
     model: Any = RunConfig
-    for part in location:
+    for k, part in enumerate(location):
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             annotation: Any = model.model_fields[str(part)].annotation
             arguments: Any = getattr(annotation, "__args__", ())
             model = arguments[1] if getattr(annotation, "__origin__", None) is dict else annotation
             if type(None) in arguments:  # a section that may be left out
                 model = arguments[0]
-        elif part in SCORER_SETTINGS:
-            model = SCORER_SETTINGS[str(part)]
+        elif location[0] == "scorers" and k == 2:
+            model = KINDS[str(part)]
         # Other keys of a dict section (names of scorers, constraints) leave the model as it is.
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
@@ -194,16 +195,18 @@ def _shown(name: object) -> str:
 
 
 def _pair_faults(tree: Mapping[str, Any]) -> list[str]:
-    """Scores that pairs of a data set cannot have: a column is looked up by the key of a sampled response."""
+    """Scores that pairs of a data set cannot have: those that are looked up by the key of a sampled response."""
     training, scorers, constraints = tree.get("training"), tree.get("scorers"), tree.get("constraints")
     if not isinstance(training, Mapping) or training.get("pairs") is None or not isinstance(scorers, Mapping):
         return []
     used = [tree.get("reward"), *(constraints if isinstance(constraints, Mapping) else ())]
     return [
-        f"`scorers.{name}.kind` is 'column', which has scores of the sampled responses alone, and `training.pairs` "
-        "names other ones; it must be a scorer that computes its scores"
+        f"`scorers.{name}.kind` is {kind.kind_name()!r}, which has scores of the sampled responses alone, and "
+        "`training.pairs` names other ones; it must be a scorer that computes its scores"
         for name in used
-        if isinstance(scorer := scorers.get(name), Mapping) and scorer.get("kind") == "column"
+        if isinstance(scorer := scorers.get(name), Mapping)
+        and (kind := kind_of(scorer)) is not None
+        and not kind.scores_any_response
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+"""Of a model's weights and arithmetic."""
 Positive = Annotated[int, Field(ge=1)]
 
 

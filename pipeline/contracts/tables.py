@@ -18,6 +18,9 @@ SPLITS = ("train", "test")
 
 SAMPLE_KEY = ("prompt_id", "sample_index")
 
+TOKEN_IDS = ("prompt_token_ids", "completion_token_ids")
+"""Columns of the samples table: what the policy read and what was sampled."""
+
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 
 PROMPTS = pa.schema(

@@ -16,6 +16,7 @@ from pipeline.config.recipe import RunConfig
 from pipeline.config.sections import PromptSettings
 from pipeline.contracts.artifacts import is_complete
 from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.section import Dtype
 from pipeline.contracts.tables import SPLITS
 from pipeline.microworld.size import WorldSize
 from pipeline.planning import estimates
@@ -25,7 +26,6 @@ from pipeline.planning.estimates import (
     PROMPT_TOKENS,
     RESPONSE_SHARE,
     Device,
-    Dtype,
     Size,
     Work,
     adapter_parameters,
@@ -43,7 +43,6 @@ from pipeline.planning.estimates import (
 from pipeline.planning.model_sizes import read_size
 from pipeline.published import read_data_set_facts, read_model_facts
 from pipeline.run.run import Run
-from pipeline.scorers.log_ratio import LogRatioSettings
 from pipeline.scorers.models import EMBEDDED, ModelSettings, find_model, is_hub_id
 from pipeline.sources.pairs import pair_reader, read_pairs
 from pipeline.sources.prompts import limit_prompts, read_prompts
@@ -268,7 +267,8 @@ def _plan_models(config: RunConfig, needed: list[str]) -> tuple[PlannedModel, ..
     models = {setting: _plan_model(setting, model, needed) for setting, model in config.checkpoints().items()}
     for name, scorer in config.scorers.items():
         setting = f"scorers.{name}"
-        if isinstance(scorer, LogRatioSettings) and scorer.reference is None and models[setting].size is None:
+        is_tuned = None in scorer.checkpoints().values()
+        if is_tuned and setting in models and models[setting].size is None:
             size = models["reference"].size
             place = f"{models[setting].place}; taken to be as large as the reference, from which it was tuned"
             models[setting] = replace(models[setting], size=size, place=place)
@@ -390,22 +390,22 @@ def _passes(config: RunConfig, sizes: Mapping[str, Size]) -> Iterator[tuple[str,
     """Names, weights and type of what goes over all texts; a checkpoint that is read alike counts once."""
     shared: dict[object, tuple[list[str], int, Dtype]] = {}
     for name, scorer in config.used_scorers().items():
-        models = scorer.checkpoints()
+        models = config.models_of(name)
         if not models:
             continue
-        settings = [f"scorers.{name}.{inner}".removesuffix(".") for inner in models]
-        if isinstance(scorer, LogRatioSettings) and scorer.reference is None:
-            settings.append("reference")
-        main = models[""]
-        key = (
-            name
-            if isinstance(scorer, LogRatioSettings)
-            else (main.model, main.revision, main.dtype, getattr(scorer, "template", None))
-        )
-        weights = sum(sizes[setting].parameters for setting in settings)
-        shared.setdefault(key, ([], weights, main.dtype))[0].append(name)
+        common = scorer.shared_settings()
+        places = tuple((model.model, model.revision) for _, model in models.values())
+        key = name if common is None else (type(scorer), places, common)
+        weights = sum(sizes[setting].parameters for setting, _ in models.values())
+        shared.setdefault(key, ([], weights, _dtype(models)))[0].append(name)
     for names, weights, dtype in shared.values():
         yield ", ".join(names), weights, dtype
+
+
+def _dtype(models: Mapping[str, tuple[str, ModelSettings]]) -> Dtype:
+    """The type that a scorer computes in: that of its first model, its own."""
+    _, own = next(iter(models.values()))
+    return own.dtype
 
 
 def _steps(config: RunConfig, prompts: PlannedPrompts, sequences: Mapping[str, int]) -> int:
@@ -453,18 +453,13 @@ def _memory(
         yield Memory("sample: the weights alone", needed)
     if {"score", "evaluate"} & set(steps):
         for name, scorer in config.used_scorers().items():
-            models = scorer.checkpoints()
+            models = config.models_of(name)
             if not models:
                 continue
-            settings = [f"scorers.{name}.{inner}".removesuffix(".") for inner in models]
-            if isinstance(scorer, LogRatioSettings) and scorer.reference is None:
-                settings.append("reference")
-            found = [size for setting in settings if (size := sizes[setting]) is not None]
-            batch = getattr(scorer, "batch_tokens")  # noqa: B009  # every scorer with a model has it
-            whole = len(found) == len(settings)
-            yield Memory(
-                f"score {name}", scoring_bytes(found, models[""].dtype, batch_tokens=batch) if whole else None
-            )
+            found = [size for setting, _ in models.values() if (size := sizes[setting]) is not None]
+            whole = len(found) == len(models)
+            scoring = scoring_bytes(found, _dtype(models), batch_tokens=scorer.tokens_at_once) if whole else None
+            yield Memory(f"score {name}", scoring)
     if "train" in steps:
         training = config.training
         needed = None

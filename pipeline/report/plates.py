@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 from matplotlib.figure import Figure
 
+from pipeline.contracts.arrays import FloatArray
 from pipeline.published import PublishedPoint
 from pipeline.report.figures import (
-    FloatArray,
     comparison_figure,
     dual_figure,
     frontier_figure,

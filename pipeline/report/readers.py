@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.shards import read_parquet
@@ -24,7 +25,6 @@ from pipeline.report.figures import (
     Bound,
     Comparison,
     DualCurve,
-    FloatArray,
     FrontierCurve,
     GoldComparison,
     Interval,

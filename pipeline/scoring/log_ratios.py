@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import ShardedTable, read_parquet
-from pipeline.contracts.tables import SPLITS
+from pipeline.contracts.tables import SPLITS, TOKEN_IDS
 from pipeline.networks import load_network
 from pipeline.run.execution import local_device
 from pipeline.run.run import Run
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 
 _TOKEN_BUDGET = 16384
-_IDS = ("prompt_token_ids", "completion_token_ids")
 
 
 def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str) -> np.ndarray:
@@ -30,7 +29,7 @@ def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str
     Both by the training stack in float32, on the sampled token ids: a sampler's own log-probabilities are never mixed
     with another arithmetic's in one ratio.
     """
-    table = run.samples_table(policy_samples).read(split, columns=["prompt_id", "sample_index", *_IDS])
+    table = run.samples_table(policy_samples).read(split, columns=["prompt_id", "sample_index", *TOKEN_IDS])
     table = table.take(rows.find_in(table)[0])
     logp = {
         "policy": _score(run, table, load_policy(str(run.folder / "policy"), dtype="float32"), "policy"),
@@ -89,7 +88,7 @@ def _score(run: Run, table: pa.Table, network: PreTrainedModel, role: str) -> np
 
     return score_sequences(
         network,
-        list(zip(*(table[name].to_pylist() for name in _IDS), strict=True)),
+        list(zip(*(table[name].to_pylist() for name in TOKEN_IDS), strict=True)),
         token_budget=_TOKEN_BUDGET,
         show_progress=run.show_progress,
         description=f"log-probabilities, {role}",
@@ -101,5 +100,5 @@ def _some_samples(samples: ShardedTable, n_rows: int, *, seed: int) -> pa.Table:
     rng = np.random.default_rng(seed)
     paths = [path for split in SPLITS for path in samples.paths(split)]
     chosen = [paths[place] for place in sorted(rng.permutation(len(paths))[:4])]
-    rows = pa.concat_tables(read_parquet(path, columns=[*_IDS, "sampler_logp"]) for path in chosen)
+    rows = pa.concat_tables(read_parquet(path, columns=[*TOKEN_IDS, "sampler_logp"]) for path in chosen)
     return rows.take(np.sort(rng.permutation(rows.num_rows)[:n_rows]))

@@ -164,8 +164,8 @@ def _require_pair_growth(run: Run, table: ShardedTable, rows: pa.Table) -> None:
         gone = _keys(read_parquet(path, columns=SAMPLE_KEY)) - asked_for
         if gone:
             raise StaleArtifactError(
-                f"{path} holds {len(gone)} responses of pairs that are no longer asked for: `{PAIRS_SECTION}.limit` is "
-                f"smaller than it was, or a prompt is now a test prompt of the run\n{_pairs_remedy(run)}"
+                f"{path} holds {len(gone)} responses of pairs that are no longer asked for: `{PAIRS_SECTION}.limit` "
+                f"is smaller than it was, or a prompt is now a test prompt of the run\n{_pairs_remedy(run)}"
             )
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pipeline.contracts.errors import import_failure
+from pipeline.contracts.section import Dtype
 from pipeline.networks import load_network
 from stage1_dual.sampling.protocol import THE_POLICY, Distribution, FinishReason, SampledCompletion, SampleRequest
 from stage1_dual.sampling.rendering import load_tokenizer
@@ -18,8 +19,6 @@ from stage1_dual.sampling.tokens import decode_completions, find_eos_token_ids
 
 if TYPE_CHECKING:
     import torch
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class TransformersSampler:

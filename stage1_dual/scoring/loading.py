@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
+from pipeline.contracts.section import Dtype
 from pipeline.networks import load_network
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def load_model(

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.contracts.errors import InputError, import_failure
+from pipeline.contracts.section import Dtype
 from stage1_dual.chat_templates import read_template, render_chat, template_file
 from stage1_dual.checkpoints import check_template, is_text_template
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions, with_one_bos
 from stage1_dual.scoring.calibration import Calibration, calibrate
-from stage1_dual.scoring.loading import Dtype, load_model, resolve_device
+from stage1_dual.scoring.loading import load_model, resolve_device
 from stage1_dual.scoring.logprobs import TokenIds, response_logp
 from stage1_dual.scoring.outputs import Affine
 from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest

@@ -18,13 +18,12 @@ from tqdm import tqdm
 from pipeline.contracts.errors import DualignError, InputError
 from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.shards import ShardedTable, read_parquet
-from pipeline.contracts.tables import SCORES
+from pipeline.contracts.tables import SCORES, TOKEN_IDS
 from stage1_dual.scoring.protocol import RowFailure, Score, Scorer, ScoreRequest
 from stage1_dual.shard_plan import written_order
 from stage1_dual.work import Failure, FailureLimit, InProcess, ShardResult, Task, WorkerPool
 
 _COLUMNS = ("prompt_id", "sample_index", "completion")
-_TOKEN_IDS = ("prompt_token_ids", "completion_token_ids")
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -133,7 +132,7 @@ class ScoreWorker:
             completion=row["completion"],
             prompt_token_ids=row.get("prompt_token_ids", ()),
             completion_token_ids=row.get("completion_token_ids", ()),
-            columns={name: row[name] for name in self._reads if name not in _TOKEN_IDS},
+            columns={name: row[name] for name in self._reads if name not in TOKEN_IDS},
         )
 
     def _score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.dual_problems import FloatArray, draw_scores
+from helpers.dual_problems import draw_scores
 
 import stage1_dual.dual.blocks
 import stage1_dual.dual.samples
+from pipeline.contracts.arrays import FloatArray
 from stage1_dual.dual.samples import SampleScores
 
 
