@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.config.recipe import RunConfig
 from pipeline.config.sections import ReferenceSettings
 from pipeline.contracts.artifacts import checkpoint_sha256, content_sha256, environment, is_complete, read_manifest
-from pipeline.contracts.errors import InputError, StaleArtifactError
+from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.tables import PROMPTS, SAMPLES
 from pipeline.microworld import World, read_world
@@ -127,7 +127,10 @@ class Run:
         """
         folder = self.folder / "prompts" if folder is None else folder
         read_manifest(folder)
-        return pa.concat_tables(read_parquet(path, schema=PROMPTS) for path in sorted(folder.glob("data/*.parquet")))
+        paths = sorted(folder.glob("data/*.parquet"))
+        if not paths:
+            raise CorruptArtifactError(f"{folder} has no table in data/; `dualign prepare` writes it anew")
+        return pa.concat_tables(read_parquet(path, schema=PROMPTS) for path in paths)
 
     def samples_table(self, folder: Path) -> ShardedTable:
         """A samples table of the run, in ``folder``."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.artifacts import begin_step, checkpoint_sha256, file_sha256, is_complete, read_manifest
 from pipeline.contracts.errors import require_extra
+from pipeline.contracts.shards import read_parquet
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
 
@@ -106,12 +107,19 @@ def recorded_settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def _some_prompts(run: Run) -> list[Any]:
+    """Messages of a few of the prompts that are trained on."""
+    table = run.folder / "tilted" / "data"
+    shards = [read_parquet(path, columns=["prompt_id", "prompt"]) for path in sorted(table.glob("train-*"))[:1]]
+    first = {row["prompt_id"]: row["prompt"] for shard in shards for row in shard.slice(0, 4_096).to_pylist()}
+    return list(first.values())[:_PROMPTS_SERVED]
+
+
 def _own_chat_template(run: Run) -> str | None:
     """The chat template that gives users of the policy the token ids it was trained on; None for the tokenizer's."""
     from stage1_dual.sampling.rendering import load_tokenizer, served_template
 
     reference = run.config.reference
     tokenizer = load_tokenizer(run.model(reference, "reference"))
-    prompts = run.prompts_table()["prompt"].slice(0, _PROMPTS_SERVED).to_pylist()
-    template = served_template(tokenizer, prompts, template=reference.template, day=reference.template_date)
+    template = served_template(tokenizer, _some_prompts(run), template=reference.template, day=reference.template_date)
     return None if template == tokenizer.chat_template else template
