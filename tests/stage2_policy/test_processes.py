@@ -63,6 +63,7 @@ torch.testing.assert_close(values[1], values[0])
 for whole, part in zip(plain.parameters(), sharded.parameters(), strict=True):
     assert isinstance(part.grad, DTensor)
     torch.testing.assert_close(part.grad.full_tensor(), whole.grad)
+distributed.barrier()
 distributed.destroy_process_group()
 """
 
