@@ -37,7 +37,8 @@ from pipeline.run.launch import launch_training, process_number, require_one_pro
 from pipeline.run.run import Run
 from pipeline.scorers.models import is_hub_id
 from pipeline.steps.evaluate import read_status
-from pipeline.steps.runner import STAGES, STEPS, preview_samples, run_steps
+from pipeline.steps.runner import STAGES, STEPS, run_steps
+from pipeline.steps.sample import preview_samples
 from pipeline.steps.train import perform_training
 from pipeline.steps.validate import validate_run
 

@@ -26,7 +26,7 @@ WORLD_SEED = 0
 def prepare(run: Run) -> None:
     """Write the prompts table and, for recipes that use it, build the embedded world."""
     started = time.monotonic()
-    folder = run.folder / "prompts"
+    folder = run.prompts
     inputs: dict[str, str] = {}
     details: dict[str, Any] = {}
     if run.uses_embedded:
