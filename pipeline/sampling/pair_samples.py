@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline.config.recipe import RunConfig
 from pipeline.contracts.artifacts import begin_step, checkpoint_sha256, content_sha256, is_complete, read_manifest
 from pipeline.contracts.errors import InputError, StaleArtifactError
 from pipeline.contracts.shards import ShardedTable, read_parquet, write_table
@@ -45,13 +46,7 @@ def write_pairs(run: Run, responses: ResponseSet) -> None:
     splits = run.prompts_table().select(["prompt_id", "split"]).to_pylist()
     read = read_pairs(config, test_prompts={row["prompt_id"] for row in splits if row["split"] == "test"})
     policy = reference_policy(run)
-    settings = {
-        **pair_settings(config).model_dump(mode="json", exclude={"limit"}),
-        "system": config.prompts.system,
-        "test_fraction": config.prompts.test_fraction,
-        "template": template_text(config.reference.template),
-        "max_new_tokens": config.sampling.max_new_tokens,
-    }
+    settings = pair_table_settings(config)
     origin = {"reference": checkpoint_sha256(Path(policy.folder)), PAIRS_SECTION: read.sha256}
     inputs = {**origin, "rows": content_sha256([(pair.prompt_id, pair.number) for pair in read.pairs])}
     if _is_current(responses.prompts, {}, inputs) and _is_current(folder, settings, inputs):
@@ -87,6 +82,17 @@ def write_pairs(run: Run, responses: ResponseSet) -> None:
         details=details,
         started=started,
     )
+
+
+def pair_table_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide the tokens of pairs, as the manifest has them; how many pairs is not among them."""
+    return {
+        **pair_settings(config).model_dump(mode="json", exclude={"limit"}),
+        "system": config.prompts.system,
+        "test_fraction": config.prompts.test_fraction,
+        "template": template_text(config.reference.template),
+        "max_new_tokens": config.sampling.max_new_tokens,
+    }
 
 
 def _remedy(responses: ResponseSet) -> str:

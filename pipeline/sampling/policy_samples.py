@@ -59,7 +59,7 @@ def sample_policy(
     started = time.monotonic()
     folder = responses.samples
     identity = checkpoint_sha256(Path(policy.folder))
-    settings = _sampling_identity(run, policy, seed)
+    settings = sampling_settings(run, quantization=policy.quantization, seed=seed)
     begin_step(folder, settings=settings, inputs={policy.role: identity}, remedy=remedy(step))
     prompts = [row for row in run.prompts_table(responses.prompts).to_pylist() if row["split"] in responses.splits]
     split_of = {row["prompt_id"]: row["split"] for row in prompts}
@@ -168,15 +168,21 @@ def _sampler_factory(run: Run, policy: SampledPolicy, prompts: Sequence[Rendered
     )
 
 
-def _sampling_identity(run: Run, policy: SampledPolicy, seed: int) -> dict[str, Any]:
-    """The settings that decide which tokens are drawn; speed and the number of responses are not among them."""
+def sampling_settings(run: Run, *, quantization: str | None, seed: int) -> dict[str, Any]:
+    """The settings that decide which tokens are drawn; speed and the number of responses are not among them.
+
+    Args:
+        run: the run.
+        quantization: of the policy that is sampled.
+        seed: of its responses.
+    """
     settings = run.config.sampling
     return {
         "engine": settings.engine,
         "max_new_tokens": settings.max_new_tokens,
         **asdict(settings.distribution),
         "dtype": run.config.reference.dtype,
-        "quantization": policy.quantization,
+        "quantization": quantization,
         "template": template_text(run.config.reference.template),
         "seed": seed,
     }
