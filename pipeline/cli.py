@@ -268,7 +268,7 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
 
 def _sample(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if options.dry_run:
-        from pipeline.steps.runner import preview_samples
+        from pipeline.steps.sample import preview_samples
 
         print(printable(preview_samples(_read_run(options, rest))))  # not offline: the tokenizer may be on the Hub
     else:

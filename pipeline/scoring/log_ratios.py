@@ -32,7 +32,7 @@ def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str
     table = run.samples_table(policy_samples).read(split, columns=["prompt_id", "sample_index", *TOKEN_IDS])
     table = table.take(rows.find_in(table)[0])
     logp = {
-        "policy": _score(run, table, load_policy(str(run.folder / "policy"), dtype="float32"), "policy"),
+        "policy": _score(run, table, load_policy(str(run.policy), dtype="float32"), "policy"),
         "reference": _score(run, table, _load_reference(run, dtype="float32"), "reference"),
     }
     return np.asarray(logp["policy"] - logp["reference"])

@@ -32,15 +32,14 @@ trained then is still the one that is asked for."""
 def train(run: Run) -> None:
     """Fine-tune the reference once on the tilted samples."""
     started = time.monotonic()
-    folder = run.folder / "policy"
+    folder = run.policy
     # Lambda and beta are not among the settings: they are in the dual, which is an input, and so are the pairs.
     initial = run.config.training.initial
     recorded = recorded_settings(run.config)
-    samples = read_manifest(run.folder / "samples")
-    pairs = ("pairs/samples", "pairs/tilted") if run.config.training.pairs is not None else ()
+    tables = [responses.prefix + name for responses in run.response_sets() for name in ("samples", "tilted")]
     inputs = {
-        **{name: read_manifest(run.folder / name).identity for name in ("tilted", "dual", "samples", *pairs)},
-        "reference": samples.inputs["reference"],
+        **{name: read_manifest(run.folder / name).identity for name in ("dual", *tables)},
+        "reference": read_manifest(run.samples).inputs["reference"],
         **({"initial": checkpoint_sha256(Path(initial))} if initial is not None else {}),
     }
     begin_step(folder, settings=recorded, inputs=inputs, remedy=remedy("train"))
@@ -80,16 +79,16 @@ def perform_training(run: Run) -> TrainResult:
     training = run.config.training
     return train_policy(
         reference=Path(run.model(run.config.reference, "reference")),
-        samples=run.folder / "samples",
-        tilted=run.folder / "tilted",
-        dual=run.folder / "dual",
-        output=run.folder / "policy",
+        samples=run.samples,
+        tilted=run.tilted,
+        dual=run.dual,
+        output=run.policy,
         settings=training,
         seed=run.config.seed,
         show_progress=run.show_progress,
         initial=None if training.initial is None else Path(training.initial),
-        pairs=None if training.pairs is None else run.pairs,
-        reference_logp=run.folder / "reference_logp",
+        pairs=run.trained_on.root if run.trained_on.paired else None,
+        reference_logp=run.reference_logp,
         chat_template=_own_chat_template(run),
     )
 

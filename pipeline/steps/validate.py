@@ -38,6 +38,7 @@ from pipeline.contracts.tables import (
     prompt_id,
     tilted_schema,
 )
+from pipeline.run.response_set import ResponseSet, known_response_sets
 from stage1_dual.sampling.protocol import THE_POLICY
 
 _CHANCE = 1e-9
@@ -124,25 +125,10 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
         *((f"hashes of {name}", _bound(_check_files, folder / name, complete[name])) for name in complete),
         ("prompts", lambda: _check_prompts(folder / "prompts")),
     ]
-    checks += [
-        (name, _bound(_check_samples, folder, folder / name, complete[name]))
-        for name in ("samples", "evaluation/samples")
-        if name in complete
-    ]
-    for name in complete:
-        if "scores/" in name:
-            whose = folder / name.partition("scores/")[0]
-            prompts = (whose if name.startswith("pairs") else folder) / "prompts"
-            checks.append((name, _bound(_check_scores, prompts, whose / "samples", folder / name, complete[name])))
-    if "pairs/samples" in complete:
-        checks.append(("pairs/prompts", lambda: _check_prompts(folder / "pairs" / "prompts")))
-        checks.append(("pairs/samples", lambda: _check_pairs(folder, complete["pairs/samples"])))
     if "dual" in complete:
         checks.append(("dual", lambda: _check_dual(folder)))
-        if "tilted" in complete:
-            checks.append(("tilted", lambda: _check_tilted(folder, folder)))
-        if "pairs/tilted" in complete:
-            checks.append(("pairs/tilted", lambda: _check_tilted(folder, folder / "pairs")))
+    for responses in known_response_sets(folder):
+        checks += _checks_of_set(folder, responses, complete)
     for description, check in tqdm(checks, desc="validating", unit=" checks", disable=not show_progress):
         try:
             found.faults += check()
@@ -151,21 +137,31 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
     return found
 
 
+def _checks_of_set(
+    run: Path, responses: ResponseSet, complete: Mapping[str, Manifest]
+) -> Iterator[tuple[str, Callable[[], Iterator[str]]]]:
+    samples, tilted = (responses.prefix + path.name for path in (responses.samples, responses.tilted))
+    if samples in complete:
+        if responses.paired:
+            yield f"{responses.prefix}prompts", _bound(_check_prompts, responses.prompts)
+            yield samples, _bound(_check_pairs, run, responses, complete[samples])
+        else:
+            yield samples, _bound(_check_samples, responses, complete[samples])
+    for name in responses.scored_tables():
+        if name.startswith(f"{responses.prefix}scores/") and name in complete:
+            yield name, _bound(_check_scores, responses, run / name, complete[name])
+    if tilted in complete and "dual" in complete:
+        yield tilted, _bound(_check_tilted, run, responses)
+
+
 def _bound(check: Callable[..., Iterator[str]], *arguments: object) -> Callable[[], Iterator[str]]:
     return lambda: check(*arguments)
 
 
 def _artifacts(folder: Path) -> list[str]:
     """The artifacts that were begun, upstream first."""
-    names = [
-        "prompts",
-        "samples",
-        *(f"scores/{path.name}" for path in sorted(folder.glob("scores/*")) if path.is_dir()),
-    ]
-    names += ["dual", "tilted", "pairs/prompts", "pairs/samples"]
-    names += [f"pairs/scores/{path.name}" for path in sorted(folder.glob("pairs/scores/*")) if path.is_dir()]
-    names += ["pairs/tilted", "policy", "evaluation/samples"]
-    names += [f"evaluation/scores/{path.name}" for path in sorted(folder.glob("evaluation/scores/*")) if path.is_dir()]
+    sampled, pairs, evaluated = (responses.scored_tables() for responses in known_response_sets(folder))
+    names = [*sampled, "dual", "tilted", *pairs, "pairs/tilted", "policy", *evaluated]
     names += ["evaluation", "report", "multishot"]
     return [name for name in names if (folder / name).is_dir()]
 
@@ -187,8 +183,7 @@ def _check_lineage(folder: Path, manifests: Mapping[str, Manifest]) -> Iterator[
                 if not (folder / source).is_dir() or checkpoint_sha256(folder / source) != recorded:
                     yield f"{folder / name}: was drawn from another `{source}` than the one in the run"
                 continue
-            part = next((part for part in ("evaluation", "pairs") if name.startswith(f"{part}/")), None)
-            upstream = f"{part}/{source}" if part is not None and source == "samples" else source
+            upstream = _prefix(folder, name) + source if source == "samples" else source
             if upstream == "prompts" and (name == "prompts" or name.endswith("samples")):
                 continue  # a hash of the prompts themselves, which are checked by it below
             if upstream.partition("/")[0] not in _UPSTREAM:
@@ -200,6 +195,11 @@ def _check_lineage(folder: Path, manifests: Mapping[str, Manifest]) -> Iterator[
                     f"{folder / name}: was made from another `{source}` than the one in the run "
                     f"({recorded[:12]} then, {manifests[upstream].identity[:12]} now)"
                 )
+
+
+def _prefix(run: Path, name: str) -> str:
+    """What the names of the artifacts begin with that are of the same set of responses."""
+    return next((one.prefix for one in known_response_sets(run) if one.prefix and name.startswith(one.prefix)), "")
 
 
 def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -236,8 +236,9 @@ def _check_prompts(folder: Path) -> Iterator[str]:
         yield f"{folder}: unknown splits {sorted(unknown)}"
 
 
-def _check_samples(run: Path, folder: Path, manifest: Manifest) -> Iterator[str]:
-    prompts = _read_prompts(run / "prompts")
+def _check_samples(responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
+    folder = responses.samples
+    prompts = _read_prompts(responses.prompts)
     n_samples = int(manifest.settings["samples_per_prompt"])
     bos = manifest.details.get("bos_token_id")
     table = ShardedTable(folder=folder, schema=SAMPLES, metadata={})
@@ -328,12 +329,12 @@ def _check_repeats(folder: Path, table: ShardedTable) -> Iterator[str]:
             )
 
 
-def _check_pairs(run: Path, manifest: Manifest) -> Iterator[str]:
+def _check_pairs(run: Path, responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
     """Whole pairs of train prompts, none of them a test prompt of the run, each response with its end token."""
-    folder = run / "pairs" / "samples"
+    folder = responses.samples
     everything = _read_prompts(run / "prompts")
     test = set(everything.filter(pc.equal(everything["split"], "test"))["prompt_id"].to_pylist())
-    known = set(_read_prompts(run / "pairs" / "prompts")["prompt_id"].to_pylist())
+    known = set(_read_prompts(responses.prompts)["prompt_id"].to_pylist())
     reads: dict[str, tuple[int, ...]] = {}
     keys: list[tuple[str, int]] = []
     for path in ShardedTable(folder=folder, schema=SAMPLES, metadata={}).paths("train"):
@@ -360,9 +361,9 @@ def _check_pairs(run: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{folder}: {len(keys)} rows, {manifest.counts['rows']} in the manifest"
 
 
-def _check_scores(prompts_folder: Path, samples: Path, folder: Path, manifest: Manifest) -> Iterator[str]:
-    prompts = PromptPlaces(_read_prompts(prompts_folder)["prompt_id"].to_pylist())
-    drawn = ShardedTable(folder=samples, schema=SAMPLES, metadata={})
+def _check_scores(responses: ResponseSet, folder: Path, manifest: Manifest) -> Iterator[str]:
+    prompts = PromptPlaces(_read_prompts(responses.prompts)["prompt_id"].to_pylist())
+    drawn = ShardedTable(folder=responses.samples, schema=SAMPLES, metadata={})
     table = ShardedTable(folder=folder, schema=SCORES, metadata={})
     n_rows = 0
     for split in SPLITS:
@@ -377,7 +378,7 @@ def _check_scores(prompts_folder: Path, samples: Path, folder: Path, manifest: M
             known = (place >= 0) & (index >= 0) & (index < width)
             known[known] = there[place[known], index[known]]
             if not known.all():
-                yield f"{path}: {np.count_nonzero(~known)} scores of samples that are not in {samples}"
+                yield f"{path}: {np.count_nonzero(~known)} scores of samples that are not in {responses.samples}"
             infinite = rows.num_rows - pc.sum(pc.is_finite(rows["value"])).as_py() if rows.num_rows else 0
             if infinite:
                 yield f"{path}: {infinite} scores are not finite"
@@ -406,16 +407,13 @@ def _check_dual(run: Path) -> Iterator[str]:
             yield f"{path}: the threshold of {bound.name} is not its reference plus its margin"
 
 
-def _check_tilted(run: Path, base: Path) -> Iterator[str]:
-    """Weights that sum to one and, of the samples, give back the predicted means; scores as in the score tables.
-
-    ``base`` holds tilted table, scores and prompts: the run itself, or its folder of pairs.
-    """
+def _check_tilted(run: Path, responses: ResponseSet) -> Iterator[str]:
+    """Weights that sum to one and, of the samples, give back the predicted means; scores as in the score tables."""
     solution = _read_dual(run)
     names = {solution.reward.name: "reward", **{name: CONSTRAINT_PREFIX + name for name in solution.names}}
     schema = tilted_schema(solution.names)
-    prompts = PromptPlaces(_read_prompts(base / "prompts")["prompt_id"].to_pylist())
-    table = ShardedTable(folder=base / "tilted", schema=schema, metadata={})
+    prompts = PromptPlaces(_read_prompts(responses.prompts)["prompt_id"].to_pylist())
+    table = ShardedTable(folder=responses.tilted, schema=schema, metadata={})
     for split in SPLITS:
         weight_p = np.zeros(len(prompts))
         count_p = np.zeros(len(prompts))
@@ -435,9 +433,9 @@ def _check_tilted(run: Path, base: Path) -> Iterator[str]:
         there = count_p > 0
         n_off = np.count_nonzero(np.abs(weight_p[there] - 1) > _WEIGHT_TOLERANCE)
         if n_off:
-            yield f"{base / 'tilted'}: the weights of {n_off} {split} prompts do not sum to 1"
-        yield from _check_against_scores(base, split, table, prompts, names)
-        if split != "train" or base != run:
+            yield f"{responses.tilted}: the weights of {n_off} {split} prompts do not sum to 1"
+        yield from _check_against_scores(responses, split, table, prompts, names)
+        if split != "train" or responses.paired:  # the dual was solved on what was sampled
             continue
         entries: tuple[_CheckedReward | _CheckedConstraint, ...] = (solution.reward, *solution.constraints)
         for entry in entries:
@@ -455,10 +453,10 @@ def _check_tilted(run: Path, base: Path) -> Iterator[str]:
 
 
 def _check_against_scores(
-    base: Path, split: str, table: ShardedTable, prompts: PromptPlaces, names: Mapping[str, str]
+    responses: ResponseSet, split: str, table: ShardedTable, prompts: PromptPlaces, names: Mapping[str, str]
 ) -> Iterator[str]:
     for name, column in names.items():
-        scores = ShardedTable(folder=base / "scores" / name, schema=SCORES, metadata={})
+        scores = ShardedTable(folder=responses.scores / name, schema=SCORES, metadata={})
         scored = [read_parquet(path, columns=[*SAMPLE_KEY, "value"]) for path in scores.paths(split)]
         tilted = [read_parquet(path, columns=[*SAMPLE_KEY, column]) for path in table.paths(split)]
         if not tilted or not scored:
@@ -470,4 +468,4 @@ def _check_against_scores(
         at = order[np.minimum(np.searchsorted(keys[1], keys[0], sorter=order), len(order) - 1)]
         same = (keys[1][at] == keys[0]) & (theirs["value"].to_numpy()[at] == ours[column].to_numpy())
         if not same.all():
-            yield f"{base / 'tilted'}: {np.count_nonzero(~same)} {split} rows have another {name} than scores/{name}"
+            yield f"{responses.tilted}: {np.count_nonzero(~same)} {split} rows have another {name} than scores/{name}"
