@@ -256,7 +256,8 @@ def verify_artifact(folder: Path, *, memory: Path | None = None) -> Manifest:
         if file_sha256(path) != recorded:
             raise CorruptArtifactError(
                 f"{path} is not the file that {folder / MANIFEST} records (sha256 differs): it was changed, damaged "
-                "or put there from elsewhere"
+                "or put there from elsewhere. Put the right one back, or delete it and run the step again"
+                + (": only its rows are computed anew" if path.parent.name == "data" else "")
             )
         found[str(path.resolve())] = seen
     if memory is not None and found != known:
