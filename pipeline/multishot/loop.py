@@ -40,7 +40,7 @@ from pipeline.run.step import finish_step, log, remedy, reopen
 from pipeline.steps.evaluate import compare_policy
 from pipeline.steps.runner import run_steps
 from pipeline.steps.sample import SampledPolicy, sample_policy
-from pipeline.steps.score import score_samples
+from pipeline.steps.score import score_policy
 from pipeline.steps.solve import reference_problem
 from stage1_dual.dual import (
     DualProblem,
@@ -243,11 +243,11 @@ def _measure(run: Run, folder: Path) -> Iterate:
         samples_per_prompt=run.config.multishot.samples_per_prompt,
         seed=run.config.seed + _MEASURING_SEED,
     )
-    score_samples(
+    score_policy(
         run,
         samples=folder / "samples",
         folder=folder / "scores",
-        splits=("train",),
+        split="train",
         step="multishot",
         names=(run.config.reward, *run.config.constraints),  # what the step of lambda needs
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline.contracts.artifacts import begin_step, content_sha256, is_complete, read_json, read_manifest
 from pipeline.contracts.shards import ShardedTable
@@ -39,6 +41,59 @@ def score(run: Run) -> None:
     score_samples(run, samples=run.folder / "samples", folder=run.folder / "scores", splits=SPLITS, step="score")
     if run.config.training.pairs is not None:
         score_pairs(run)
+
+
+def score_policy(run: Run, *, samples: Path, folder: Path, split: str, step: str, names: Sequence[str]) -> None:
+    """Score the samples of a trained policy, by the scorers that the reference's samples were scored by.
+
+    Args:
+        run: the run, whose reference is scored.
+        samples: folder of the policy's samples table.
+        folder: holds a folder with a score table for each scorer.
+        split: to score.
+        step: the step this belongs to, for manifests and messages.
+        names: of the scorers. One that looks its scores up is left out where it is neither reward nor constraint.
+
+    Raises:
+        StaleArtifactError: a scorer is not the one that the reference's samples were scored by.
+        InputError: a scorer cannot be loaded, or too many of its scores fail.
+    """
+    needed = (run.config.reward, *run.config.constraints)
+    asked = [name for name in names if name in needed or run.config.scorers[name].scores_any_response]
+    for name in names:
+        if name not in asked:
+            log.info("%s: `%s` looks scores up and is not needed here; the policy gets none of it", step, name)
+    for group in group_scorers(run, asked):
+        origin = _origin(group, run.folder / "samples")
+        for name, settings in zip(group.names, group.settings, strict=True):
+            _require_same_scorer(run.folder / "scores" / name, group, settings=settings, origin=origin)
+    score_samples(run, samples=samples, folder=folder, splits=(split,), step=step, names=asked)
+
+
+def _require_same_scorer(
+    folder: Path, group: ScorerGroup, *, settings: Mapping[str, Any], origin: dict[str, str]
+) -> None:
+    """Compare a scorer with that of the reference's scores in ``folder``.
+
+    A table of scores may have grown by what the policy said: that it is another file is told and not refused.
+    """
+    if not (folder / "settings.json").is_file():  # a scorer that came later, by which nothing is compared
+        return
+    if group.looks_up:
+        then = read_json(folder / "settings.json")["inputs"]["scorer"]
+        if then != origin["scorer"]:
+            log.warning(
+                "the table of scorer `%s` is not the file that the reference's samples were scored by: their scores "
+                "stay as they are, and those of the policy must be on the same scale",
+                folder.name,
+            )
+        origin = {**origin, "scorer": then}
+    begin_step(folder, settings=settings, inputs=origin, remedy=remedy("score"))
+
+
+def _origin(group: ScorerGroup, samples: Path) -> dict[str, str]:
+    """What scores are made from; what samples were begun with stands for them: more leave the first as they are."""
+    return {"scorer": group.identity, "samples_begun_with": content_sha256(read_json(samples / "settings.json"))}
 
 
 def score_samples(
@@ -83,11 +138,12 @@ def _score_group(
     from stage1_dual.scoring.score_tables import score_tables
 
     started = time.monotonic()
-    # What the samples were begun with stands for their content: more of the same samples leave it as it is.
-    origin = {"scorer": group.identity, "samples_begun_with": content_sha256(read_json(samples / "settings.json"))}
+    origin = _origin(group, samples)
     inputs = {**origin, "samples": read_manifest(samples).identity}
     waiting = []
     for name, settings in zip(group.names, group.settings, strict=True):
+        if group.looks_up and not is_complete(folder / name):
+            _forget(folder / name)
         begin_step(folder / name, settings=settings, inputs=origin, remedy=remedy(step))
         if not _is_current(folder / name, inputs):
             waiting.append(name)
@@ -134,6 +190,13 @@ def _score_group(
     if counts.failures:
         where = folder / group.names[0] / "failures.json"
         log.info("%s: %d samples could not be scored, see %s", step, len(counts.failures), where)
+
+
+def _forget(folder: Path) -> None:
+    """Begin anew with a table of scores that lacked rows: it may have them now, and looking up costs nothing."""
+    for part in ("data", "parts"):
+        shutil.rmtree(folder / part, ignore_errors=True)
+    (folder / "settings.json").unlink(missing_ok=True)
 
 
 def _is_current(folder: Path, inputs: dict[str, str]) -> bool:

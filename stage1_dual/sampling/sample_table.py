@@ -214,7 +214,7 @@ def sample_table(
     if rows_present == n_rows:
         return SamplingCounts(0, rows_present, 0, {}, (), 0.0, 0.0)
 
-    limit = FailureLimit(n_rows, max_share=max_failed_share)
+    limit = FailureLimit(n_rows, max_share=max_failed_share, table=table.folder)
     counts: Counter[str] = Counter()
     rows_sampled = 0
     description: Mapping[str, object] = {}

@@ -187,7 +187,7 @@ def score_tables(
     if not tasks:
         return ScoringCounts(0, n_rows, 0, (), 0.0, 0.0)
 
-    limit = FailureLimit(n_rows, max_share=max_failed_share)
+    limit = FailureLimit(n_rows, max_share=max_failed_share, table=samples.folder)
     counts: Counter[str] = Counter()
     description: Mapping[str, object] = {}
     started = time.monotonic()
