@@ -30,6 +30,7 @@ from pipeline.contracts.artifacts import (
     run_lock,
 )
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.markdown import code_markdown
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution, read_solution
 from pipeline.contracts.tables import PROMPTS, SAMPLE_KEY, SPLITS
@@ -323,6 +324,7 @@ def _write_export(run: Run, name: str, settings: ExportSettings, *, solution: So
         else ShardedTable(folder=folder, schema=kind.schema, metadata=metadata).finish()
     )
     environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701  # Markdown, not HTML
+    environment.filters["code"] = code_markdown
     card = environment.from_string(_CARD.read_text(encoding="utf-8")).render(
         name=name,
         kind=kind,
