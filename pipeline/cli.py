@@ -10,6 +10,7 @@ when it is used, never for another command: `dualign --help` and `dualign solve 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ from pipeline.contracts.errors import (
     require_extra,
     writing_failure,
 )
+from pipeline.contracts.privacy import keep_private
 from pipeline.steps.order import STAGES, SUMMARIES
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ _SAFEGUARDS: dict[SafeguardName, str] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``dualign``; returns the exit code."""
+    _mend_streams()
+    keep_private()
     _show_log()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     kept = "" if _names_a_table(arguments) else "; finished work is kept, run the same command to continue"
@@ -76,6 +80,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _ToldToStop:
         print(f"dualign: terminated{kept}", file=sys.stderr)
         return 143
+
+
+def _mend_streams() -> None:
+    """Make standard streams that can be written to, whatever this process was given.
+
+    The number of a closed one would go to the next file that is opened, and what a library prints into that file; one
+    of another encoding than UTF-8 would fail at the first letter that it has not.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is from the start
 
 
 class _ToldToStop(BaseException):
@@ -115,6 +137,7 @@ def _show_log() -> None:
     # What these libraries warn of is theirs to change; what matters of it is checked where a model is loaded.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home where it cannot keep its list of fonts
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -461,7 +484,8 @@ def _validate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         origin = f"from {', '.join(link.made_from)}" if link.made_from else ""
         if link.run not in (None, folder.name):
             origin += f" (made as run {link.run})"
-        print(f"{link.name:24} {(link.identity or 'not finished')[:12]:14} {counts or '-':44} {origin}".rstrip())
+        row = f"{link.name:24} {(link.identity or 'not finished')[:12]:14} {counts or '-':44} {origin}".rstrip()
+        print(printable(row))
     for fault in found.faults:
         print(printable(f"fault: {fault}"))
     if not found.faults:

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.contracts.artifacts import atomic_write_bytes, read_json, write_json
+from pipeline.contracts.markdown import code_markdown, plain_markdown
 from pipeline.contracts.solution import Solution
 from pipeline.networks import make_readable, plain_generation
 
@@ -88,6 +89,8 @@ def write_model_card(
         dual=dual,
         evaluation=evaluation,
         realised=realised,
+        code=code_markdown,
+        plain=plain_markdown,
         **provenance,
     )
     atomic_write_bytes(policy_dir / "README.md", str(card).encode())

@@ -40,7 +40,7 @@ from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy, reopen
 from pipeline.sampling.policies import trained_policy
 from pipeline.sampling.policy_samples import sample_policy
-from pipeline.scoring.sample_scores import score_samples
+from pipeline.scoring.sample_scores import score_policy
 from pipeline.steps.evaluate import compare_policy
 from pipeline.steps.runner import run_steps
 from pipeline.steps.solve import reference_problem
@@ -244,7 +244,7 @@ def _measure(run: Run, folder: Path) -> Iterate:
         seed=run.config.seed + _MEASURING_SEED,
     )
     # What the step of lambda needs.
-    score_samples(run, responses, step="multishot", names=(run.config.reward, *run.config.constraints))
+    score_policy(run, responses, step="multishot", names=(run.config.reward, *run.config.constraints))
     path = folder / "measured.json"
     inputs = {
         name: read_manifest(at).identity

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from pipeline.contracts.artifacts import atomic_write_bytes, is_complete, read_json, read_manifest
 from pipeline.published import PublishedPoint
@@ -84,6 +85,7 @@ def write_report(
     environment = Environment(
         loader=PackageLoader("pipeline.report", "."),
         autoescape=True,  # whatever the file is called
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -141,6 +143,17 @@ def _step_records(run_dir: Path) -> list[_StepRecord]:
 
 def _data_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+"""Control characters but for tabs and line breaks, and what turns the direction of the text around it."""
+
+
+def _visible(value: Any) -> Any:
+    """A text for the page: what no reader would see is shown as an escape."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
 
 
 def _plain(value: Any) -> str:

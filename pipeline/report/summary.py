@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from pipeline.report.terminal import render_view
-from pipeline.report.views import Cell, Row, TableView, decimals, number
+from pipeline.report.views import Cell, Row, TableView, decimals, number, printable_view
 
 MAX_LINES = 25
 _WIDTH = 100
@@ -28,7 +28,7 @@ def text_summary(view: TableView) -> str:
 
 def html_summary(view: TableView) -> str:
     """The table as HTML, for a notebook; a user's own names are escaped."""
-    view = _shortened(view)
+    view = printable_view(_shortened(view))
     head = "".join(f"<th>{_html_cell(cell)}</th>" for cell in view.header)
     rows = "".join(f"<tr>{''.join(f'<td>{_html_cell(cell)}</td>' for cell in row.cells)}</tr>" for row in view.rows)
     facts = [(label, text) for label, text in view.facts] + [("warning", text) for text in view.warnings]

@@ -13,7 +13,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.report.views import Cell, TableView, Tone, stage1_view, stage2_view
+from pipeline.report.views import Cell, TableView, Tone, printable_view, stage1_view, stage2_view
 
 _STYLES: Mapping[Tone, str] = {"good": "bold green", "doubtful": "bold yellow", "bad": "bold red", "neutral": "bold"}
 
@@ -57,6 +57,7 @@ def print_stage2(evaluation: Mapping[str, Any], dual: Mapping[str, Any], *, cons
 
 def render_view(view: TableView) -> Group:
     """A renderable of any table of results, for :class:`rich.console.Console`."""
+    view = printable_view(view)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="")
     for place, head in enumerate(view.header):
         first = place == 0

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pipeline.contracts.errors import printable
 from pipeline.contracts.problem import Direction
 from pipeline.contracts.solution import SolvedConstraint
 from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution, Trust
@@ -68,6 +69,23 @@ class TableView:
     tone: Tone
     facts: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
+
+
+def printable_view(view: TableView) -> TableView:
+    """A table as a terminal may have it: users' names and warnings hold nothing that a terminal would follow."""
+
+    def plain(cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
+        return tuple(Cell(printable(cell.value), printable(cell.detail)) for cell in cells)
+
+    return replace(
+        view,
+        title=printable(view.title),
+        header=plain(view.header),
+        rows=tuple(replace(row, cells=plain(row.cells)) for row in view.rows),
+        verdict=printable(view.verdict),
+        facts=tuple((printable(label), printable(text)) for label, text in view.facts),
+        warnings=tuple(map(printable, view.warnings)),
+    )
 
 
 def stage1_view(dual: Mapping[str, Any]) -> TableView:

@@ -29,7 +29,7 @@ from pipeline.sampling.policy_samples import sample_policy
 from pipeline.scoring.categories import means_by_category, prompt_categories
 from pipeline.scoring.joined import policy_scores, reference_scores
 from pipeline.scoring.log_ratios import log_ratios
-from pipeline.scoring.sample_scores import score_samples
+from pipeline.scoring.sample_scores import score_policy
 
 _EVALUATION_SEED = 1_000_003
 """Added to the run's seed for the policy's samples: with equal seeds the two policies' samples would be correlated."""
@@ -60,7 +60,7 @@ def evaluate(run: Run) -> None:
             samples_per_prompt=config.evaluation.samples_per_prompt,
             seed=config.seed + _EVALUATION_SEED,
         )
-        score_samples(run, run.evaluated, step="evaluate")
+        score_policy(run, run.evaluated, step="evaluate", names=list(config.used_scorers()))
         evaluation = compare_policy(
             run, solution=solution, samples=folder / "samples", scores=folder / "scores", split="test"
         )

@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipeline.contracts.artifacts import atomic_write_bytes, read_json, read_manifest
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.markdown import code_markdown, plain_markdown
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution
 from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, tilted_schema
@@ -151,6 +152,7 @@ def write_dataset_card(
         inputs: identity of each artifact the table was made from.
     """
     environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701  # Markdown, not HTML
+    environment.filters |= {"plain": plain_markdown, "code": code_markdown}
     template = environment.from_string(_CARD.read_text(encoding="utf-8"))
     solution = Solution.from_document(dual)
     text = template.render(solution=solution, dual=dual, n_rows=n_rows, run=run, inputs=inputs)

@@ -13,7 +13,7 @@ from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
 from pipeline.networks import require_safe_adapter
 from pipeline.run.run import Run
 from pipeline.scorers.models import EMBEDDED, Locate, resolve_model
-from pipeline.scoring.groups import check_scorers
+from pipeline.scoring.groups import check_new_responses, check_scorers
 from stage2_policy.settings import require_trackers
 
 _TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "peft")
@@ -30,6 +30,8 @@ def check_run(run: Run, steps: Sequence[str]) -> None:
     check_packages(run, steps)
     if {"prepare", "sample", "score"} & set(steps):
         check_models(run)
+    if "evaluate" in steps:
+        check_new_responses(run.config)
     if "sample" in steps:
         _check_weights(run)
     if {"sample", "train"} & set(steps):

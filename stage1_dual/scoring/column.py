@@ -26,8 +26,9 @@ class ColumnScorer:
 
     Without a table the numbers are a column of the samples (``ScoreRequest.columns``). A table has a row for each
     sample: its prompt by ``prompt_id`` or else by ``prompt`` (a text, that of the prompt's last message, or a list of
-    messages), and the sample by ``sample_index`` or else by ``completion``. A sample that is not in it, or has no
-    number there, fails. ``scored_sha256`` is that of prompt and completion.
+    messages), and the sample by ``sample_index``, ``completion`` or both. A sample that is not in it, or has no
+    number there, fails; one whose ``completion`` is another one there is not in it. ``scored_sha256`` is that of
+    prompt and completion.
 
     Args:
         column: name of the column of numbers.
@@ -40,12 +41,18 @@ class ColumnScorer:
 
     def __init__(self, column: str, *, table: str | None = None, affine: Affine = Affine()) -> None:  # noqa: B008
         self._column, self._table, self._affine = column, table, affine
-        self._prompt_key, self._sample_key = "prompt_id", "sample_index"
+        self._prompt_key, self._sample_keys = "prompt_id", ("sample_index",)
         self._values: dict[Hashable, float | None] = {}
         if table is not None:
             found = read_score_table(Path(table), column)
-            self._prompt_key, self._sample_key, _ = found.column_names
+            self._prompt_key, *sample_keys, _ = found.column_names
+            self._sample_keys = tuple(sample_keys)
             self._values = _index(found, table)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that a sample is known by."""
+        return (self._prompt_key, *self._sample_keys)
 
     def score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
         """One result a row, in the order of the rows."""
@@ -56,7 +63,7 @@ class ColumnScorer:
         return {
             "scorer": "column",
             "model": self._table if self._table is not None else "samples",
-            "key": [self._prompt_key, self._sample_key],
+            "key": list(self.keys),
             "outputs": [{"column": self._column, "affine": asdict(self._affine)}],
         }
 
@@ -71,17 +78,17 @@ class ColumnScorer:
         else:
             key = next((key for key in self._keys(row) if key in self._values), None)
             if key is None:
-                return RowFailure(f"{self._table} has no row for it")
+                return RowFailure(f"{self._table} has no row of this {' and '.join(self.keys)}")
             value = self._values[key]
         if value is None or not math.isfinite(value):
             return RowFailure(f"the column {self._column!r} is {value} there")
         return Score((self._affine.apply(float(value)),), row_sha256(row), truncated=False)
 
     def _keys(self, row: ScoreRequest) -> list[Hashable]:
-        sample = row.sample_index if self._sample_key == "sample_index" else row.completion
+        sample = tuple(getattr(row, name) for name in self._sample_keys)
         if self._prompt_key == "prompt_id":
-            return [(row.prompt_id, sample)]
-        return [(_Text(row.messages[-1]["content"]), sample), (row.prompt_id, sample)]
+            return [(row.prompt_id, *sample)]
+        return [(_Text(row.messages[-1]["content"]), *sample), (row.prompt_id, *sample)]
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class _Text:
 
 
 def read_score_table(path: Path, column: str) -> pa.Table:
-    """The two key columns and the score column of a table of scores, in this order.
+    """The key columns and the score column of a table of scores: prompt, sample by one or two columns, score.
 
     Raises:
         InputError: a column is missing or is not of numbers.
@@ -105,7 +112,7 @@ def read_score_table(path: Path, column: str) -> pa.Table:
             raise InputError(
                 f"`table` {path} has neither {' nor '.join(choice)}; its columns are {table.column_names}"
             )
-        keys.append(known[0])
+        keys += known[:1] if choice is PROMPT_KEYS else known
     if column not in table.column_names:
         raise InputError(f"`column` is {column!r}; {path} has the columns {table.column_names}")
     require_numbers(table.schema.field(column), where=f"`table` {path}")
@@ -124,8 +131,8 @@ def _index(table: pa.Table, name: str) -> dict[Hashable, float | None]:
     repeated: list[int] = []
     is_id = table.column_names[0] == "prompt_id"
     columns = [column.to_pylist() for column in table.columns]
-    for number, (prompt, sample, value) in enumerate(zip(*columns, strict=True)):
-        key = (_prompt_key(prompt, is_id=is_id), sample)
+    for number, (prompt, *sample, value) in enumerate(zip(*columns, strict=True)):
+        key = (_prompt_key(prompt, is_id=is_id), *sample)
         if key in values:
             repeated.append(number)
         values[key] = value

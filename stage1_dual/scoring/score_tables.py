@@ -191,6 +191,7 @@ def score_tables(
         tables=tables,
         n_rows=n_rows,
         n_present=n_rows - rows_missing,
+        failing=samples.folder,
         max_failed_share=max_failed_share,
         execution=execution,
         doing="scoring",

@@ -150,6 +150,7 @@ def test_help_imports_nothing_heavy(tmp_path):
         "pipeline.cli",
         "pipeline.contracts",
         "pipeline.contracts.errors",
+        "pipeline.contracts.privacy",
         "pipeline.steps",
         "pipeline.steps.order",
     }

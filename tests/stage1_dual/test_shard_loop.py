@@ -50,6 +50,7 @@ def run(
         tables=tables(folder),
         n_rows=10,
         n_present=4,
+        failing=folder,
         max_failed_share=max_failed_share,
         execution=None,
         doing="doubling",
