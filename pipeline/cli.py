@@ -251,6 +251,14 @@ def _step(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _perform(_read_run(options, rest), (options.command,), redo_from=options.command if options.redo else None)
 
 
+def _add_improvement_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--require-improvement",
+        action="store_true",
+        help="exit with 6 unless training certainly paid (without: only if no checkpoint beat the reference)",
+    )
+
+
 def _perform(run: Run, steps: Sequence[str], *, redo_from: str | None) -> None:
     from pipeline.run.launch import require_one_process
     from pipeline.steps.runner import run_steps
@@ -320,18 +328,26 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         help="train on several processes: single_gpu, multi_gpu, fsdp2, zero3, or a configuration file of accelerate",
     )
     parser.add_argument("--processes", type=int, metavar="N", help="how many (default: as the configuration says)")
+    _add_improvement_option(parser)
+    # An exit code of a process that a launcher started would come out as the launcher's traceback.
+    parser.add_argument("--launched", action="store_true", help=argparse.SUPPRESS)
 
 
 def _train(options: argparse.Namespace, rest: Sequence[str]) -> int | None:
     from pipeline.contracts.artifacts import is_complete
     from pipeline.run.launch import process_number
-    from pipeline.steps.train import perform_training
+    from pipeline.steps.train import perform_training, require_improvement
 
     run = _read_run(options, rest)
     if options.accelerate_config:
-        return _launch(options, rest)
+        code = _launch(options, rest)
+        if code == 0:
+            require_improvement(run, certainly=options.require_improvement)
+        return code
     if process_number() == 0:
         _perform(run, ("train",), redo_from="train" if options.redo else None)
+        if not options.launched:
+            require_improvement(run, certainly=options.require_improvement)
     elif options.redo or not is_complete(run.folder / "policy"):
         # The first process holds the run, checks and records; the others only train.
         perform_training(run)
@@ -342,7 +358,7 @@ def _launch(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from pipeline.run.launch import launch_training
 
     require_extra("train", "torch", "transformers", "accelerate", "peft", purpose="training")
-    arguments = ["--config", str(options.config), "--data-dir", str(options.data_dir)]
+    arguments = ["--launched", "--config", str(options.config), "--data-dir", str(options.data_dir)]
     arguments += ["--run", options.run] if options.run else []
     arguments += ["--no-progress"] if options.no_progress else []
     arguments += ["--redo"] if options.redo else []
@@ -377,6 +393,8 @@ def _add_stage_options(steps: Sequence[str]) -> Callable[[argparse.ArgumentParse
             action="store_true",
             help="check the recipe, show what would be loaded, sampled and trained, and estimates; no network",
         )
+        if "train" in steps:
+            _add_improvement_option(parser)
 
     return add_options
 
@@ -390,6 +408,10 @@ def _stage(options: argparse.Namespace, rest: Sequence[str]) -> None:
         print(printable(show_plan(run, steps)))
     else:
         _perform(run, steps, redo_from=options.redo_from)
+        if "train" in steps:
+            from pipeline.steps.train import require_improvement
+
+            require_improvement(run, certainly=options.require_improvement)
 
 
 # Around the steps.
