@@ -115,6 +115,10 @@ def _show_log() -> None:
     # What these libraries warn of is theirs to change; what matters of it is checked where a model is loaded.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not sys.stderr.isatty():
+        # Our bars write lines there (pipeline.progress); others, once a minute. Read when tqdm is imported.
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
+        os.environ.setdefault("TQDM_MAXINTERVAL", "60")
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -424,13 +428,18 @@ def _add_multishot_options(parser: argparse.ArgumentParser) -> None:
 
 def _multishot(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from pipeline.contracts.artifacts import read_json
+    from pipeline.contracts.training_verdict import read_training_verdict
     from pipeline.multishot.loop import run_multishot
     from pipeline.report.terminal import print_stage2
     from pipeline.run.launch import require_one_process
 
     require_one_process(("multishot",))
     kept = run_multishot(_read_run(options, rest), redo=options.redo)
-    print_stage2(read_json(kept.folder / "evaluation" / "evaluation.json"), read_json(kept.folder / "dual/dual.json"))
+    print_stage2(
+        read_json(kept.folder / "evaluation" / "evaluation.json"),
+        read_json(kept.folder / "dual" / "dual.json"),
+        read_training_verdict(kept.folder / "policy"),
+    )
 
 
 def _add_baselines_options(parser: argparse.ArgumentParser) -> None:

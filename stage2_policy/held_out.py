@@ -49,7 +49,8 @@ class HeldOutEstimate:
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, Any], prefix: str) -> HeldOutEstimate:
         """The estimates of :meth:`metrics`; a log of an older version has no standard error."""
-        return cls(**{name: metrics.get(f"{prefix}_{name}") for name in cls.__dataclass_fields__})
+        values: dict[str, Any] = {name: metrics.get(f"{prefix}_{name}") for name in cls.__dataclass_fields__}
+        return cls(**values)
 
 
 def estimate_held_out(

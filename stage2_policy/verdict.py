@@ -26,7 +26,7 @@ _ERROR_RATE = 0.05
 _RATE_FACTOR = 3.0
 _MOST_TIMES_PROMPTS = 100
 
-_HARDLY_MOVED = 0.02
+_HARDLY_MOVED = 0.01
 """KL over the gap to the tilted optimum, both in nats, below which a policy is still the reference."""
 
 
@@ -68,7 +68,8 @@ def judge_training(
     finding = {
         "paid": f"the kept checkpoint (step {best_step}) closed {found} of the way to the tilted optimum {where}",
         "undecided": (
-            f"the best checkpoint (step {best_step}) cannot be told from the reference {where}: closed fraction {found}"
+            f"the best checkpoint (step {best_step}) cannot be told from the reference {where}: closed fraction "
+            f"{found}"
         ),
         "did not pay": (
             f"no checkpoint beat the reference {where}: closed fraction {found} at best, at step {best_step}"
@@ -98,7 +99,7 @@ def _tried(
 ) -> str:
     weights = "all weights" if settings.adapter == "none" else f"{settings.adapter} of rank {settings.lora_r}"
     return (
-        f"tried: {settings.objective} at a learning_rate of {settings.learning_rate:.2g}, {weights}, "
+        f"Tried: {settings.objective} at a learning_rate of {settings.learning_rate:.2g}, {weights}, "
         f"{curve[-1]['step']} steps of {settings.epochs:g} epoch{'' if settings.epochs == 1 else 's'}, "
         f"{n_train_prompts} prompts with {n_responses / n_train_prompts:.0f} responses each"
     )

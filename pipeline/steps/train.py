@@ -88,8 +88,8 @@ def require_improvement(run: Run, *, certainly: bool) -> None:
     verdict = read_training_verdict(run.folder / "policy")
     if verdict is not None and (verdict.verdict == "did not pay" or (certainly and verdict.verdict != "paid")):
         raise TrainingDidNotPayError(
-            f"training of run `{run.name}` {verdict.verdict.upper()}: {verdict.reasons[0]}. What was asked for is done "
-            "and written; what to try is in the log above and in the report"
+            f"training of run `{run.name}` {verdict.verdict.upper()}: {verdict.reasons[0]}. What was asked for is "
+            "done and written; what to try is in the log above and in the report"
         )
 
 
