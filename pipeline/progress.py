@@ -22,7 +22,9 @@ LINE_SECONDS = 60.0
 _SHORTEST_SECONDS = 1.0
 """... but no two within this time."""
 
-_LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit}, {elapsed} passed, {remaining} left, {rate_fmt}{postfix}"
+_LINE = "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit}, " + (
+    "{elapsed} passed, {remaining} left, {rate_noinv_fmt}{postfix}"
+)
 
 
 class _Lines(tqdm):  # type: ignore[type-arg]  # the class is generic for type checkers only
@@ -50,16 +52,15 @@ class _Lines(tqdm):  # type: ignore[type-arg]  # the class is generic for type c
         super().close()
 
     def _is_due(self) -> bool:
-        if self.n == self._written_n:
+        seconds = time.monotonic() - self._written_at
+        if self.n == self._written_n or seconds < _SHORTEST_SECONDS:
             return False
         tenths = 1 / (LINE_SHARE * self.total) if self.total else 0.0
-        return (
-            int(self.n * tenths) > int(self._written_n * tenths) or time.monotonic() - self._written_at >= LINE_SECONDS
-        )
+        return int(self.n * tenths) > int(self._written_n * tenths) or seconds >= LINE_SECONDS
 
     def _write(self) -> None:
         self._written_n, self._written_at = self.n, time.monotonic()
-        self.fp.write(f"{self}\n")
+        self.fp.write(f"{' '.join(str(self).split())}\n")  # tqdm pads its numbers
         self.fp.flush()
 
 

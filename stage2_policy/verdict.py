@@ -64,7 +64,7 @@ def judge_training(
     elif ends is not None and ends[0] > 0:
         outcome = "paid"
     found = f"{fraction:.3f}{'' if ends is None else f' [{ends[0]:.3f}, {ends[1]:.3f}]'}"
-    where = f"on {n_held_out_prompts} held-out prompt{'s' if n_held_out_prompts > 1 else ''}"
+    where = f"on {_count(n_held_out_prompts, 'held-out prompt')}"
     finding = {
         "paid": f"the kept checkpoint (step {best_step}) closed {found} of the way to the tilted optimum {where}",
         "undecided": (
@@ -78,11 +78,11 @@ def judge_training(
     reasons: tuple[str, ...] = (finding,)
     advice: tuple[str, ...] = ()
     if outcome != "paid":
-        reasons += (_tried(curve, settings, n_train_prompts=n_train_prompts, n_responses=n_responses),)
-        advice = (
-            *_advise_on_training(reference, checkpoints, settings, best_step, n_train_prompts),
-            *_advise_on_prompts(fraction, ends, n_held_out_prompts),
+        cause, remedies = _explain(
+            reference, checkpoints, settings=settings, best_step=best_step, n_train_prompts=n_train_prompts
         )
+        reasons += (cause, _tried(curve, settings, n_train_prompts=n_train_prompts, n_responses=n_responses))
+        advice = (*remedies, *_advise_on_prompts(fraction, ends, n_held_out_prompts))
     return TrainingVerdict(
         verdict=outcome,
         closed_fraction=fraction,
@@ -100,35 +100,41 @@ def _tried(
     weights = "all weights" if settings.adapter == "none" else f"{settings.adapter} of rank {settings.lora_r}"
     return (
         f"Tried: {settings.objective} at a learning_rate of {settings.learning_rate:.2g}, {weights}, "
-        f"{curve[-1]['step']} steps of {settings.epochs:g} epoch{'' if settings.epochs == 1 else 's'}, "
+        f"{_count(curve[-1]['step'], 'step')} of {_count(settings.epochs, 'epoch')}, "
         f"{n_train_prompts} prompts with {n_responses / n_train_prompts:.0f} responses each"
     )
 
 
-def _advise_on_training(
+def _count(number: float, what: str) -> str:
+    return f"{number:g} {what}{'' if number == 1 else 's'}"
+
+
+def _explain(
     reference: Mapping[str, Any],
     checkpoints: Sequence[Mapping[str, Any]],
+    *,
     settings: TrainSettings,
     best_step: int,
     n_train_prompts: int,
-) -> Iterator[str]:
-    rate = settings.learning_rate
+) -> tuple[str, tuple[str, ...]]:
+    """What the curve shows, and what to do about it."""
+    rate, epochs = settings.learning_rate, settings.epochs
     spent = max(float(entry["eval_kl"]) for entry in checkpoints)
     available = float(reference["eval_loss"])
+    cost = f"a KL of {spent:.2g} nats where {available:.2g} could be gained"
     if spent < _HARDLY_MOVED * available:
-        yield (
-            f"the policy hardly moved (a KL of {spent:.2g} nats where {available:.2g} could be gained): raise "
-            f"learning_rate from {rate:.2g} to {rate * _RATE_FACTOR:.2g}, or epochs from {settings.epochs:g} to "
-            f"{settings.epochs * _RATE_FACTOR:.2g}"
+        return f"The policy hardly moved ({cost})", (
+            f"raise learning_rate from {rate:.2g} to {rate * _RATE_FACTOR:.2g}",
+            f"or epochs from {epochs:g} to {epochs * _RATE_FACTOR:.2g}",
         )
-    elif checkpoints[-1]["step"] == best_step and checkpoints[-1]["eval_loss"] < available:
-        yield f"the held-out gap was still falling: raise epochs from {settings.epochs:g} to {settings.epochs * 2:.2g}"
-    else:
-        yield (
-            f"the policy moved (a KL of {spent:.2g} nats where {available:.2g} could be gained) to where held-out "
-            f"prompts gain nothing: lower learning_rate from {rate:.2g} to {rate / _RATE_FACTOR:.2g}"
+    if len(checkpoints) > 1 and checkpoints[-1]["step"] == best_step and checkpoints[-1]["eval_loss"] < available:
+        return f"The held-out gap was still falling when training ended ({cost})", (
+            f"raise epochs from {epochs:g} to {epochs * 2:.2g}",
         )
-        yield f"or train on about {4 * n_train_prompts} prompts instead of {n_train_prompts}"
+    return f"The policy moved ({cost}) to where held-out prompts gain nothing", (
+        f"lower learning_rate from {rate:.2g} to {rate / _RATE_FACTOR:.2g}",
+        f"or train on about {4 * n_train_prompts} prompts instead of {n_train_prompts}",
+    )
 
 
 def _advise_on_prompts(fraction: float, ends: tuple[float, float] | None, n_prompts: int) -> Iterator[str]:

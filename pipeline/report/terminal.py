@@ -75,7 +75,7 @@ def render_view(view: TableView) -> Group:
         first, *others = badge_lines(badge)
         parts.append(Text(first, style=_STYLES[badge.tone]))
         parts += [Padding(Text(line), (0, 0, 0, 2)) for line in others]
-    parts += [Text(answer) for answer in view.answers]
+    parts += [*([Text()] if view.badges and view.answers else []), *(Text(answer) for answer in view.answers)]
     parts += [*([Text()] if view.badges or view.answers else []), _Rows(view), Text()]
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True, style="dim")
@@ -128,7 +128,10 @@ class _Rows:
             grid.add_column(overflow="fold")
             for head, cell in zip(self.view.header[1:], values, strict=True):
                 if cell.value:
-                    grid.add_row(f"  {head.value}", " ".join([cell.value, *cell.detail.split("\n")]).rstrip())
+                    detail = " ".join(cell.detail.split("\n"))
+                    if detail and "[" not in detail:  # an interval needs no name, any other number does
+                        detail = f"({head.detail} {detail})"
+                    grid.add_row(f"  {head.value}", f"{cell.value} {detail}".rstrip())
             parts += [_name(name, row), grid]
         return Group(*parts)
 

@@ -276,8 +276,11 @@ def stage2_view(
         asked = demand_in_words(bound["direction"], bound["threshold"], found.margin, digits)
         answers.append(
             f"{bound['name']}: {asked} demanded; realised "
-            f" {_with_interval(found.show(found.realised, digits), found.ci95, digits)}."
+            f"{_with_interval(found.show(found.realised, digits), found.ci95, digits)}."
         )
+    verdicts = badges(stage1.trust, evaluation, training)
+    if all(badge.tone != "good" for badge in verdicts):
+        rows = [replace(row, tone="neutral") if row.tone == "good" else row for row in rows]
     return TableView(
         title=(
             f"Stage 2: the trained policy, on {evaluation['n_samples']:,} samples of "
@@ -300,7 +303,7 @@ def stage2_view(
             ("ESS", _effective_sample_size(stage1)),
         ),
         warnings=(*_other_warnings(stage1), *evaluation.get("warnings", ())),
-        badges=badges(stage1.trust, evaluation, training),
+        badges=verdicts,
         answers=tuple(answers),
     )
 
@@ -567,19 +570,21 @@ def _bridge(solved: ReportedSolution, evaluation: Mapping[str, Any] | None) -> I
             continue
         digits = decimals(bound.reference, bound.threshold, bound.predicted, bound.predicted_ci95)
         text = (
-            f"{bound.name} {bound.direction} {as_given(margin, digits)} is {bound.direction} "
-            f"{number(bound.demanded.threshold, digits)} on the train prompts, where ref is "
-            f"{number(bound.reference, digits)}"
+            f"{bound.name} {bound.direction} {as_given(margin, digits)}: "
+            f"{demanded(bound.direction, bound.demanded.threshold, digits)} on the train prompts "
+            f"(ref {number(bound.reference, digits)})"
         )
         if bound.name in evaluated:
             on_test = evaluated[bound.name]
             text += (
-                f", and {number(on_test['threshold'], digits)} on the test prompts, where it is "
-                f"{number(on_test['reference'], digits)}"
+                f", {demanded(bound.direction, on_test['threshold'], digits)} on the test prompts "
+                f"(ref {number(on_test['reference'], digits)})"
             )
         if bound.margin != margin:
-            asked = f"{bound.direction} {as_given(bound.margin, digits)}"
-            text += f"; with its safeguards the dual was asked for {asked}, {number(bound.threshold, digits)}"
+            text += (
+                f"; asked of the dual, with safeguards: {bound.direction} {as_given(bound.margin, digits)}, "
+                f"{demanded(bound.direction, bound.threshold, digits)} on the train prompts"
+            )
         parts.append(text)
     if parts:
         yield "thresholds", "; ".join(parts)
