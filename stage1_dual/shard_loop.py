@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from pipeline.contracts.shards import ShardedTable
+from pipeline.progress import progress_bar
 from stage1_dual.shard_plan import written_order
 from stage1_dual.work import Failure, FailureLimit, InProcess, Task, Worker, WorkerPool
 
@@ -76,7 +75,7 @@ def write_shards(
     description: Mapping[str, object] = {}
     started = time.monotonic()
     ready = started
-    with tqdm(total=n_rows, initial=n_present, desc=doing, unit=" samples", disable=not show_progress) as bar:
+    with progress_bar(total=n_rows, initial=n_present, doing=doing, unit="samples", shown=show_progress) as bar:
         for task, result, its_description in (execution or InProcess()).perform(start, tasks):
             for name, rows in result.tables.items():
                 if rows.num_rows:

@@ -19,8 +19,11 @@ class ReportedConstraint(SolvedConstraint):
     multiplier_corrected: float | None
     predicted: float
     predicted_ci95: Ends
+    predicted_corrected: float | None = None
     heldout: float | None = None
+    heldout_reference: float | None = None
     heldout_slack: float | None = None
+    slack_ci95: Ends | None = None
 
 
 class ReportedReward(SolvedReward):
@@ -29,6 +32,7 @@ class ReportedReward(SolvedReward):
     reference: float
     predicted: float
     predicted_ci95: Ends
+    predicted_corrected: float | None = None
     heldout: float | None = None
     price_of_safeguards: float
 
@@ -66,6 +70,7 @@ class Diagnostics(Part):
 
     ess_median: float
     ess_fraction_below_2: float
+    intervals_corrected: bool = False
 
 
 class ReportedSolution(Solution):

@@ -14,6 +14,7 @@ from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.section import nearest
 from pipeline.contracts.shards import read_parquet
 from pipeline.contracts.tables import SPLITS
+from pipeline.contracts.training_verdict import read_training_verdict
 
 if TYPE_CHECKING:
     from pipeline.report.views import TableView
@@ -114,10 +115,12 @@ class LoadedRun:
     def _view(self) -> TableView:
         from pipeline.report.views import TableView, stage1_view, stage2_view
 
+        policy = self.folder / "policy"
+        training = read_training_verdict(policy) if is_complete(policy) else None
         if is_complete(self.folder / "evaluation"):
-            view = stage2_view(self.evaluation, self.dual)
+            view = stage2_view(self.evaluation, self.dual, training)
         elif is_complete(self.folder / "dual"):
-            view = stage1_view(self.dual)
+            view = stage1_view(self.dual, training)
         else:
-            view = TableView("no dual yet", (), (), "", "neutral", (), ())
+            view = TableView("no dual yet", (), ())
         return replace(view, title=f"Run {self.name}, {view.title[0].lower()}{view.title[1:]}")

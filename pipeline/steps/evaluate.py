@@ -19,6 +19,7 @@ from pipeline.contracts.artifacts import (
 )
 from pipeline.contracts.errors import InputError, require_extra
 from pipeline.contracts.solution import Solution
+from pipeline.contracts.training_verdict import read_training_verdict
 from pipeline.evaluation import evaluate_policy
 from pipeline.microworld import gold_scores
 from pipeline.report.terminal import print_stage2
@@ -79,7 +80,7 @@ def evaluate(run: Run) -> None:
             counts={"prompts": evaluation["n_prompts"], "samples": evaluation["n_samples"]},
             started=started,
         )
-    print_stage2(read_json(folder / "evaluation.json"), dual)
+    print_stage2(read_json(folder / "evaluation.json"), dual, read_training_verdict(run.folder / "policy"))
 
 
 def read_status(run: Run) -> str:

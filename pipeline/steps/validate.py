@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
-from tqdm import tqdm
 
 from pipeline.contracts.artifacts import (
     Manifest,
@@ -38,6 +37,7 @@ from pipeline.contracts.tables import (
     prompt_id,
     tilted_schema,
 )
+from pipeline.progress import progress_bar
 from pipeline.run.response_set import ResponseSet, known_response_sets
 from stage1_dual.sampling.protocol import THE_POLICY
 
@@ -129,11 +129,13 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
         checks.append(("dual", lambda: _check_dual(folder)))
     for responses in known_response_sets(folder):
         checks += _checks_of_set(folder, responses, complete)
-    for description, check in tqdm(checks, desc="validating", unit=" checks", disable=not show_progress):
-        try:
-            found.faults += check()
-        except DualignError as error:
-            found.faults.append(f"{description}: {error}")
+    with progress_bar(total=len(checks), doing="validating", unit="checks", shown=show_progress) as bar:
+        for description, check in checks:
+            try:
+                found.faults += check()
+            except DualignError as error:
+                found.faults.append(f"{description}: {error}")
+            bar.update()
     return found
 
 
