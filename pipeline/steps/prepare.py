@@ -59,6 +59,9 @@ def prepare(run: Run) -> None:
     # The categories themselves are among the inputs: nothing that was sampled or scored depends on their column. The
     # limit shows in the inputs too: a larger one is a source that has grown.
     settings = run.config.prompts.model_dump(mode="json", exclude={"category_column", "limit"})
+    # Only `drop` changes a prompt; the other two are what a run was before there was the setting.
+    if settings["last_assistant_turn"] != "drop":
+        del settings["last_assistant_turn"]
     details["limit"] = run.config.prompts.limit
     # A source may grow: the table is then written anew, and later steps compute only what is new.
     inputs["prompts"] = _prompts_identity(prompts)
