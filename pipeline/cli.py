@@ -203,7 +203,13 @@ def _add_export_options(command: argparse.ArgumentParser) -> None:
 
 def _table_parser(command: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"dualign {command}", allow_abbrev=False)
-    parser.add_argument("--table", type=Path, required=True, metavar="PATH", help="Parquet file or folder of scores")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="file of scores (Parquet, CSV or JSON Lines), or a folder of such files",
+    )
     parser.add_argument("--prompt-id", default="prompt_id", metavar="COLUMN", help="which prompt a row answers")
     parser.add_argument("--reward", required=True, metavar="COLUMN", help="the score to maximise")
     parser.add_argument(
@@ -234,7 +240,7 @@ def _safeguards(options: argparse.Namespace) -> dict[str, Safeguard]:
     found: dict[str, Safeguard] = {}
     for field in _SAFEGUARDS:
         for text in getattr(options, field):
-            name, _, number = text.partition("=")
+            name, _, number = text.rpartition("=")  # a name may hold the sign itself
             try:
                 value = float(number)
             except ValueError:

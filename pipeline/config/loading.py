@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import ConfigError
+from pipeline.contracts.problem import MAX_CONSTRAINTS
 from pipeline.contracts.section import nearest
 from pipeline.scorers.kinds import SCORER_SETTINGS
 
@@ -144,6 +145,9 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
     """Faults between sections; read from the raw tree, so that they are found beside the others."""
     scorers, constraints = tree.get("scorers"), tree.get("constraints")
     faults: list[str] = []
+    if isinstance(constraints, Mapping) and len(constraints) > MAX_CONSTRAINTS:
+        # Faults of each would bury this one.
+        return [f"`constraints` has {len(constraints)} entries; a problem has at most {MAX_CONSTRAINTS}"]
     if isinstance(scorers, Mapping):
         faults.extend(
             f"`scorers.{name}`: a name is letters, digits, `_` and `-`, and begins with a letter"
@@ -200,7 +204,10 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        known: set[Any] = set()
         for key in keys:
-            if keys.count(key) > 1:
+            if isinstance(key, Hashable) and key in known:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+            if isinstance(key, Hashable):  # what is none is refused by the loader
+                known.add(key)
         return super().construct_mapping(node, deep=deep)

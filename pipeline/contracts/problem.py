@@ -128,11 +128,10 @@ def read_constraint_range(text: str) -> tuple[Constraint, ...]:
             :data:`MAX_FRONTIER_POINTS` numbers.
     """
     parts = _read_parts(text)
-    bounds = parts.number.split(":")
-    if len(bounds) != 3:
+    if not holds_range(text):
         return (read_constraint(text),)
     try:
-        start, stop, step = map(float, bounds)
+        start, stop, step = map(float, parts.number.split(":"))
     except ValueError:
         raise InputError(
             f"constraint {text!r}: the range {parts.number!r} is not three numbers START:STOP:STEP"
@@ -148,6 +147,15 @@ def read_constraint_range(text: str) -> tuple[Constraint, ...]:
     # The end belongs to the range although its sum of steps is rounded.
     count = math.floor(n_steps * (1 + 1e-12) + 1e-9) + 1
     return tuple(parts.at(start + step * place) for place in range(count))
+
+
+def holds_range(text: str) -> bool:
+    """Whether the number of a constraint is a range ``START:STOP:STEP``.
+
+    Raises:
+        InputError: as :func:`read_constraint`, but for the number.
+    """
+    return _read_parts(text).number.count(":") == 2
 
 
 def check_name(name: str, *, what: str) -> str:

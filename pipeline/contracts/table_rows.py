@@ -15,6 +15,7 @@ import csv
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -45,7 +46,7 @@ class TableRows:
     def __init__(self, file: TableFile, *, what: str) -> None:
         self._file = file
         self._place = f"{what} {file.path}"
-        repeated = [name for place, name in enumerate(self.names) if name in self.names[:place]]
+        repeated = [name for name, count in Counter(self.names).items() if count > 1]
         if repeated:
             raise InputError(f"{self._place} has the column {repeated[0]!r} twice")
         twice = [name for name in self.names if name in file.partition]
@@ -135,7 +136,7 @@ def read_csv(path: Path) -> dict[str, list[str]]:
         except UnicodeDecodeError as error:
             raise _not_utf8(path) from error
     names = rows[0] if rows else []
-    repeated = [name for place, name in enumerate(names) if name in names[:place]]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(f"the column {repeated[0]!r} is there twice")
     columns = list(zip(*rows[1:], strict=True)) or [()] * len(names)

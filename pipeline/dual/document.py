@@ -76,7 +76,7 @@ def describe_solution(
                 "reference": sign * float(problem.reference_means_m[j]),
                 "multiplier": float(solution.multipliers[j]),
                 "multiplier_ci95": _interval(intervals.multipliers[j]),
-                "multiplier_standard_error": float(errors.multipliers[j]),
+                "multiplier_standard_error": _finite(errors.multipliers[j]),
                 "multiplier_corrected": (
                     None if ladder.corrected_multipliers_m is None else float(ladder.corrected_multipliers_m[j])
                 ),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import re
+import logging
+import math
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +19,15 @@ from tqdm import tqdm
 
 from pipeline.contracts.artifacts import environment, require_writable, write_json
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.problem import Constraint, Safeguard, read_constraint
+from pipeline.contracts.problem import (
+    MAX_CONSTRAINTS,
+    MAX_FRONTIER_POINTS,
+    Constraint,
+    Safeguard,
+    holds_range,
+    read_constraint,
+    read_constraint_range,
+)
 from pipeline.dual.solving import EvaluationSize, build_problem_on_samples, constraint_signs, solve_problem
 from pipeline.dual.sweep import solve_points, sweep_constraints, write_frontier
 from pipeline.dual.table_reader import ScoreChunk, ScoreTable
@@ -34,7 +44,8 @@ from stage1_dual.dual import (
     group_on_disk,
 )
 
-_RANGE = re.compile(r"(?P<start>[^\s:=+]+):(?P<stop>[^\s:]+):(?P<step>[^\s:]+)\s*$")
+_log = logging.getLogger("dualign")
+
 # Points of a sweep, each some five passes over the scores; fewer where a pass reads the disk.
 _FRONTIER_POINTS = 61
 _FEW_FRONTIER_POINTS = 11
@@ -49,7 +60,7 @@ class TableRequest:
     """What to solve on which table.
 
     Attributes:
-        table: Parquet file, or folder of Parquet files.
+        table: Parquet, CSV or JSON Lines file, or folder of such files.
         prompt_id: column that says which prompt a row answers.
         reward: column to maximise.
         constraints: texts such as ``harmless >= ref + 0.8``; in :func:`frontier_table` some of them hold a range
@@ -94,6 +105,7 @@ def solve_table(request: TableRequest) -> dict[str, Any]:
         InfeasibleError: no reweighting of the rows meets the thresholds.
         NotCertifiedError: the solution failed the independent check.
     """
+    _require_few(request.constraints)
     constraints = [read_constraint(text) for text in request.constraints]
     names = [constraint.name for constraint in constraints]
     unknown = sorted(set(request.safeguards) - set(names))
@@ -101,7 +113,7 @@ def solve_table(request: TableRequest) -> dict[str, Any]:
         raise InputError(f"a safeguard is asked for {unknown[0]!r}; the constraints are {', '.join(names)}")
     table = _open(request, names)
     with tempfile.TemporaryDirectory(prefix=".scores-", dir=request.output.resolve()) as scratch:
-        scores = _read_scores(table, request, constraints, folder=Path(scratch))
+        scores, notes = _read_scores(table, request, constraints, folder=Path(scratch))
         train = build_problem_on_samples(scores["train"].scores, constraints=constraints, beta=request.beta)
         heldout = None
         if "test" in scores and len(scores["test"].prompt_p) > 1:
@@ -126,9 +138,12 @@ def solve_table(request: TableRequest) -> dict[str, Any]:
         }
         _write_weights(table, request, constraints, normalisers)
         n_points = _FRONTIER_POINTS if _fits_in_memory(table) else _FEW_FRONTIER_POINTS
-        frontier = sweep_constraints(solved.problem, constraints, n_points=n_points)
+        frontier = sweep_constraints(
+            solved.problem, constraints, n_points=n_points, show_progress=request.show_progress
+        )
         write_frontier(request.output / "frontier.parquet", frontier, metadata={})
         dual = solved.content | {
+            "warnings": [*notes, *solved.content["warnings"]],
             "seed": request.seed,
             "inputs": table.identity(),
             "environment": environment(),
@@ -144,30 +159,39 @@ def frontier_table(request: TableRequest) -> pa.Table:
     Raises:
         InputError: no range among the constraints, a malformed range, or as :func:`solve_table`.
     """
-    ranged = [place for place, text in enumerate(request.constraints) if _RANGE.search(text)]
+    _require_few(request.constraints)
+    families = [read_constraint_range(text) for text in request.constraints]
+    ranged = [place for place, text in enumerate(request.constraints) if holds_range(text)]
     if not ranged:
         raise InputError(
             f"none of the constraints {list(request.constraints)} holds a range; a frontier needs one of the form "
             "'NAME >= ref + START:STOP:STEP'"
         )
-    families = [
-        [read_constraint(_RANGE.sub(repr(number), text)) for number in _range_numbers(text)]
-        if place in ranged
-        else [read_constraint(text)]
-        for place, text in enumerate(request.constraints)
-    ]
+    n_points = math.prod(map(len, families))
+    if n_points > MAX_FRONTIER_POINTS:
+        raise InputError(
+            f"the ranges of the constraints have {n_points} combinations; a frontier has at most "
+            f"{MAX_FRONTIER_POINTS} points: take longer steps"
+        )
     first = [family[0] for family in families]
     table = _open(request, [constraint.name for constraint in first])
     with tempfile.TemporaryDirectory(prefix=".scores-", dir=request.output.resolve()) as scratch:
-        scores = _read_scores(table, request, first, folder=Path(scratch))
+        scores, _ = _read_scores(table, request, first, folder=Path(scratch))
         problem = build_problem_on_samples(scores["train"].scores, constraints=first, beta=request.beta)
         frontier = solve_points(problem, list(itertools.product(*families)), swept=ranged)
     write_frontier(request.output / "frontier.parquet", frontier, metadata={})
     return frontier
 
 
+def _require_few(constraints: Sequence[str]) -> None:
+    if len(constraints) > MAX_CONSTRAINTS:
+        raise InputError(f"{len(constraints)} constraints are given; a problem has at most {MAX_CONSTRAINTS}")
+
+
 def _open(request: TableRequest, constraint_names: Sequence[str]) -> ScoreTable:
-    repeated = sorted({name for name in constraint_names if list(constraint_names).count(name) > 1})
+    if request.seed < 0:
+        raise InputError(f"--seed is {request.seed}; it must not be negative")
+    repeated = sorted(name for name, count in Counter(constraint_names).items() if count > 1)
     if repeated:
         raise InputError(f"{repeated[0]!r} is bounded twice; a constraint bounds a score of its own")
     asked = [name for name, safeguard in request.safeguards.items() if safeguard.assurance is not None]
@@ -188,16 +212,16 @@ def _open(request: TableRequest, constraint_names: Sequence[str]) -> ScoreTable:
 
 def _read_scores(
     table: ScoreTable, request: TableRequest, constraints: Sequence[Constraint], *, folder: Path
-) -> dict[str, GroupedSamples]:
-    """The splits of a table: in memory where they fit, else under ``folder``."""
+) -> tuple[dict[str, GroupedSamples], list[str]]:
+    """The splits of a table, in memory where they fit, else under ``folder``; and what was not read of it."""
     splits = ("train", "test") if table.has_split else ("train",)
+    notes = table.notes(splits)
     executor = request.executor or ThreadExecutor()
     found: dict[str, GroupedSamples] = {}
     if _fits_in_memory(table):
         chunks = list(_turned(table, constraints, show_progress=request.show_progress))
         for split in splits:
-            parts = [vars(_of_split(rows, split_n, split)).values() for rows, split_n in chunks]
-            whole = UngroupedScores(*map(np.concatenate, zip(*parts, strict=True)))
+            whole = UngroupedScores.concatenate([_of_split(rows, split_n, split) for rows, split_n in chunks])
             if len(whole.prompt_n):
                 found[split] = group_in_memory(whole, executor=executor)
     else:
@@ -218,11 +242,14 @@ def _read_scores(
             )
             if grouped is not None:
                 found[split] = grouped
-    if "train" not in found:
-        raise InputError(f"{table.path} has a column `split`, but no row of the split 'train'")
+    notes += table.require_distinct(found)
+    if "test" in found and len(found["test"].prompt_p) < 2:
+        notes.append(f"{table.path}: the split 'test' has 1 prompt, too few for held-out predictions")
+    for note in notes:
+        _log.warning("%s", note)
     if len(found["train"].prompt_p) < 2:
         raise InputError(f"{table.path} has 1 prompt to solve on; intervals are between prompts and need at least 2")
-    return found
+    return found, notes
 
 
 def _fits_in_memory(table: ScoreTable) -> bool:
@@ -236,7 +263,12 @@ def _turned(
     signs_m = constraint_signs(constraints)
     for chunk in _shown(table, "reading scores", show_progress=show_progress):
         yield (
-            UngroupedScores(chunk.prompt_n, chunk.scores_ns[:, 0].copy(), chunk.scores_ns[:, 1:] * signs_m),
+            UngroupedScores(
+                chunk.prompt_n,
+                chunk.scores_ns[:, 0].copy(),
+                chunk.scores_ns[:, 1:] * signs_m,
+                chunk.sample_index_n if table.has_sample_index else None,
+            ),
             chunk.split_n,
         )
 
@@ -252,7 +284,13 @@ def _of_split(rows: UngroupedScores, split_n: np.ndarray | None, split: str) -> 
     if split_n is None:
         return rows
     mask_n = split_n == split
-    return UngroupedScores(rows.prompt_n[mask_n], rows.reward_n[mask_n], rows.scores_nm[mask_n])
+    index_n = rows.sample_index_n
+    return UngroupedScores(
+        rows.prompt_n[mask_n],
+        rows.reward_n[mask_n],
+        rows.scores_nm[mask_n],
+        None if index_n is None else index_n[mask_n],
+    )
 
 
 def _write_weights(
@@ -292,20 +330,6 @@ def _write_weights(
 def _sorted(prompt_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     places = np.argsort(prompt_p)
     return prompt_p[places], places
-
-
-def _range_numbers(text: str) -> list[float]:
-    match = _RANGE.search(text)
-    assert match is not None  # the caller looked
-    try:
-        start, stop, step = (float(match[name]) for name in ("start", "stop", "step"))
-    except ValueError:
-        raise InputError(f"constraint {text!r}: the range {match[0]!r} is not three numbers START:STOP:STEP") from None
-    if not (np.isfinite([start, stop, step]).all() and step > 0 and stop >= start):
-        raise InputError(f"constraint {text!r}: a range needs STEP > 0 and STOP >= START, {match[0]!r} given")
-    # The end belongs to the range although its sum of steps is rounded.
-    count = int(np.floor((stop - start) / step * (1 + 1e-12) + 1e-9)) + 1
-    return [start + step * place for place in range(count)]
 
 
 T = TypeVar("T")

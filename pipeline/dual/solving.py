@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contracts.errors import CorruptArtifactError
+from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.dual.document import describe_solution
 from pipeline.scoring.joined import JoinedScores
@@ -26,6 +26,11 @@ from stage1_dual.dual import (
     solve_tightened,
 )
 from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError
+
+
+# What a number of a problem may be in size. The expansions behind starts, intervals and predictions hold products of
+# three scores over a square of beta: within these, no such product leaves the range of float64.
+_SMALLEST, _LARGEST = 1e-50, 1e50
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +82,31 @@ def build_problem_on_samples(samples: SampleScores, *, constraints: Sequence[Con
 
 def set_thresholds(problem: DualProblem, constraints: Sequence[Constraint]) -> DualProblem:
     """The problem under the thresholds of ``constraints``; margins are over its own reference means."""
+    _require_sizes(problem, constraints)
     signs_m = constraint_signs(constraints)
     thresholds = [
         bound.absolute_threshold(sign * mean)
         for bound, sign, mean in zip(constraints, signs_m, problem.reference_means_m, strict=True)
     ]
     return problem.with_thresholds(np.array(thresholds) * signs_m)
+
+
+def _require_sizes(problem: DualProblem, constraints: Sequence[Constraint]) -> None:
+    """Raise InputError where scores, or beta, are so large or so small that float64 cannot hold their products."""
+    facts = problem.samples.facts
+    sizes = [("beta", problem.beta, problem.beta), ("the reward", facts.reward_scale, abs(facts.reference_reward))]
+    for j, constraint in enumerate(constraints):
+        sizes.append((f"the score {constraint.name!r}", facts.score_scale_m[j], facts.score_magnitude_m[j]))
+        asked = constraint.margin if constraint.threshold is None else constraint.threshold
+        sizes.append((f"the constraint on {constraint.name!r}", 0.0, abs(asked or 0.0)))
+    for what, spread, size in sizes:
+        # A spread of zero is a score that no policy changes.
+        wrong = size if size > _LARGEST else spread if spread > 0 and not _SMALLEST <= spread <= _LARGEST else None
+        if wrong is not None:
+            raise InputError(
+                f"{what} is of the size {wrong:.3g}; scores, their spread within prompts and beta must lie between "
+                f"{_SMALLEST:g} and {_LARGEST:g}, where float64 can multiply them: give them in other units"
+            )
 
 
 def constraint_signs(constraints: Sequence[Constraint]) -> np.ndarray:
@@ -134,18 +158,21 @@ def solve_problem(
     except InfeasibleError as error:
         message = _infeasible_message(problem, constraints, error.certificate)
         raise InfeasibleError(message, certificate=error.certificate) from error
-    ladder = climb_ladder(tightened.problem, tightened.solution)
-    prompts = PromptSample.gather(tightened.problem, tightened.solution, thresholds_are_relative_m=relative_m)
-    intervals = prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=ladder.bias)
-    if corrects_response_bias and ladder.bias is not None:
-        tightened = correct_response_bias(tightened, ladder)
+    # The solution is certified. Around it, expansions may leave float64; what does so is said to be unknown.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        ladder = climb_ladder(tightened.problem, tightened.solution)
         prompts = PromptSample.gather(tightened.problem, tightened.solution, thresholds_are_relative_m=relative_m)
-        bias = climb_ladder(tightened.problem, tightened.solution).bias or ladder.bias
-        # Those of lambda* stay: they are about what was asked, which the corrected lambda* is an estimate for.
-        intervals = replace(
-            prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=bias),
-            multipliers=intervals.multipliers,
-        )
+        intervals = prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=ladder.bias)
+        if corrects_response_bias and ladder.bias is not None:
+            tightened = correct_response_bias(tightened, ladder)
+            prompts = PromptSample.gather(tightened.problem, tightened.solution, thresholds_are_relative_m=relative_m)
+            bias = climb_ladder(tightened.problem, tightened.solution).bias or ladder.bias
+            # Those of lambda* stay: they are about what was asked, which the corrected lambda* is an estimate for.
+            intervals = replace(
+                prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=bias),
+                multipliers=intervals.multipliers,
+            )
+        errors = prompts.standard_errors()
     solved, solution = tightened.problem, tightened.solution
     prediction = None
     if heldout is not None:
@@ -159,7 +186,7 @@ def solve_problem(
         constraints=constraints,
         safeguards=safeguards,
         intervals=intervals,
-        errors=prompts.standard_errors(),
+        errors=errors,
         diagnostics=diagnostics,
         ladder=ladder,
         prediction=prediction,
@@ -167,6 +194,13 @@ def solve_problem(
     )
     if corrects_response_bias and ladder.bias is None:
         content["warnings"].append(f"lambda* is not corrected for finitely many responses: {ladder.refusal}")
+    policy = intervals.policy
+    known = (intervals.multipliers, policy.reward, policy.constraints, policy.kl)
+    if not intervals.infeasible_fraction and not all(np.isfinite(bounds).all() for bounds in known):
+        content["warnings"].append(
+            "some 95% intervals are not known: at this beta the policy leans on so few responses that a redrawn set "
+            "of prompts takes the expansion around it out of the range of float64"
+        )
     return SolvedDual(content, solved, solution)
 
 
