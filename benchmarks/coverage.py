@@ -28,8 +28,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from gaussian_population import FloatArray, GaussianPopulation, over_datasets
+from gaussian_population import GaussianPopulation, over_datasets
+from numpy.typing import ArrayLike
 
+from pipeline.contracts.arrays import FloatArray
 from stage1_dual.dual import DualProblem, bootstrap_intervals, climb_ladder, sandwich_standard_errors, solve_dual
 
 _NORMAL_QUANTILE = 1.959963984540054
@@ -82,7 +84,7 @@ def intervals_of_dataset(
     bias = ladder.bias
     sandwich = lam_m[:, np.newaxis] + np.outer(errors.multipliers, [-_NORMAL_QUANTILE, _NORMAL_QUANTILE])
     optimum, policy = bootstrap.optimum, bootstrap.policy
-    parts = {
+    parts: dict[str, tuple[ArrayLike, ArrayLike, ArrayLike]] = {
         "lam, bootstrap": (lam_m, bootstrap.multipliers, lam_star_m),
         "lam, sandwich": (lam_m, sandwich, lam_star_m),
         "lam, bootstrap, moved": (

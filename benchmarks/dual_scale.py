@@ -23,6 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from pipeline.contracts.solution import Solution
+
 N_RESPONSES = 128
 CHUNK_PROMPTS = 8_192
 
@@ -73,10 +75,10 @@ def main() -> None:
     if status:
         raise SystemExit(f"dualign solve ended with {os.waitstatus_to_exitcode(status)}")
     dual = json.loads((output / "dual.json").read_text())
-    multipliers = ", ".join(f"{bound['multiplier']:.4f}" for bound in dual["constraints"])
-    print(
-        f"{dual['n_samples']:,} rows of {dual['n_prompts']:,} prompts, table of {table.stat().st_size / 2**30:.2f} GiB"
-    )
+    solution = Solution.from_document(dual, source=output / "dual.json")
+    multipliers = ", ".join(f"{one.multiplier:.4f}" for one in solution.constraints)
+    size = table.stat().st_size / 2**30
+    print(f"{solution.n_samples:,} rows of {solution.n_prompts:,} prompts, table of {size:.2f} GiB")
     print(f"lambda* {multipliers}; KKT residual {dual['kkt_residual']:.1e}; {dual['n_evaluations']} evaluations")
     cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
     print(f"wall {wall:.1f} s; CPU {cpu:.1f} s; peak memory {peak:.2f} GiB")

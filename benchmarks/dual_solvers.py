@@ -55,8 +55,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gaussian_population import FloatArray, GaussianPopulation
+from gaussian_population import GaussianPopulation
 
+from pipeline.contracts.arrays import FloatArray
 from stage1_dual.dual import DualProblem, solve_dual
 
 OURS = "ours"
@@ -271,13 +272,13 @@ def best_step(arrays: Arrays, judge: Judge) -> float:
     return float(best)
 
 
-def try_lbfgsb(options: dict[str, float], arrays: Arrays, report: Report) -> str:
+def try_lbfgsb(options: Any, arrays: Arrays, report: Report) -> str:
     """scipy.optimize.minimize as it comes."""
     from scipy.optimize import OptimizeResult, minimize
 
     n_constraints = len(arrays.b_m)
 
-    def callback(intermediate_result: OptimizeResult) -> None:
+    def callback(intermediate_result: OptimizeResult[Any]) -> None:
         report(np.asarray(intermediate_result.x, dtype=np.float64))
 
     result = minimize(
@@ -294,8 +295,9 @@ def try_lbfgsb(options: dict[str, float], arrays: Arrays, report: Report) -> str
 
 def try_cvxpy(solver: str, options: dict[str, float], arrays: Arrays, report: Report) -> str:
     """One log_sum_exp a prompt, vectorised."""
-    import cvxpy as cp
+    import cvxpy
 
+    cp: Any = cvxpy  # its functions are not declared
     n_prompts, n_responses, n_constraints = arrays.g_pkm.shape
     lam = cp.Variable(n_constraints, nonneg=True)
     scores_nm = ((arrays.g_pkm - arrays.b_m) / arrays.beta).reshape(-1, n_constraints)

@@ -31,8 +31,9 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from gaussian_population import FloatArray, GaussianPopulation, over_datasets
+from gaussian_population import GaussianPopulation, over_datasets
 
+from pipeline.contracts.arrays import FloatArray
 from stage1_dual.dual import (
     DualProblem,
     DualSolution,

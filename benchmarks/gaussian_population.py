@@ -17,9 +17,9 @@ from multiprocessing import Pool
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from pipeline.contracts.arrays import FloatArray
+
 T = TypeVar("T")
 
 

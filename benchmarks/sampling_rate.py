@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,7 @@ def start_generate(batch_rows: int) -> Callable[[argparse.Namespace, list[tuple[
         import torch
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
         eos = model.config.eos_token_id
         rows = sorted((ids for ids in prompts for _ in range(args.samples_per_prompt)), key=len)
 

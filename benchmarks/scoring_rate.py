@@ -71,7 +71,7 @@ def _plain(model: str, batch_rows: int) -> Contender:
     tokenizer = AutoTokenizer.from_pretrained(model)
 
     def render(row: ScoreRequest) -> str:
-        conversation = [*row.messages, {"role": "assistant", "content": row.completion}]
+        conversation = [*map(dict, row.messages), {"role": "assistant", "content": row.completion}]
         return str(tokenizer.apply_chat_template(conversation, tokenize=False))
 
     def run(rows: Sequence[ScoreRequest]) -> Result:
@@ -165,10 +165,10 @@ def _save_random(folder: Path, tokenizer_of: str, *, width: int, layers: int) ->
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        num_labels=1,
     )
+    config.num_labels = 1
     torch.manual_seed(0)
-    LlamaForSequenceClassification(config).save_pretrained(folder)
+    LlamaForSequenceClassification(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(folder)
     return str(folder)
 

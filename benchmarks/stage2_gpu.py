@@ -44,13 +44,15 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 from typing_extensions import override
 
 from stage2_policy.adapters import AdapterSettings, attach_adapter
-from stage2_policy.data import StepSampler, TrainingResponses
-from stage2_policy.objectives import OBJECTIVES
-from stage2_policy.tilted_trainer import TiltedTrainer
+from stage2_policy.data import TrainingResponses
+from stage2_policy.losses import tilted_pairwise
+from stage2_policy.step_sampler import StepSampler
+from stage2_policy.tilted_trainer import Policy, TiltedTrainer
 
 _WARM_UP = 2
 _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -165,7 +167,7 @@ class Bench:
 
     def measure(self, trainer: str) -> Measured:
         """Train some steps and read clock and memory."""
-        build: dict[str, Callable[[torch.nn.Module, str, StepTimer], Trainer]] = {
+        build: dict[str, Callable[[Policy, str, StepTimer], Trainer]] = {
             "ours": self._ours,
             "plain": self._plain,
             "DPOTrainer": self._dpo,
@@ -198,12 +200,13 @@ class Bench:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
-    def _model(self) -> torch.nn.Module:
+    def _model(self) -> Policy:
         # Weights that are trained are in float32, weights that an adapter leaves fixed in bf16.
         dtype = torch.float32 if self._adapter == "none" else torch.bfloat16
         torch.manual_seed(0)
         with torch.device(self._device):
-            model = LlamaForCausalLM(self._size.config).to(dtype)
+            model = LlamaForCausalLM(self._size.config)  # type: ignore[no-untyped-call]
+            torch.nn.Module.to(model, dtype)
         if self._adapter == "none":
             return model
         return attach_adapter(model, AdapterSettings(r=16, alpha=32, target_modules="all-linear", seed=0))
@@ -224,7 +227,7 @@ class Bench:
             "use_cpu": self._device.type == "cpu",
         }
 
-    def _ours(self, model: torch.nn.Module, folder: str, timer: StepTimer) -> Trainer:
+    def _ours(self, model: Policy, folder: str, timer: StepTimer) -> Trainer:
         n = len(self._sequences)
         length = self._size.prompt + self._size.response
         data = TrainingResponses(
@@ -237,7 +240,8 @@ class Bench:
             sampler_logp=np.zeros(n),
         )
         sampler = StepSampler(
-            data,
+            data.lengths,
+            data.prompt_p,
             tokens_per_step=self._size.step * length,
             tokens_per_microbatch=round(1.25 * self._size.microbatch * length),
             responses_per_group=_GROUP,
@@ -247,7 +251,7 @@ class Bench:
         return TiltedTrainer(
             model,
             TrainingArguments(**self._arguments(folder), gradient_accumulation_steps=accumulation),
-            objective=OBJECTIVES["tilted_pairwise"],
+            row_loss=tilted_pairwise,
             train=data,
             ref_logp=np.zeros(n),
             held_out=data,
@@ -259,7 +263,7 @@ class Bench:
             callbacks=[timer],
         )
 
-    def _plain(self, model: torch.nn.Module, folder: str, timer: StepTimer) -> Trainer:
+    def _plain(self, model: Policy, folder: str, timer: StepTimer) -> Trainer:
         rows = [
             {
                 "input_ids": [*prompt.tolist(), *done.tolist()],
@@ -281,12 +285,13 @@ class Bench:
             callbacks=[timer],
         )
 
-    def _dpo(self, model: torch.nn.Module, folder: str, timer: StepTimer) -> Trainer:
+    def _dpo(self, model: Policy, folder: str, timer: StepTimer) -> Trainer:
         words = {word: place for place, word in enumerate(("<bos>", "<eos>", "<pad>"))}
         words |= {f"w{place}": place for place in range(3, self._size.config.vocab_size)}
         core = Tokenizer(models.WordLevel(words, unk_token="<pad>"))  # noqa: S106  # no password
         core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")  # noqa: S106
+        special = {"eos_token": "<eos>", "pad_token": "<pad>"}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **special)  # type: ignore[no-untyped-call]
 
         def text(tokens: np.ndarray) -> str:
             return "".join(f" w{token}" for token in tokens)
@@ -312,6 +317,7 @@ class Bench:
 
     def _flops(self) -> float:
         config, size = self._size.config, self._size
+        assert config.num_key_value_heads is not None  # every size names its own
         head_width = config.hidden_size // config.num_attention_heads
         attention = 2 * config.hidden_size**2 + 2 * config.hidden_size * head_width * config.num_key_value_heads
         weights = config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size)

@@ -20,34 +20,40 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from peft import PeftModel
+from stage2_objectives import STUDIED
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
 
 from pipeline.config.loading import load_config
-from pipeline.contracts.artifacts import read_json
-from pipeline.evaluation import SampleScoresByPrompt, evaluate_policy
+from pipeline.contracts.errors import DualignError, InputError
+from pipeline.contracts.solution import read_solution
+from pipeline.evaluation import evaluate_policy
 from pipeline.run.run import Run
-from pipeline.scoring.joined import reference_scores
+from pipeline.scorers.sequence_classification import SequenceClassificationSettings
+from pipeline.scoring.joined import JoinedScores, reference_scores
 from stage1_dual.sampling.protocol import SampleRequest
 from stage1_dual.sampling.rendering import load_tokenizer, render_prompts
 from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
-from stage1_dual.scoring.protocol import ScoreRequest
+from stage1_dual.scoring.protocol import RowFailure, ScoreRequest
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
 from stage2_policy.adapters import AdapterSettings, attach_adapter
 from stage2_policy.data import TrainingData, read_training_data, segment_softmax
 from stage2_policy.fit import fit_policy
 from stage2_policy.logprobs import score_sequences
+from stage2_policy.objectives import OBJECTIVES
+from stage2_policy.reference import ReferenceLogp, score_reference
 from stage2_policy.saving import save_policy
-from stage2_policy.trainer import ReferenceLogp, TrainSettings, score_reference
+from stage2_policy.settings import TrainSettings
+from stage2_policy.tilted_trainer import Policy
 
 _EVALUATION_SEED = 2_000_003
-_BASE = TrainSettings(epochs=2.0, evaluations=4, patience=99)
 
 
 @dataclass(frozen=True)
@@ -55,41 +61,53 @@ class Row:
     """One way of training.
 
     Attributes:
-        settings: of the training run.
+        objective: a name, of stage 2 or of the study.
+        learning_rate: peak rate of AdamW.
         samples_per_prompt: only so many responses of each prompt are trained on; all of them where None.
+        change: settings that are not those of a single epoch in 116 steps.
     """
 
-    settings: TrainSettings
+    objective: str
+    learning_rate: float
     samples_per_prompt: int | None = None
+    change: Mapping[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> TrainSettings:
+        """Of the training run."""
+        return TrainSettings(
+            **{
+                "objective": self.objective,
+                "learning_rate": self.learning_rate,
+                "epochs": 1.0,
+                "tokens_per_step": 8192,
+                "evaluations": 2,
+                "patience": 99,
+                **self.change,
+            }
+        )
 
 
-def _one(objective: str | Mapping[str, float], rate: float, *, k: int | None = None, **change: Any) -> Row:
-    return Row(replace(_BASE, objective=objective, learning_rate=rate, **change), k)
-
-
-_ONCE = {"epochs": 1.0, "tokens_per_step": 8192, "evaluations": 2}
-_TWICE = {"epochs": 2.0, "tokens_per_step": 8192, "evaluations": 3}
-_THRICE = {"epochs": 3.0, "tokens_per_step": 8192, "evaluations": 4}
+_LORA = {"adapter": "lora", "lora_r": 16}
 
 ROWS: dict[str, Row] = {
-    "nll 2e-4": _one("tilted_nll", 2e-4, **_ONCE),
-    "nll 5e-4": _one("tilted_nll", 5e-4, **_ONCE),
-    "kl 2e-4": _one("tilted_kl", 2e-4, **_ONCE),
-    "listwise 2e-4": _one("tilted_listwise", 2e-4, **_ONCE),
-    "reverse 2e-4": _one("tilted_reverse", 2e-4, **_ONCE),
-    "regression 2e-4": _one("tilted_regression", 2e-4, **_ONCE),
-    "variance 2e-4": _one("tilted_variance", 2e-4, **_ONCE),
-    "dpo 2e-4": _one("dpo", 2e-4, **_ONCE),
-    "pairwise 1e-4": _one("tilted_pairwise", 1e-4, **_ONCE),
-    "pairwise 2e-4": _one("tilted_pairwise", 2e-4, **_ONCE),
-    "pairwise 5e-4": _one("tilted_pairwise", 5e-4, **_ONCE),
-    "pairwise + 0.1 nll 2e-4": _one({"tilted_pairwise": 1.0, "tilted_nll": 0.1}, 2e-4, **_ONCE),
-    "pairwise 2e-4, 16 responses, 4 epochs": _one("tilted_pairwise", 2e-4, k=16, **{**_ONCE, "epochs": 4.0}),
-    "pairwise 2e-4, 32 responses, 2 epochs": _one("tilted_pairwise", 2e-4, k=32, **_TWICE),
-    "pairwise 2e-4, 3 epochs": _one("tilted_pairwise", 2e-4, **_THRICE),
-    "pairwise 1e-3, LoRA of rank 16": _one("tilted_pairwise", 1e-3, adapter="lora", lora_r=16, **_ONCE),
-    "pairwise 2e-3, LoRA of rank 16": _one("tilted_pairwise", 2e-3, adapter="lora", lora_r=16, **_ONCE),
-    "pairwise 1e-3, LoRA of rank 64": _one("tilted_pairwise", 1e-3, adapter="lora", lora_r=64, **_ONCE),
+    "nll 2e-4": Row("tilted_nll", 2e-4),
+    "nll 5e-4": Row("tilted_nll", 5e-4),
+    "kl 2e-4": Row("tilted_kl", 2e-4),
+    "listwise 2e-4": Row("tilted_listwise", 2e-4),
+    "reverse 2e-4": Row("tilted_reverse", 2e-4),
+    "regression 2e-4": Row("tilted_regression", 2e-4),
+    "variance 2e-4": Row("tilted_variance", 2e-4),
+    "dpo 2e-4": Row("dpo", 2e-4),
+    "pairwise 1e-4": Row("tilted_pairwise", 1e-4),
+    "pairwise 2e-4": Row("tilted_pairwise", 2e-4),
+    "pairwise 5e-4": Row("tilted_pairwise", 5e-4),
+    "pairwise + 0.1 nll 2e-4": Row("pairwise_with_nll", 2e-4),
+    "pairwise 2e-4, 16 responses, 4 epochs": Row("tilted_pairwise", 2e-4, 16, {"epochs": 4.0}),
+    "pairwise 2e-4, 32 responses, 2 epochs": Row("tilted_pairwise", 2e-4, 32, {"epochs": 2.0, "evaluations": 3}),
+    "pairwise 2e-4, 3 epochs": Row("tilted_pairwise", 2e-4, None, {"epochs": 3.0, "evaluations": 4}),
+    "pairwise 1e-3, LoRA of rank 16": Row("tilted_pairwise", 1e-3, None, _LORA),
+    "pairwise 2e-3, LoRA of rank 16": Row("tilted_pairwise", 2e-3, None, _LORA),
+    "pairwise 1e-3, LoRA of rank 64": Row("tilted_pairwise", 1e-3, None, {**_LORA, "lora_r": 64}),
 }
 
 
@@ -100,17 +118,14 @@ class Study:
         self._run = run
         self._responses = responses
         self._reference = run.model(run.config.reference, "reference")
-        self._dual = read_json(run.folder / "dual" / "dual.json")
+        self._solution = read_solution(run.folder / "dual" / "dual.json")
         self._model = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
         self._data: dict[float, TrainingData] = {}
         self._ref_logp: dict[float, ReferenceLogp] = {}
         names = (run.config.reward, *run.config.constraints)
-        self._scorers = {
-            name: SequenceClassificationScorer(run.model(run.config.scorers[name], f"scorers.{name}"))
-            for name in names
-        }
-        self._prompt_ids, reward, constraints = reference_scores(run, "test").by_prompt()
-        self._reference_scores = SampleScoresByPrompt(reward, constraints)
+        self._scorers = {name: _load_scorer(run, name) for name in names}
+        self._reference_scores = reference_scores(run, "test")
+        self._prompt_ids = self._reference_scores.prompt_ids
         prompts = {row["prompt_id"]: row["prompt"] for row in run.prompts_table().to_pylist()}
         self._messages = [prompts[name] for name in self._prompt_ids]
         limit = run.config.sampling.max_new_tokens
@@ -124,7 +139,7 @@ class Study:
 
     def train(self, row: Row, folder: Path) -> dict[str, Any]:
         """Train one row and save its policy."""
-        settings = replace(row.settings, seed=self._run.config.seed)
+        settings, seed = row.settings(), self._run.config.seed
         share = settings.held_out_fraction
         if share not in self._data:
             self._data[share] = read_training_data(
@@ -132,18 +147,16 @@ class Study:
                 **{name: self._run.folder / name for name in ("samples", "tilted", "dual")},
                 held_out_fraction=share,
             )
-            widest = replace(settings, objective="tilted_kl")
+            # By an objective that reads the reference on every response: all rows share the values.
             self._ref_logp[share] = score_reference(
-                self._model, self._data[share], settings=widest, show_progress=True
+                self._model, self._data[share], settings=ROWS["pairwise 2e-4"].settings(), show_progress=True
             )
         data, ref_logp = _thin(self._data[share], self._ref_logp[share], row.samples_per_prompt)
-        set_seed(settings.seed)
-        base = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
-        policy = base
+        set_seed(seed)
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
+        policy: Policy = base
         if settings.adapter == "lora":
-            adapter = AdapterSettings(
-                settings.lora_r, settings.lora_alpha, settings.lora_target_modules, settings.seed
-            )
+            adapter = AdapterSettings(settings.lora_r, settings.lora_alpha, settings.lora_target_modules, seed)
             policy = attach_adapter(base, adapter)
         started = time.monotonic()
         fit = fit_policy(
@@ -151,12 +164,13 @@ class Study:
             data,
             ref_logp=ref_logp,
             settings=settings,
+            seed=seed,
             checkpoints=folder / "checkpoints",
             show_progress=True,
         )
         seconds = time.monotonic() - started
         shutil.rmtree(folder / "checkpoints")
-        merged = policy.merge_and_unload() if settings.adapter == "lora" else policy
+        merged: Any = policy.merge_and_unload() if isinstance(policy, PeftModel) else policy
         save_policy(merged, AutoTokenizer.from_pretrained(self._reference), folder)
         return {
             "train_seconds": seconds,
@@ -180,28 +194,47 @@ class Study:
             ScoreRequest(request.prompt_id, request.sample_index, self._messages[place // k], completion.text)
             for place, (request, completion) in enumerate(zip(requests, drawn, strict=True))
         ]
-        scores = {
-            name: np.array([score.values[0] for score in scorer.score(rows)]).reshape(-1, k)
-            for name, scorer in self._scorers.items()
-        }
+        scores = {name: _score(scorer, rows) for name, scorer in self._scorers.items()}
         policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         sequences = [(request.prompt_token_ids, done.token_ids) for request, done in zip(requests, drawn, strict=True)]
         logp, ref_logp = (
             score_sequences(model, sequences, token_budget=16384, show_progress=False)
             for model in (policy, self._model)
         )
-        constraints = np.stack([scores[name] for name in config.constraints], axis=2)
+        policy_scores = JoinedScores(
+            prompt_ids=self._prompt_ids,
+            prompt_n=np.repeat(np.arange(len(self._prompt_ids)), k),
+            sample_index_n=np.tile(np.arange(k), len(self._prompt_ids)),
+            reward_n=scores[config.reward],
+            constraints_nm=np.column_stack([scores[name] for name in config.constraints]),
+            cut_off_n=np.array([done.finish_reason == "length" for done in drawn]),
+        )
         return evaluate_policy(
             reference=self._reference_scores,
-            policy=SampleScoresByPrompt(list(scores[config.reward]), list(constraints)),
-            log_ratio=list((logp - ref_logp).reshape(-1, k)),
-            reward_name=config.reward,
+            policy=policy_scores,
+            log_ratio_n=logp - ref_logp,
+            solution=self._solution,
             constraints=config.demanded_constraints(),
-            lam_star=np.array([entry["multiplier"] for entry in self._dual["constraints"]]),
-            beta=self._dual["beta"],
             n_replicates=2000,
             rng=np.random.default_rng(config.seed),
         )
+
+
+def _load_scorer(run: Run, name: str) -> SequenceClassificationScorer:
+    settings = run.config.scorers[name]
+    if not isinstance(settings, SequenceClassificationSettings):
+        raise InputError(f"`scorers.{name}.kind` is another; the study scores by classifiers alone")
+    return SequenceClassificationScorer(run.model(settings, f"scorers.{name}"))
+
+
+def _score(scorer: SequenceClassificationScorer, rows: Sequence[ScoreRequest]) -> np.ndarray:
+    """Scores of the rows, shape (n,)."""
+    values = []
+    for found in scorer.score(rows):
+        if isinstance(found, RowFailure):
+            raise DualignError(f"a response of the policy could not be scored: {found.reason}")
+        values.append(found.values[0])
+    return np.array(values)
 
 
 def _thin(data: TrainingData, ref_logp: ReferenceLogp, k: int | None) -> tuple[TrainingData, ReferenceLogp]:
@@ -282,6 +315,7 @@ def main() -> None:
     parser.add_argument("--responses", type=int, default=16, help="drawn from each policy to each test prompt")
     parser.add_argument("--output", type=Path, help="the table; default: stage2_study/table.md of the first run")
     args = parser.parse_args()
+    OBJECTIVES.update(STUDIED)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     runs = [Run(load_config(args.data_dir / "runs" / name / "config.yaml"), name, args.data_dir) for name in args.runs]
     results_r: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,12 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 from typing_extensions import override
 
 from pipeline.config.loading import load_config
+from pipeline.contracts.solution import read_solution
 from pipeline.formats import ExportSettings, build_preferences, read_prompt_rows
 from pipeline.run.run import Run
 from stage2_policy.data import TrainingData, read_training_data
@@ -54,9 +56,6 @@ from stage2_policy.settings import TrainSettings
 
 _HELD_OUT = 0.1
 _TOKENS_PER_STEP = 8192
-_OURS = TrainSettings(
-    epochs=3.0, tokens_per_step=_TOKENS_PER_STEP, held_out_fraction=_HELD_OUT, evaluations=1, patience=1
-)
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,14 @@ class Comparison:
         """Train once with `tilted_pairwise`; the curve."""
         clock = Clock()
         data, model = self._read(), self._load()
-        settings = replace(_OURS, learning_rate=rate, epochs=self._size.epochs)
+        settings = TrainSettings(
+            learning_rate=rate,
+            epochs=self._size.epochs,
+            tokens_per_step=_TOKENS_PER_STEP,
+            held_out_fraction=_HELD_OUT,
+            evaluations=1,
+            patience=1,
+        )
         ref_logp = score_reference(model, data, settings=settings, show_progress=False)
         clock.stop()
         curve = self._curve(clock)
@@ -153,6 +159,7 @@ class Comparison:
                 data,
                 ref_logp=ref_logp,
                 settings=settings,
+                seed=0,
                 checkpoints=Path(folder),
                 show_progress=False,
                 callbacks=[curve],
@@ -164,10 +171,10 @@ class Comparison:
         clock = Clock()
         trained = set(self._read().train.prompt_ids)
         settings = ExportSettings(seed=self._run.config.seed, pairs_per_prompt=self._size.pairs_per_prompt)
-        dual = json.loads((self._run.folder / "dual" / "dual.json").read_text())
+        solution = read_solution(self._run.folder / "dual" / "dual.json")
         pairs = [
             {name: row[name] for name in ("prompt", "chosen", "rejected")}
-            for prompt in read_prompt_rows(self._run.folder / "tilted", dual, split="train")
+            for prompt in read_prompt_rows(self._run.folder / "tilted", solution, split="train")
             if prompt.prompt_id in trained
             for row in build_preferences(
                 prompt, settings, np.random.default_rng([settings.seed, *prompt.prompt_id.encode()])
@@ -181,7 +188,7 @@ class Comparison:
                 beta=1.0,
                 learning_rate=rate,
                 lr_scheduler_type="cosine",
-                warmup_steps=max(1, round(_OURS.warmup_ratio * self._size.epochs * len(pairs) / batch)),
+                warmup_steps=max(1, round(TrainSettings().warmup_ratio * self._size.epochs * len(pairs) / batch)),
                 num_train_epochs=self._size.epochs,
                 per_device_train_batch_size=batch,
                 precompute_ref_log_probs=True,
@@ -214,8 +221,9 @@ class Comparison:
 
     def _load(self) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
-        device = "cpu" if not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
-        return model.to(device)
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        torch.nn.Module.to(model, device or torch.device("cpu"))
+        return model
 
     def _curve(self, clock: Clock) -> Curve:
         def closed_fraction(model: torch.nn.Module) -> float:

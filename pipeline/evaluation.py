@@ -1,7 +1,8 @@
 """Predicted against realised: does the trained policy keep what the dual promised?
 
 Everything is on the test prompts, clustered by prompt: the responses to one prompt are not independent of each other,
-the prompts are. Inside, scores are turned so that higher is better; what is returned is in the user's own direction.
+the prompts are. Inside, scores are turned (:mod:`pipeline.contracts.problem`); what is returned is in the user's own
+direction.
 
 A margin is a statement about the policy *and* the reference on the same prompts, so its interval is that of the paired
 difference, which the variation between prompts does not widen. An absolute threshold is compared with the plain mean.
@@ -11,53 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy import stats
 
+from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.problem import Constraint
+from pipeline.contracts.problem import Constraint, Direction, constraint_signs, sign_of
+
+if TYPE_CHECKING:  # they are handed in, and bring Arrow along
+    from pipeline.contracts.solution import Solution
+    from pipeline.scoring.joined import JoinedScores
 
 Status = Literal["satisfied", "undecided", "violated"]
 _WORST_LAST: tuple[Status, ...] = ("satisfied", "undecided", "violated")
-FloatArray = np.ndarray
-
-
-@dataclass(frozen=True)
-class SampleScoresByPrompt:
-    """Scores of one policy's samples, one array a prompt, prompts in one fixed order.
-
-    Attributes:
-        reward: per prompt, shape (k_p,), reward units.
-        constraints: per prompt, shape (k_p, m), score units, in the user's own direction.
-    """
-
-    reward: Sequence[FloatArray]
-    constraints: Sequence[FloatArray]
-
-    def __post_init__(self) -> None:
-        if len(self.reward) != len(self.constraints) or not self.reward:
-            raise InputError(
-                f"{len(self.reward)} prompts have rewards, {len(self.constraints)} have constraint scores"
-            )
-        if any(
-            len(r_k) != len(g_km) or len(r_k) == 0 for r_k, g_km in zip(self.reward, self.constraints, strict=True)
-        ):
-            raise InputError("a prompt has no samples, or other numbers of rewards and constraint scores")
-
-    @property
-    def n_samples(self) -> int:
-        """Samples over all prompts."""
-        return sum(len(r_k) for r_k in self.reward)
-
-    def reward_means(self) -> FloatArray:
-        """Mean reward of each prompt, shape (p,)."""
-        return np.array([r_k.mean() for r_k in self.reward])
-
-    def constraint_means(self) -> FloatArray:
-        """Mean constraint scores of each prompt, shape (p, m)."""
-        return np.array([g_km.mean(axis=0) for g_km in self.constraints])
 
 
 @dataclass(frozen=True)
@@ -78,20 +46,23 @@ class TiltPrediction:
     optimum_p: FloatArray
 
 
-def predict_tilt(
-    reference: SampleScoresByPrompt, *, signs_m: FloatArray, lam_star: FloatArray, b_m: FloatArray, beta: float
-) -> TiltPrediction:
+def predict_tilt(reference: JoinedScores, *, solution: Solution, thresholds_m: FloatArray) -> TiltPrediction:
     """Self-normalised importance estimate of the tilted policy from reference samples.
+
+    Not by :func:`stage1_dual.dual.tilt`, whose prediction it equals but for rounding: what a policy is held to is
+    worked out again from the formula, without the kernels that found lambda*, and ``optimum_p`` has a correction for
+    finitely many responses that the dual does not make.
 
     Args:
         reference: the reference policy's samples.
-        signs_m: +1 or -1, the factor that makes each score "higher is better", shape (m,).
-        lam_star: multipliers, shape (m,), reward per score unit.
-        b_m: thresholds in the turned orientation, shape (m,).
-        beta: KL strength, reward per nat.
+        solution: lambda* and beta.
+        thresholds_m: b on these prompts, in the user's own direction, shape (m,).
     """
+    signs_m, lam_star, beta = solution.signs_m, solution.multipliers_m, solution.beta
+    b_m = thresholds_m * signs_m
     reward_p, kl_p, optimum_p, constraints_pm = [], [], [], []
-    for r_k, g_km in zip(reference.reward, reference.constraints, strict=True):
+    _, rewards, scores = reference.by_prompt()
+    for r_k, g_km in zip(rewards, scores, strict=True):
         logit_k = (r_k + (g_km * signs_m - b_m) @ lam_star) / beta
         shift = logit_k.max()
         log_z = shift + np.log(np.mean(np.exp(logit_k - shift)))
@@ -127,13 +98,11 @@ def _log_mean_exp(logit_k: FloatArray) -> float:
 
 def evaluate_policy(
     *,
-    reference: SampleScoresByPrompt,
-    policy: SampleScoresByPrompt,
-    log_ratio: Sequence[FloatArray],
-    reward_name: str,
+    reference: JoinedScores,
+    policy: JoinedScores,
+    log_ratio_n: FloatArray,
+    solution: Solution,
     constraints: Sequence[Constraint],
-    lam_star: FloatArray,
-    beta: float,
     n_replicates: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
@@ -141,12 +110,10 @@ def evaluate_policy(
 
     Args:
         reference: scores of the reference policy's samples on the test prompts.
-        policy: scores of the trained policy's samples, the same prompts in the same order.
-        log_ratio: log pi_theta(y|x) - log pi_ref(y|x) of the policy's samples, nats, one array (k_p,) a prompt.
-        reward_name: name of the reward.
-        constraints: the m constraints; a margin is taken over the reference mean on these prompts.
-        lam_star: multipliers, shape (m,).
-        beta: KL strength, reward per nat.
+        policy: scores of the trained policy's samples on the same prompts.
+        log_ratio_n: log pi_theta(y|x) - log pi_ref(y|x) of the policy's samples, nats, shape (n,).
+        solution: whose promise is compared.
+        constraints: the m constraints as demanded; a margin is taken over the reference mean on these prompts.
         n_replicates: bootstrap replicates over prompts for the closed fraction.
         rng: source of the bootstrap.
 
@@ -154,25 +121,24 @@ def evaluate_policy(
         The content of ``evaluation.json`` (docs/artifacts.md), without provenance.
 
     Raises:
-        InputError: the two policies do not have the same number of prompts.
+        InputError: the two policies do not have samples of the same prompts, the policy's samples are not those of the
+            log-ratios, or the constraints are not those of the solution.
     """
-    n_prompts = len(reference.reward)
-    if len(policy.reward) != n_prompts or len(log_ratio) != n_prompts:
-        raise InputError(f"the reference has {n_prompts} test prompts, the policy {len(policy.reward)}")
-    signs_m = np.array([constraint.sign for constraint in constraints])
-    ref_r_p, ref_g_pm = reference.reward_means(), reference.constraint_means()
-    pol_r_p, pol_g_pm = policy.reward_means(), policy.constraint_means()
+    _require_same(reference, policy, log_ratio_n, solution, constraints)
+    n_prompts, beta = len(reference.prompt_ids), solution.beta
+    ref_r_p, ref_g_pm = _prompt_means(reference)
+    pol_r_p, pol_g_pm = _prompt_means(policy)
     thresholds = np.array(
         [bound.absolute_threshold(float(mean)) for bound, mean in zip(constraints, ref_g_pm.mean(axis=0), strict=True)]
     )
-    predicted = predict_tilt(reference, signs_m=signs_m, lam_star=lam_star, b_m=thresholds * signs_m, beta=beta)
-    kl_p = np.array([ratio_k.mean() for ratio_k in log_ratio])
+    predicted = predict_tilt(reference, solution=solution, thresholds_m=thresholds)
+    kl_p = np.array([ratio_k.mean() for ratio_k in np.split(log_ratio_n, policy.starts[1:])])
 
     entries = [
         _constraint_entry(constraint, thresholds[j], predicted.constraints[j], ref_g_pm[:, j], pol_g_pm[:, j])
         for j, constraint in enumerate(constraints)
     ]
-    slack_weight_m = signs_m * lam_star  # <lambda, g - b> in the user's units
+    slack_weight_m = constraint_signs(constraints) * solution.multipliers_m  # <lambda, g - b> in the user's units
     ref_lagrangian_p = ref_r_p + (ref_g_pm - thresholds) @ slack_weight_m
     pol_lagrangian_p = pol_r_p + (pol_g_pm - thresholds) @ slack_weight_m - beta * kl_p
     return {
@@ -180,7 +146,7 @@ def evaluate_policy(
         "n_prompts": n_prompts,
         "n_samples": policy.n_samples,
         "reward": {
-            "name": reward_name,
+            "name": solution.reward.name,
             "reference": float(ref_r_p.mean()),
             "predicted": predicted.reward,
             "realised": float(pol_r_p.mean()),
@@ -196,22 +162,54 @@ def evaluate_policy(
 
 def mean_interval(value_p: FloatArray) -> list[float]:
     """95% interval of the mean over prompts (Student's t, one observation a prompt, shape (p,))."""
+    # Imported where it is used: SciPy takes longer to import than everything else here, and reading is more common.
+    from scipy.special import stdtrit
+
     mean = float(value_p.mean())
     if len(value_p) < 2:
         # One cluster carries no information on the spread between clusters.
         raise InputError("an interval needs at least 2 test prompts, 1 given")
-    half = float(stats.t.ppf(0.975, len(value_p) - 1) * value_p.std(ddof=1) / np.sqrt(len(value_p)))
+    half = float(stdtrit(len(value_p) - 1, 0.975) * value_p.std(ddof=1) / np.sqrt(len(value_p)))
     return [mean - half, mean + half]
 
 
-def judge(interval: Sequence[float], threshold: float, direction: Literal[">=", "<="]) -> Status:
+def judge(interval: Sequence[float], threshold: float, direction: Direction) -> Status:
     """Whether an interval lies on the right side of a threshold, contains it, or lies on the wrong side."""
-    low, high = interval
-    if direction == "<=":
-        low, high, threshold = -high, -low, -threshold
-    if low >= threshold:
+    sign = sign_of(direction)
+    low, high = sorted(sign * bound for bound in interval)
+    if low >= sign * threshold:
         return "satisfied"
-    return "violated" if high < threshold else "undecided"
+    return "violated" if high < sign * threshold else "undecided"
+
+
+def _require_same(
+    reference: JoinedScores,
+    policy: JoinedScores,
+    log_ratio_n: FloatArray,
+    solution: Solution,
+    constraints: Sequence[Constraint],
+) -> None:
+    if reference.prompt_ids != policy.prompt_ids:
+        raise InputError(
+            f"the {len(reference.prompt_ids)} test prompts of the reference are not the {len(policy.prompt_ids)} of "
+            "the policy"
+        )
+    for whose, rows in (("reference", reference), ("policy", policy)):
+        if len(np.unique(rows.prompt_n)) != len(rows.prompt_ids):
+            raise InputError(f"a test prompt has no samples of the {whose}")
+    if len(log_ratio_n) != policy.n_samples:
+        raise InputError(f"{len(log_ratio_n)} log-ratios are given for {policy.n_samples} samples of the policy")
+    names = tuple(constraint.name for constraint in constraints)
+    if names != solution.names:
+        raise InputError(
+            f"the constraints {', '.join(names)} are judged; those of the solution are {', '.join(solution.names)}"
+        )
+
+
+def _prompt_means(rows: JoinedScores) -> tuple[FloatArray, FloatArray]:
+    """Mean reward of each prompt, shape (p,), and its mean constraint scores, shape (p, m)."""
+    _, rewards, scores = rows.by_prompt()
+    return np.array([r_k.mean() for r_k in rewards]), np.array([g_km.mean(axis=0) for g_km in scores])
 
 
 def _constraint_entry(

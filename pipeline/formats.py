@@ -24,14 +24,13 @@ from pipeline.contracts.artifacts import (
     begin_step,
     file_sha256,
     is_complete,
-    read_json,
     read_manifest,
     run_lock,
 )
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.solution import Solution, read_solution
 from pipeline.contracts.tables import PROMPTS, SAMPLE_KEY, SPLITS
-from pipeline.contracts.tilt import read_tilt
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, reopen
 
@@ -252,12 +251,12 @@ def write_exports(run: Run, formats: Sequence[str], settings: ExportSettings) ->
         if getattr(settings, name) < 1:
             raise InputError(f"`{name}` is {getattr(settings, name)}; it must be at least 1")
     with run_lock(run.folder):
-        dual = read_json(run.folder / "dual" / "dual.json")
+        solution = read_solution(run.folder / "dual" / "dual.json")
         for name in dict.fromkeys(formats):
-            _write_export(run, name, settings, dual=dual)
+            _write_export(run, name, settings, solution=solution)
 
 
-def _write_export(run: Run, name: str, settings: ExportSettings, *, dual: Mapping[str, Any]) -> None:
+def _write_export(run: Run, name: str, settings: ExportSettings, *, solution: Solution) -> None:
     started = time.monotonic()
     kind, tilted, folder = FORMATS[name], run.folder / "tilted", run.folder / "exports" / name
     recorded = {"format": name, **{key: asdict(settings)[key] for key in kind.drawn_by}}
@@ -274,7 +273,7 @@ def _write_export(run: Run, name: str, settings: ExportSettings, *, dual: Mappin
     for split in SPLITS:
         rows = (
             row
-            for prompt in read_prompt_rows(tilted, dual, split=split)
+            for prompt in read_prompt_rows(tilted, solution, split=split)
             for row in kind.build(prompt, settings, _prompt_rng(settings.seed, prompt.prompt_id))
         )
         counts[split] = (
@@ -289,7 +288,7 @@ def _write_export(run: Run, name: str, settings: ExportSettings, *, dual: Mappin
     )
     environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701  # Markdown, not HTML
     card = environment.from_string(_CARD.read_text(encoding="utf-8")).render(
-        name=name, kind=kind, counts=counts, run=run.name, settings=recorded, inputs=inputs, dual=dual
+        name=name, kind=kind, counts=counts, run=run.name, settings=recorded, inputs=inputs, beta=solution.beta
     )
     atomic_write_bytes(folder / "README.md", card.encode())
     finish_step(
@@ -313,12 +312,12 @@ def _write_lines(path: Path, rows: Iterator[Row]) -> int:
     return len(lines)
 
 
-def read_prompt_rows(tilted: Path, dual: Mapping[str, Any], *, split: str) -> Iterator[PromptRows]:
+def read_prompt_rows(tilted: Path, solution: Solution, *, split: str) -> Iterator[PromptRows]:
     """The prompts of a split of the hand-off table, in the order of their ids.
 
     Args:
         tilted: folder of the hand-off table.
-        dual: content of the ``dual.json`` it was made with.
+        solution: it was made with.
         split: ``train`` or ``test``.
     """
     paths = sorted(tilted.glob(f"data/{split}-*.parquet"))
@@ -327,7 +326,7 @@ def read_prompt_rows(tilted: Path, dual: Mapping[str, Any], *, split: str) -> It
     table = pa.concat_tables([read_parquet(path) for path in paths])
     table = table.sort_by([(name, "ascending") for name in SAMPLE_KEY])
     prompt_id = table["prompt_id"].to_numpy(zero_copy_only=False)
-    score = read_tilt(table, dual) / float(dual["beta"])
+    score = solution.tilt(table) / solution.beta
     first = np.flatnonzero(np.append(True, prompt_id[1:] != prompt_id[:-1]))
     for start, end in zip(first, [*first[1:], len(prompt_id)], strict=True):
         rows = table.slice(start, end - start)

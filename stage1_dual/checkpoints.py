@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contracts.errors import InputError
+from stage1_dual.chat_templates import read_template, template_file
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_CAUSAL = ("ForCausalLM", "LMHeadModel")
+"""Endings of the architectures of causal language models; the second one is GPT-2's."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
@@ -25,7 +28,7 @@ def check_policy_checkpoint(checkpoint: str, *, revision: str | None = None, tem
     Args:
         checkpoint: a folder, or the id of a model on the Hub, of which only the form is checked.
         revision: branch, tag or commit of a Hub model.
-        template: as :func:`stage1_dual.sampling.prompts.resolve_chat_template` takes it.
+        template: as :func:`stage1_dual.sampling.rendering.resolve_chat_template` takes it.
 
     Raises:
         InputError: no such folder, a file of it is missing or unreadable, or it holds another kind of model.
@@ -35,7 +38,7 @@ def check_policy_checkpoint(checkpoint: str, *, revision: str | None = None, tem
     if folder is None:
         return
     config = _check_files(folder, what="the policy")
-    _check_architecture(folder, config, suffix="ForCausalLM", what="the policy", kind="a causal language model")
+    _check_architecture(folder, config, suffix=_CAUSAL, what="the policy", kind="a causal language model")
     if template is None and not _has_chat_template(folder):
         raise InputError(
             f"the policy {folder} has no chat template (chat_template.jinja, or in tokenizer_config.json); give "
@@ -49,12 +52,16 @@ def is_prompt_template(template: str) -> bool:
 
 
 def check_prompt_template(template: str | None) -> None:
-    """Raise InputError where a policy's template is neither a text with its place nor a file that is there."""
-    if template is not None and not is_prompt_template(template) and not Path(template).is_file():
+    """Raise InputError where a policy's template is neither a text with its place nor a file that can be read."""
+    if template is None or is_prompt_template(template):
+        return
+    path = template_file(template)
+    if path is None:
         raise InputError(
-            f"`reference.template` is {template!r}, which is neither a text with {{prompt}} (once) nor the path of a "
-            "chat template file"
+            f"`reference.template` is {_shown(template)}, which is neither a text with {{prompt}} (once) nor the path "
+            "of a chat template file"
         )
+    read_template(path, setting="reference.template")
 
 
 def check_scorer_checkpoint(
@@ -77,7 +84,7 @@ def check_scorer_checkpoint(
         return
     config = _check_files(folder, what="the scorer")
     _check_architecture(
-        folder, config, suffix="ForSequenceClassification", what="the scorer", kind="a sequence classifier"
+        folder, config, suffix=("ForSequenceClassification",), what="the scorer", kind="a sequence classifier"
     )
     # transformers leaves id2label out of config.json where the labels are its default, two of them.
     labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
@@ -108,7 +115,7 @@ def check_score_model_checkpoint(
     if folder is None:
         return
     config = _check_files(folder, what="the scorer")
-    _check_architecture(folder, config, suffix="ForScore", what="the scorer", kind="a score model of safe-rlhf")
+    _check_architecture(folder, config, suffix=("ForScore",), what="the scorer", kind="a score model of safe-rlhf")
     score_dim = int(config.get("score_dim", 1))
     resolve_head(head, {index: str(index) for index in range(score_dim)}, checkpoint=str(folder))
 
@@ -122,7 +129,7 @@ def check_causal_checkpoint(checkpoint: str, *, revision: str | None = None) -> 
     folder = _local_folder(checkpoint, revision, what="the policy")
     if folder is not None:
         config = _check_files(folder, what="the policy")
-        _check_architecture(folder, config, suffix="ForCausalLM", what="the policy", kind="a causal language model")
+        _check_architecture(folder, config, suffix=_CAUSAL, what="the policy", kind="a causal language model")
 
 
 def resolve_head(head: int | str, labels: Mapping[int, str], *, checkpoint: str) -> int:
@@ -165,11 +172,18 @@ def check_template(template: str | None, *, reads_prompt: bool = False) -> None:
     """
     if template is None or (is_text_template(template) and ("{prompt}" in template or not reads_prompt)):
         return
-    if not Path(template).is_file():
+    path = template_file(template)
+    if path is None:
         raise InputError(
-            f"`template` is {template!r}, which is neither a text with {{prompt}} and {{completion}} "
+            f"`template` is {_shown(template)}, which is neither a text with {{prompt}} and {{completion}} "
             "nor the path of a chat template file"
         )
+    read_template(path, setting="template")
+
+
+def _shown(template: str) -> str:
+    """A template in a message: a text may be long."""
+    return repr(template if len(template) <= 200 else f"{template[:200]}…")
 
 
 def _local_folder(checkpoint: str, revision: str | None, *, what: str) -> Path | None:
@@ -202,16 +216,29 @@ def _check_files(folder: Path, *, what: str) -> dict[str, Any]:
                 else ""
             )
         )
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        shards = _read_object(index).get("weight_map")
+        outside = (
+            sorted({str(name) for name in shards.values() if Path(str(name)).name != name})
+            if isinstance(shards, dict)
+            else ["no `weight_map`"]
+        )
+        if outside:
+            # What is outside is not in the checkpoint's identity: it could change unnoticed.
+            raise InputError(f"{what} {folder}: {index.name} names weights outside of the folder ({outside[0]})")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(f"{what} {folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})")
     return config
 
 
-def _check_architecture(folder: Path, config: dict[str, Any], *, suffix: str, what: str, kind: str) -> None:
+def _check_architecture(
+    folder: Path, config: dict[str, Any], *, suffix: tuple[str, ...], what: str, kind: str
+) -> None:
     architectures = config.get("architectures") or []
     if not any(str(name).endswith(suffix) for name in architectures):
         raise InputError(
-            f"{what} {folder} is not {kind}: config.json names the architectures {architectures}, none *{suffix}"
+            f"{what} {folder} is not {kind}: config.json names the architectures {architectures}, none "
+            + " or ".join(f"*{ending}" for ending in suffix)
         )
 
 

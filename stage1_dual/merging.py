@@ -1,17 +1,25 @@
-"""LoRA adapters that are part of a model."""
+"""LoRA adapters that are part of a model: the reference with one is written as one ordinary checkpoint."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any
 
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
+from pipeline.networks import write_merged
+from stage1_dual.sampling.rendering import load_tokenizer
+
+log = logging.getLogger("dualign")
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+_CHAT_TEMPLATE = "chat_template.jinja"
 
 
 def write_merged_checkpoint(checkpoint: str, adapter: str, output: Path) -> None:
     """Write a causal language model with an adapter's weights added to its own, as an ordinary checkpoint.
 
-    Whoever samples, scores or trains it then loads one and the same set of weights.
+    Whoever samples, scores or trains it then loads one and the same set of weights. A tokenizer or a chat template
+    that comes with the adapter is the one it was tuned with, and goes before the base model's.
 
     Args:
         checkpoint: folder of the base model.
@@ -20,19 +28,27 @@ def write_merged_checkpoint(checkpoint: str, adapter: str, output: Path) -> None
 
     Raises:
         MissingExtraError: a package is not installed.
-        InputError: the model or the adapter cannot be loaded, or they do not fit.
+        InputError: the model or the adapter cannot be loaded, they do not fit, the adapter's tokenizer has other
+            tokens than the base model's, or the merged model is not the model with its adapter.
     """
-    try:
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError(package=error.name or "peft", extra="train", purpose="merging an adapter") from error
-    try:
-        base = AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype="auto", trust_remote_code=False, use_safetensors=True
+    tokenizer = load_tokenizer(checkpoint)
+    own = load_tokenizer(adapter) if any((Path(adapter) / name).is_file() for name in _TOKENIZER_FILES) else None
+    if own is not None and own.get_vocab() != tokenizer.get_vocab():
+        differing = own.get_vocab().items() ^ tokenizer.get_vocab().items()
+        raise InputError(
+            f"`reference.adapter` is {adapter!r}, whose tokenizer has other tokens than that of {checkpoint} "
+            f"({len(dict(differing))} differ, such as {min(differing)[0]!r}): the base model has no weights for them"
         )
-        merged: Any = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-        merged.save_pretrained(output)
-        AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False).save_pretrained(output)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"the adapter {adapter} cannot be merged into {checkpoint}: {error}") from error
+    template = tokenizer.chat_template
+    if own is not None:
+        tokenizer, template = own, own.chat_template or template
+    if (Path(adapter) / _CHAT_TEMPLATE).is_file():
+        template = (Path(adapter) / _CHAT_TEMPLATE).read_text(encoding="utf-8")
+    if template != load_tokenizer(checkpoint).chat_template:
+        log.info("prepare: the chat template is that of the adapter %s, not of %s", adapter, checkpoint)
+    tokenizer.chat_template = template
+    try:
+        write_merged(checkpoint, adapter, output, what="`reference.adapter`")
+    except ImportError as error:
+        raise import_failure(error, package="transformers", extra="train", purpose="merging an adapter") from error
+    tokenizer.save_pretrained(output)

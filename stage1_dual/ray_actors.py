@@ -53,7 +53,7 @@ class RayActors:
     def perform(
         self, start: Callable[[], Worker[T]], tasks: Iterable[Task[T]]
     ) -> Iterator[tuple[Task[T], ShardResult, Mapping[str, object]]]:
-        """See :class:`stage1_dual.work.WorkerPool`.
+        """Perform the tasks on the actors, as :meth:`stage1_dual.work.WorkerPool.perform` says.
 
         Raises:
             InputError: no cluster answers, or it is too small for ``min_actors``.

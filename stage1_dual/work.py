@@ -99,7 +99,7 @@ class InProcess:
     def perform(
         self, start: Callable[[], Worker[T]], tasks: Iterable[Task[T]]
     ) -> Iterator[tuple[Task[T], ShardResult, Mapping[str, object]]]:
-        """See :class:`WorkerPool`."""
+        """Perform the tasks here; results in the order of the tasks, as of :meth:`WorkerPool.perform`."""
         worker = start()
         try:
             for task in tasks:

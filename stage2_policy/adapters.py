@@ -18,9 +18,10 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.networks import load_network, quiet, require_determined, require_safe_adapter, without_dropout
 
 Adapter = Literal["none", "lora", "qlora"]
 ADAPTER_FOLDER = "adapter"
@@ -67,7 +68,7 @@ def start_from(reference: PreTrainedModel, checkpoint: Path) -> None:
     Raises:
         InputError: the checkpoint has other weights than the reference, by name or shape.
     """
-    other = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=reference.dtype)
+    other = load_network(AutoModelForCausalLM, checkpoint, dtype=reference.dtype, what="the policy")
     try:
         reference.load_state_dict(other.state_dict())
     except RuntimeError as error:
@@ -79,7 +80,7 @@ def start_from(reference: PreTrainedModel, checkpoint: Path) -> None:
 def load_reference(
     reference: Path, *, adapter: Adapter, dtype: Literal["float32", "bfloat16"], device: torch.device
 ) -> PreTrainedModel:
-    """The reference policy as training starts from it.
+    """The reference policy as training starts from it, without dropout, as it was scored and sampled.
 
     Weights that are trained are in float32; weights that an adapter leaves fixed are in ``dtype``, or in 4 bits.
 
@@ -88,12 +89,20 @@ def load_reference(
         adapter: what is trained.
         dtype: of the arithmetic.
         device: where to.
+
+    Raises:
+        InputError: it cannot be loaded, a weight of it is missing, unexpected or of another shape, or it computes
+            otherwise in training than in evaluation.
     """
     fixed = torch.float32 if adapter == "none" else getattr(torch, dtype)
+    config = without_dropout(AutoConfig.from_pretrained(reference, trust_remote_code=False, local_files_only=True))
     if adapter == "qlora":
-        quantised: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        quantised: PreTrainedModel = load_network(
+            AutoModelForCausalLM,
             reference,
             dtype=fixed,
+            what="the reference",
+            config=config,
             device_map={"": device},
             quantization_config=BitsAndBytesConfig(  # type: ignore[no-untyped-call]
                 load_in_4bit=True,
@@ -107,8 +116,11 @@ def load_reference(
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
         return quantised
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, dtype=fixed)
+    model: PreTrainedModel = load_network(
+        AutoModelForCausalLM, reference, dtype=fixed, what="the reference", config=config
+    )
     torch.nn.Module.to(model, device)
+    require_determined(model, what=f"the reference {reference}")
     return model
 
 
@@ -116,7 +128,7 @@ def attach_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftMod
     """A policy that equals the model until it is trained, and of which only the adapter is.
 
     Raises:
-        InputError: the target modules are not those of the model.
+        InputError: a target module is not one of the model.
     """
     modules = settings.target_modules
     config = LoraConfig(
@@ -129,11 +141,31 @@ def attach_adapter(model: PreTrainedModel, settings: AdapterSettings) -> PeftMod
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         try:
-            policy = get_peft_model(model, config)
+            with quiet():
+                policy = get_peft_model(model, config)
         except ValueError as error:
             raise InputError(f"training setting `lora_target_modules` is {modules!r}: {error}") from error
     assert isinstance(policy, PeftModel)  # a task type was given
+    if not isinstance(modules, str):  # peft asks for one match in all
+        found: list[str] = policy.base_model.targeted_module_names  # type: ignore[assignment]
+        absent = [name for name in modules if not any(f".{layer}".endswith(f".{name}") for layer in found)]
+        if absent:
+            raise InputError(
+                f"training setting `lora_target_modules` is {list(modules)!r}: the model has no layer "
+                f"{', '.join(absent)}"
+            )
     return policy
+
+
+def check_target_modules(config: PreTrainedConfig, modules: str | Sequence[str]) -> None:
+    """Check that an adapter finds its layers in a model of some configuration, whose weights need not be there.
+
+    Raises:
+        InputError: a target module is not one of the model.
+    """
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        attach_adapter(model, AdapterSettings(r=1, alpha=1, target_modules=modules, seed=0))
 
 
 def continue_adapter(policy: PeftModel, folder: Path) -> None:
@@ -153,6 +185,7 @@ def continue_adapter(policy: PeftModel, folder: Path) -> None:
                 f"training setting `{setting}` is {getattr(ours, name)}, and the adapter in {folder}, from which "
                 f"training starts, has {getattr(theirs, name)}; they must be the same"
             )
+    require_safe_adapter(folder, what="the adapter from which training starts")
     weights = load_peft_weights(str(folder), device="cpu")
     missing = get_peft_model_state_dict(policy).keys() ^ weights.keys()
     if missing:
@@ -164,15 +197,3 @@ def continue_adapter(policy: PeftModel, folder: Path) -> None:
         set_peft_model_state_dict(policy, weights)
     except RuntimeError as error:
         raise InputError(f"the adapter in {folder}, from which training starts, has other shapes: {error}") from error
-
-
-def merge_adapter(reference: Path, adapter: Path) -> PreTrainedModel:
-    """The reference with an adapter added to its weights, float32, on the CPU.
-
-    Args:
-        reference: folder of the reference checkpoint.
-        adapter: folder of the adapter.
-    """
-    base = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
-    merged: PreTrainedModel = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    return merged

@@ -1,35 +1,33 @@
-"""The training set: sampled token ids joined with tilted weights by key, and the order they are trained in."""
+"""The training set: sampled token ids joined with tilted weights by key, and the prompts that are held out.
+
+Neither this nor the order of training (:mod:`stage2_policy.step_sampler`) needs torch, so that a run can be planned
+where none is.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from torch.utils.data import Dataset, Sampler
 
 from pipeline.contracts.artifacts import Manifest, checkpoint_sha256, file_sha256, read_json, read_manifest
 from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
 from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.solution import Solution
 from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, require_unique
-from pipeline.contracts.tilt import read_tilt
-
-GroupedRow = tuple[int, int]
-"""Number of a row, and of the group it is read in."""
 
 _WEIGHT_TOLERANCE = 1e-6
 _SAMPLE_COLUMNS = (*SAMPLE_KEY, "prompt_token_ids", "completion_token_ids", "sampler_logp")
 
 
 @dataclass(frozen=True)
-class TrainingResponses(Dataset[GroupedRow]):
-    """Scored responses of some prompts, sorted by prompt; an item is what the sampler asks for, row and group.
+class TrainingResponses:
+    """Scored responses of some prompts, sorted by prompt.
 
     Of pairs of a data set, every pair stands for itself, and "prompt" means pair: see :func:`split_pairs`.
 
@@ -55,19 +53,15 @@ class TrainingResponses(Dataset[GroupedRow]):
         """Number of responses."""
         return len(self.sequences)
 
-    def __getitem__(self, item: GroupedRow) -> GroupedRow:
-        return item
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, prompt and completion, shape (n,)."""
+        return np.array([len(prompt) + len(done) for prompt, done in self.sequences], dtype=np.int64)
 
     @property
     def n_samples(self) -> np.ndarray:
         """How many responses the prompt of each row has, shape (n,)."""
         return np.asarray(np.bincount(self.prompt_p)[self.prompt_p])
-
-    @property
-    def largest_ratio(self) -> np.ndarray:
-        """The largest K w_pk of each row's prompt, shape (n,)."""
-        starts = np.flatnonzero(np.diff(self.prompt_p, prepend=-1))
-        return np.asarray(np.maximum.reduceat(self.weight * self.n_samples, starts)[self.prompt_p])
 
     def row_keys(self) -> list[tuple[str, int]]:
         """Key (prompt_id, sample_index) of each row."""
@@ -164,18 +158,23 @@ class TrainingData:
     Attributes:
         train: responses trained on.
         held_out: responses of the prompts kept back for the choice of the checkpoint.
-        beta: KL strength, reward per nat, as in dual.json.
-        dual: the content of dual.json.
+        solution: lambda* and beta.
+        dual: the content of dual.json, for what it says about the solution.
         identities: identity of each artifact read, by name.
         n_held_out_pairs: pairs of a data set that are not trained on, because their prompt is held out.
     """
 
     train: TrainingResponses
     held_out: TrainingResponses
-    beta: float
+    solution: Solution
     dual: Mapping[str, Any]
     identities: Mapping[str, str]
     n_held_out_pairs: int = 0
+
+    @property
+    def beta(self) -> float:
+        """KL strength, reward per nat."""
+        return self.solution.beta
 
 
 def read_training_data(
@@ -205,8 +204,9 @@ def read_training_data(
     _require_chain(manifests, folders, reference=reference)
     for name, folder in folders.items():
         _require_files(folder, manifests[name])
-    solution = read_json(dual / "dual.json")
-    responses = _join(samples=samples, tilted=tilted, solution=solution, solved_on=solution["n_samples"])
+    document = read_json(dual / "dual.json")
+    solution = Solution.from_document(document, source=dual / "dual.json")
+    responses = _join(samples=samples, tilted=tilted, solution=solution, solved_on=solution.n_samples)
     held_out = choose_held_out(responses.prompt_ids, fraction=held_out_fraction)
     kept = sorted(set(range(len(responses.prompt_ids))) - set(held_out))
     held_out_responses = responses.select(held_out)
@@ -222,8 +222,8 @@ def read_training_data(
     return TrainingData(
         train=train,
         held_out=held_out_responses,
-        beta=float(solution["beta"]),
-        dual=solution,
+        solution=solution,
+        dual=document,
         identities={
             "reference": manifests["samples"].inputs["reference"],
             **{name: manifest.identity for name, manifest in manifests.items()},
@@ -232,9 +232,7 @@ def read_training_data(
     )
 
 
-def _read_pairs(
-    folder: Path, solution: Mapping[str, Any], *, held_out: Sequence[str]
-) -> tuple[TrainingResponses, int]:
+def _read_pairs(folder: Path, solution: Solution, *, held_out: Sequence[str]) -> tuple[TrainingResponses, int]:
     """The pairs to train on, and the number of those whose prompt is held out."""
     responses = _join(samples=folder / "samples", tilted=folder / "tilted", solution=solution)
     judging = set(held_out)
@@ -243,111 +241,32 @@ def _read_pairs(
         raise InputError(
             f"all {len(responses) // 2} pairs in {folder} are of held-out prompts; none is left to train on"
         )
-    return split_pairs(kept, beta=float(solution["beta"])), (len(responses) - len(kept)) // 2
+    return split_pairs(kept, beta=solution.beta), (len(responses) - len(kept)) // 2
 
 
-def choose_held_out(prompt_ids: Sequence[str], *, fraction: float) -> list[int]:
-    """Places of the prompts with the smallest hashes: about ``fraction`` of them, at least one and not all.
+def count_held_out(n_prompts: int, *, fraction: float) -> int:
+    """How many of the train prompts are held out: about ``fraction`` of them, at least one and not all.
 
     Raises:
         InputError: fewer than two prompts.
     """
-    if len(prompt_ids) < 2:
-        raise InputError(f"{len(prompt_ids)} train prompts: training needs at least 2, one of them held out")
-    count = min(max(1, round(fraction * len(prompt_ids))), len(prompt_ids) - 1)
+    if n_prompts < 2:
+        raise InputError(f"{n_prompts} train prompts: training needs at least 2, one of them held out")
+    return min(max(1, round(fraction * n_prompts)), n_prompts - 1)
+
+
+def choose_held_out(prompt_ids: Sequence[str], *, fraction: float) -> list[int]:
+    """Places of the prompts with the smallest hashes, as many as :func:`count_held_out` says, ascending.
+
+    Raises:
+        InputError: fewer than two prompts.
+    """
+    count = count_held_out(len(prompt_ids), fraction=fraction)
     # Hashed again: other choices, such as the test split, may already read the digits of the id itself.
     order = sorted(
         range(len(prompt_ids)), key=lambda place: hashlib.sha256(f"held-out {prompt_ids[place]}".encode()).digest()
     )
     return sorted(order[:count])
-
-
-class StepSampler(Sampler[list[GroupedRow]]):
-    """Rows of each microbatch: every response once an epoch, in an order that depends on seed and epoch only.
-
-    The responses of a prompt are dealt to groups at random, groups are dealt to the optimisation steps, and a step is
-    cut into microbatches between groups, by length to save padding. The order of the steps is uniformly random, so
-    that the sum over a step's groups, times the number of steps, is an unbiased estimate of the sum over all groups;
-    how a step is cut changes nothing but speed and memory.
-
-    Args:
-        responses: what is trained on.
-        tokens_per_step: about how many tokens an optimisation step reads.
-        tokens_per_microbatch: about how many tokens are in memory at once; a group is never cut, however long it is.
-        responses_per_group: how many responses of one prompt are compared with each other: those of a prompt are
-            dealt evenly to as many groups as come nearest to this size, so that none has a group of its own.
-        seed: of the order.
-        process: number of this process among those that train together.
-        n_processes: how many they are. Each gets every so-manieth microbatch of a step, as many as all others.
-
-    Raises:
-        InputError: a step has fewer groups than there are processes.
-    """
-
-    def __init__(
-        self,
-        responses: TrainingResponses,
-        *,
-        tokens_per_step: int,
-        tokens_per_microbatch: int,
-        responses_per_group: int,
-        seed: int,
-        process: int = 0,
-        n_processes: int = 1,
-    ) -> None:
-        self._length = np.array([len(prompt) + len(done) for prompt, done in responses.sequences])
-        self._rows_of_prompt = np.split(np.arange(len(responses)), np.flatnonzero(np.diff(responses.prompt_p)) + 1)
-        self._groups_of_prompt = [max(1, round(len(rows) / responses_per_group)) for rows in self._rows_of_prompt]
-        self._seed = seed
-        self._epoch = 0
-        tokens = int(self._length.sum())
-        n_groups = sum(self._groups_of_prompt)
-        self.n_steps = min(max(1, round(tokens / tokens_per_step)), n_groups)
-        fewest_groups = n_groups // self.n_steps
-        if fewest_groups < n_processes:
-            raise InputError(
-                f"a step has {fewest_groups} groups of responses for {n_processes} processes; each needs at least "
-                f"one: raise `tokens_per_step`, which is {tokens_per_step}"
-            )
-        # A quarter more room: for padding, and for steps longer than the average one.
-        rounds = math.ceil(1.25 * tokens / self.n_steps / tokens_per_microbatch / n_processes)
-        self.microbatches_per_step = n_processes * min(rounds, fewest_groups // n_processes)
-        self._process = process
-        self._n_processes = n_processes
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        """Microbatches of this process in an epoch."""
-        return self.n_steps * self.microbatches_per_step // self._n_processes
-
-    def __iter__(self) -> Iterator[list[GroupedRow]]:
-        """Rows of each microbatch of this process with the groups they are in, as many microbatches for each step."""
-        rng = np.random.default_rng([self._seed, self._epoch])
-        groups = [
-            group
-            for rows, count in zip(self._rows_of_prompt, self._groups_of_prompt, strict=True)
-            for group in np.array_split(rng.permutation(rows), count)
-        ]
-        steps = np.array_split(rng.permutation(len(groups)), self.n_steps)
-        for place in rng.permutation(self.n_steps):
-            microbatches = self._cut([groups[group] for group in steps[place]])
-            yield from islice(microbatches, self._process, None, self._n_processes)
-
-    def _cut(self, groups: list[np.ndarray]) -> Iterator[list[GroupedRow]]:
-        groups = sorted(groups, key=lambda rows: int(self._length[rows].max()))
-        tokens = np.cumsum([self._length[rows].sum() for rows in groups])
-        shares = np.arange(1, self.microbatches_per_step) / self.microbatches_per_step
-        # At least one group each: an empty microbatch would have nothing to back-propagate.
-        cuts = np.clip(
-            np.searchsorted(tokens, shares * tokens[-1]),
-            np.arange(1, self.microbatches_per_step),
-            len(groups) - np.arange(self.microbatches_per_step - 1, 0, -1),
-        )
-        for part in np.split(np.arange(len(groups)), cuts):
-            yield [(int(row), place) for place, group in enumerate(part) for row in groups[group]]
 
 
 def _require_chain(manifests: Mapping[str, Manifest], folders: Mapping[str, Path], *, reference: Path) -> None:
@@ -384,12 +303,9 @@ def _require_files(folder: Path, manifest: Manifest) -> None:
             raise CorruptArtifactError(f"{folder / name} is not the file its manifest records (sha256 differs)")
 
 
-def _join(
-    *, samples: Path, tilted: Path, solution: Mapping[str, Any], solved_on: int | None = None
-) -> TrainingResponses:
+def _join(*, samples: Path, tilted: Path, solution: Solution, solved_on: int | None = None) -> TrainingResponses:
     drawn = ShardedTable(folder=samples, schema=SAMPLES, metadata={}).read("train", columns=_SAMPLE_COLUMNS)
-    names = [constraint["name"] for constraint in solution["constraints"]]
-    weighted = _read_tilted(tilted, constraint_names=names)
+    weighted = _read_tilted(tilted, constraint_names=solution.names)
     drawn_keys, weighted_keys = _keys(drawn), _keys(weighted)
     require_unique(drawn_keys, what=f"the samples in {samples}")
     require_unique(weighted_keys, what=f"the tilted table in {tilted}")
@@ -412,7 +328,7 @@ def _join(
     order = np.lexsort((np.array([index for _, index in drawn_keys]), prompt_p))
     joined = np.array([place[drawn_keys[row]] for row in order])
     weight = weighted["weight"].to_numpy()[joined]
-    tilt = read_tilt(weighted, solution)[joined]
+    tilt = solution.tilt(weighted)[joined]
     sample_index = np.array([index for _, index in drawn_keys])[order]
     responses = TrainingResponses(
         prompt_ids=tuple(str(prompt) for prompt in prompt_ids),
@@ -423,7 +339,7 @@ def _join(
         tilt=tilt,
         sampler_logp=drawn["sampler_logp"].to_numpy()[order],
     )
-    _require_weights(responses, beta=float(solution["beta"]), tilted=tilted)
+    _require_weights(responses, beta=solution.beta, tilted=tilted)
     return responses
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,18 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
+from safetensors import SafetensorError
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
+from pipeline.contracts.errors import writing_failure
 from stage2_policy.callbacks import ProgressBar, StopOnDivergence
-from stage2_policy.data import StepSampler, TrainingData
+from stage2_policy.checkpointing import SealCheckpoints, last_checkpoint
+from stage2_policy.data import TrainingData
 from stage2_policy.held_out import HeldOutEstimate
-from stage2_policy.objectives import read_objective
+from stage2_policy.objectives import find_objective
 from stage2_policy.reference import ReferenceLogp
 from stage2_policy.settings import TrainSettings
+from stage2_policy.step_sampler import StepSampler, count_all_steps
 from stage2_policy.tilted_trainer import Policy, TiltedTrainer
 
 
@@ -51,6 +54,7 @@ def fit_policy(
     *,
     ref_logp: ReferenceLogp,
     settings: TrainSettings,
+    seed: int,
     checkpoints: Path,
     show_progress: bool,
     callbacks: Sequence[TrainerCallback] = (),
@@ -62,12 +66,12 @@ def fit_policy(
         data: what is trained on.
         ref_logp: the reference's log-probabilities of it.
         settings: of the run.
+        seed: of the order of the responses, of drawn labels, and of dropout where a model has it.
         checkpoints: folder of checkpoints; a run that left some there is continued.
         show_progress: show a progress bar.
         callbacks: of transformers, beside those that stop the run.
 
     Raises:
-        InputError: a setting out of range.
         TrainingDivergedError: the loss is no longer a number.
     """
     trainer = _build_trainer(
@@ -75,15 +79,25 @@ def fit_policy(
         data,
         ref_logp=ref_logp,
         settings=settings,
+        seed=seed,
         checkpoints=checkpoints,
         callbacks=[*callbacks, *([ProgressBar()] if show_progress else [])],
     )
     start = trainer.estimate(ref_logp.held_out)
     with PartialState().main_process_first():
-        last = _last_checkpoint(checkpoints)
-    trainer.train(resume_from_checkpoint=last)
+        last = last_checkpoint(checkpoints)
+    try:
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        failure = writing_failure(error, place=checkpoints)
+        if failure is None:
+            raise
+        raise failure from error
     state = trainer.state
-    curve = [{"step": 0, "epoch": 0.0, **start.metrics("eval")}, *state.log_history]
+    curve = [
+        {"step": 0, "epoch": 0.0, **start.metrics("eval")},
+        *_curve(state.log_history, steps=state.global_step),
+    ]
     assert state.best_global_step is not None  # every run evaluates at least once, at a finite loss
     best = next(entry for entry in curve if entry["step"] == state.best_global_step and "eval_loss" in entry)
     return Fit(
@@ -107,20 +121,22 @@ def _build_trainer(
     *,
     ref_logp: ReferenceLogp,
     settings: TrainSettings,
+    seed: int,
     checkpoints: Path,
     callbacks: Sequence[TrainerCallback],
 ) -> TiltedTrainer:
     processes = PartialState()
     sampler = StepSampler(
-        data.train,
+        data.train.lengths,
+        data.train.prompt_p,
         tokens_per_step=settings.tokens_per_step,
         tokens_per_microbatch=settings.tokens_per_microbatch,
         responses_per_group=settings.responses_per_group,
-        seed=settings.seed,
+        seed=seed,
         process=processes.process_index,
         n_processes=processes.num_processes,
     )
-    steps = math.ceil(settings.epochs * sampler.n_steps)
+    steps = count_all_steps(sampler.n_steps, epochs=settings.epochs)
     interval = max(1, math.ceil(steps / settings.evaluations))
     args = TrainingArguments(
         output_dir=str(checkpoints),
@@ -143,28 +159,29 @@ def _build_trainer(
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,  # patience goes on where a killed run left it
-        logging_steps=max(1, steps // 100),
+        logging_steps=_logging_steps(steps, interval),
         logging_nan_inf_filter=False,
         report_to=list(settings.report_to) or "none",
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=not torch.accelerator.is_available(),
         ddp_find_unused_parameters=False,
-        seed=settings.seed,
+        seed=seed,
     )
     trainer = TiltedTrainer(
         model,
         args,
-        objective=read_objective(settings.objective),
+        row_loss=find_objective(settings.objective).load_row_loss(),
         train=data.train,
         ref_logp=ref_logp.train,
         held_out=data.held_out,
         held_out_ref_logp=ref_logp.held_out,
         sampler=sampler,
         beta=data.beta,
-        label_seed=settings.seed,
+        label_seed=seed,
         token_budget=settings.tokens_per_microbatch,
         callbacks=[
+            SealCheckpoints(),
             StopOnDivergence(),
             EarlyStoppingCallback(early_stopping_patience=settings.patience),
             *callbacks,
@@ -174,17 +191,26 @@ def _build_trainer(
     return trainer
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end; half-written ones are deleted.
+def _logging_steps(steps: int, interval: int) -> int:
+    """About a hundred logged losses a run, at steps among which are those of all checkpoints.
 
-    trainer_state.json is the last file of a checkpoint.
+    A continued run then logs the same means as an undisturbed one.
     """
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            TrainerState.load_from_json(str(path / "trainer_state.json"))
-        except (OSError, ValueError):
-            shutil.rmtree(path)
-        else:
-            complete.append(path)
-    return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
+    return max(step for step in range(1, max(1, steps // 100) + 1) if interval % step == 0)
+
+
+def _curve(log_history: Sequence[Mapping[str, Any]], *, steps: int) -> list[dict[str, Any]]:
+    """The log of the run without the summary of transformers, and ours in its place.
+
+    Theirs has times, which would make equal policies different artifacts, and a mean loss that counts only the steps
+    of the last call; ours is the mean over all steps, each logged interval by its length.
+    """
+    curve = [dict(entry) for entry in log_history if "train_runtime" not in entry]
+    total, before = 0.0, 0
+    for entry in curve:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    if before:
+        curve.append({"step": steps, "epoch": curve[-1]["epoch"], "train_loss": total / before})
+    return curve

@@ -28,7 +28,7 @@ from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLE_KEY
 from stage2_policy.data import TrainingData, TrainingResponses
 from stage2_policy.logprobs import score_sequences
-from stage2_policy.objectives import read_objective
+from stage2_policy.objectives import find_objective
 from stage2_policy.settings import TrainSettings
 
 SCHEMA = pa.schema(
@@ -80,7 +80,7 @@ def reference_store(folder: Path, data: TrainingData, settings: TrainSettings) -
         data: what is trained on.
         settings: of the training run.
     """
-    whole = read_objective(settings.objective).uses_reference
+    whole = find_objective(settings.objective).uses_reference
     return ReferenceStore(
         folder,
         {
@@ -121,7 +121,7 @@ def score_reference(
         CorruptArtifactError: the stored table is damaged, or lacks rows, or holds values that are not finite.
     """
     parts = {
-        "train": data.train if read_objective(settings.objective).uses_reference else None,
+        "train": data.train if find_objective(settings.objective).uses_reference else None,
         "held_out": data.held_out,
     }
     device = next(model.parameters()).device

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.contracts.artifacts import atomic_write_bytes, read_json, write_json
+from pipeline.contracts.solution import Solution
+from pipeline.networks import make_readable, plain_generation
 
 _TEMPLATE = Path(__file__).parent / "model_card.md.jinja"
 _PROVENANCE = "provenance.json"
@@ -34,18 +36,11 @@ def save_policy(
         policy_dir: folder to write.
         weights: gathered weights by name, for a model whose own are sharded.
     """
-    former = model.generation_config
-    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-        bos_token_id=former.bos_token_id,
-        eos_token_id=former.eos_token_id,
-        pad_token_id=former.pad_token_id,
-        do_sample=True,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
-    )
+    if model.generation_config is not None:
+        model.generation_config = plain_generation(model.generation_config)
     model.save_pretrained(policy_dir, state_dict=None if weights is None else dict(weights))
     tokenizer.save_pretrained(policy_dir)
+    make_readable(policy_dir)
 
 
 def read_provenance(policy_dir: Path) -> dict[str, Any]:
@@ -89,6 +84,7 @@ def write_model_card(
             tags=["alignment", "constrained-alignment", "dualign"],
         ),
         template_path=str(_TEMPLATE),
+        solution=Solution.from_document(dual),
         dual=dual,
         evaluation=evaluation,
         realised=realised,

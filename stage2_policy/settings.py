@@ -1,137 +1,156 @@
-"""The settings of the training run, and what they must satisfy."""
+"""The settings of the training run, declared once: a recipe's ``training`` is this section and two more settings.
+
+Importable without torch and transformers, so that a recipe is checked whole before anything is sampled.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from transformers.integrations.integration_utils import get_available_reporting_integrations
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from pipeline.contracts.errors import InputError
-from stage2_policy.objectives import read_objective
+from pipeline.contracts.section import Positive, Section, nearest
+from stage2_policy.objectives import find_objective
+
+TRACKERS = (
+    "azure_ml",
+    "clearml",
+    "codecarbon",
+    "comet_ml",
+    "dagshub",
+    "dvclive",
+    "kubeflow",
+    "mlflow",
+    "neptune",
+    "swanlab",
+    "tensorboard",
+    "trackio",
+    "wandb",
+)
+"""Trackers by the names of transformers, which is not imported for them: a test holds this list to its own."""
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """The one fine-tuning run. There is no lambda and no beta here: they come from dual.json.
-
-    Attributes:
-        objective: name in :data:`stage2_policy.objectives.OBJECTIVES`, or several names with their weights.
-        learning_rate: peak rate of AdamW.
-        epochs: passes over the training responses.
-        tokens_per_step: tokens an optimisation step reads, prompt and response, about.
-        tokens_per_microbatch: tokens in memory at once; affects speed and memory only.
-        responses_per_group: how many responses of a prompt are compared with each other, about.
-        warmup_ratio: share of the steps over which the rate rises; after it, it falls to zero on a cosine.
-        weight_decay: of AdamW.
-        max_grad_norm: gradients are scaled down to this norm.
-        held_out_fraction: share of the train prompts that choose the checkpoint instead of training it.
-        evaluations: held-out evaluations, and checkpoints, over the run.
-        patience: stop after so many evaluations without a better one.
-        negligible_mass: share of the tilted weight of a prompt that may be skipped, least weights first; only for
-            objectives that weigh responses by it alone.
-        match_prediction: after training, move along the ray from the reference until the policy's mean score on
-            held-out prompts is what the tilted weights predict (:mod:`stage2_policy.stretch`).
-        dtype: of the arithmetic; weights that are trained, and the optimiser, stay in float32.
-        gradient_checkpointing: compute activations anew in the backward pass; affects speed and memory only.
-        adapter: train all weights (``none``), or low-rank updates of fixed ones (``lora``), of ones in 4 bits
-            (``qlora``). The reference is the model with the adapter off.
-        lora_r: rank of the updates.
-        lora_alpha: the updates are scaled by ``lora_alpha / lora_r``.
-        lora_dropout: share of what enters an update that is dropped in training, at random.
-        lora_target_modules: names of the layers that get one, or ``all-linear``: all but the head.
-        report_to: trackers, by the names of transformers; affects nothing else.
-        seed: of the order of the responses, of drawn labels, and of dropout where a model has it.
-    """
-
-    objective: str | Mapping[str, float] = "tilted_pairwise"
-    learning_rate: float = 2e-4
-    epochs: float = 1.0
-    tokens_per_step: int = 16384
-    tokens_per_microbatch: int = 8192
-    responses_per_group: int = 8
-    warmup_ratio: float = 0.05
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    held_out_fraction: float = 0.1
-    evaluations: int = 12
-    patience: int = 4
-    negligible_mass: float = 0.0
-    match_prediction: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
-    adapter: Literal["none", "lora", "qlora"] = "none"
-    lora_r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
-    lora_target_modules: str | Sequence[str] = "all-linear"
-    report_to: Sequence[str] = ()
-    seed: int = 0
+def _objective(name: str) -> str:
+    try:
+        find_objective(name)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+    return name
 
 
-def validate_settings(settings: TrainSettings, *, on_pairs: bool = False) -> None:
-    """Check every setting before any work.
+def _tracker(name: str) -> str:
+    if name not in TRACKERS:
+        raise ValueError(f"there is no such tracker{nearest(name, TRACKERS)}")
+    return name
 
-    Args:
-        settings: of the run.
-        on_pairs: whether it trains on pairs of a data set, which are not draws of the reference.
+
+class TrainSettings(Section):
+    """The one fine-tuning run. There is no lambda and no beta here: they come from the dual artifact.
 
     Raises:
-        InputError: a setting is out of range, or does not go with another.
+        pydantic.ValidationError: a setting is unknown or out of range, or does not go with the objective; lists all.
     """
-    objective = read_objective(settings.objective)
-    positive = (
-        "learning_rate",
-        "epochs",
-        "tokens_per_step",
-        "tokens_per_microbatch",
-        "responses_per_group",
-        "evaluations",
-        "patience",
-        "lora_r",
-        "lora_alpha",
-    )
-    for name in positive:
-        value = getattr(settings, name)
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"training setting `{name}` is {value}; it must be a positive number")
-    if objective.uses_groups and settings.responses_per_group < 2:
-        raise InputError(
-            f"training setting `responses_per_group` is {settings.responses_per_group}; the objective "
-            "compares responses of a prompt and needs at least 2"
-        )
-    if on_pairs and not objective.any_source:
-        raise InputError(
-            f"training setting `objective` is {settings.objective}, which takes the responses for draws of the "
-            "reference; on pairs of a data set it must be one that compares two responses, such as `dpo` or "
-            "`tilted_pairwise`"
-        )
-    for name in ("warmup_ratio", "weight_decay", "max_grad_norm"):
-        value = getattr(settings, name)
-        if not (math.isfinite(value) and value >= 0):
-            raise InputError(f"training setting `{name}` is {value}; it must be a number of at least 0")
-    if not 0 < settings.held_out_fraction < 1:
-        raise InputError(f"training setting `held_out_fraction` is {settings.held_out_fraction}; it must be in (0, 1)")
-    for name, known in (("dtype", ("float32", "bfloat16")), ("adapter", ("none", "lora", "qlora"))):
-        if getattr(settings, name) not in known:
-            raise InputError(
-                f"training setting `{name}` is `{getattr(settings, name)}`; it must be one of {', '.join(known)}"
+
+    # First: what the others must satisfy depends on it.
+    objective: Annotated[str, AfterValidator(_objective)] = "tilted_pairwise"
+    """Name of an objective, of :data:`stage2_policy.objectives.OBJECTIVES`."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """Peak rate of AdamW."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the training responses."""
+    tokens_per_step: Positive = 16384
+    """Tokens an optimisation step reads, prompt and response, about."""
+    tokens_per_microbatch: Positive = 8192
+    """Tokens in memory at once; speed and memory only."""
+    responses_per_group: Positive = 8
+    """How many responses to a prompt are compared with each other, about."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps over which the rate rises; after it, it falls to zero on a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of AdamW."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the train prompts that choose the checkpoint instead of training it."""
+    evaluations: Positive = 12
+    """How often the gap to the tilted optimum is estimated on held-out prompts, and a checkpoint saved."""
+    patience: Positive = 4
+    """Stop after so many evaluations without a better one."""
+    negligible_mass: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a prompt's tilted weight that may be skipped, least weights first; only for an objective that weighs
+    responses by it alone, `tilted_nll`."""
+    match_prediction: bool = False
+    """After training, move along the ray from the reference until the policy's mean score on held-out prompts is what
+    the dual predicts (:mod:`stage2_policy.stretch`): the fitted log-ratios are shrunken, as those of any regression
+    are. Not with sharded weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic; weights that are trained, and the optimiser, stay in float32."""
+    gradient_checkpointing: bool = False
+    """Compute activations anew in the backward pass; speed and memory only."""
+    adapter: Literal["none", "lora", "qlora"] = "none"
+    """Train all weights, low-rank updates of them, or low-rank updates of weights in 4 bits (a CUDA device). The
+    reference is the model with the adapter off."""
+    lora_r: Positive = 16
+    """Rank of the updates."""
+    lora_alpha: Positive = 32
+    """The updates are scaled by ``lora_alpha / lora_r``."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of what enters a low-rank update that is dropped in training, at random; none in any evaluation."""
+    lora_target_modules: str | tuple[str, ...] = "all-linear"
+    """Names of the layers that get an update, or `all-linear`: all but the head."""
+    report_to: tuple[Annotated[str, AfterValidator(_tracker)], ...] = ()
+    """Trackers by the names of transformers, such as `[tensorboard]`; none by default. Affects nothing else."""
+
+    # Rules between settings are checked field by field, so that they are reported beside all other faults.
+    @field_validator("responses_per_group")
+    @classmethod
+    def _compared(cls, value: int, info: ValidationInfo) -> int:
+        objective = info.data.get("objective")  # absent where it is wrong itself
+        if objective is not None and value < 2 and find_objective(objective).uses_groups:
+            raise ValueError(f"the objective `{objective}` compares responses of a prompt and needs at least 2")
+        return value
+
+    @field_validator("negligible_mass")
+    @classmethod
+    def _negligible(cls, value: float, info: ValidationInfo) -> float:
+        objective = info.data.get("objective")
+        if objective is not None and value > 0 and not find_objective(objective).may_skip:
+            raise ValueError(
+                f"the objective `{objective}` reads responses of little weight as much as others, to keep the policy "
+                "from giving them; it must be 0"
             )
-    for name in ("negligible_mass", "lora_dropout"):
-        if not 0 <= getattr(settings, name) < 1:
-            raise InputError(f"training setting `{name}` is {getattr(settings, name)}; it must be in [0, 1)")
-    if settings.negligible_mass > 0 and not objective.may_skip:
+        return value
+
+
+def require_comparison(objective: str) -> None:
+    """Check that an objective can be trained on pairs of a data set, which are not draws of the reference.
+
+    Raises:
+        InputError: it takes the responses for such draws.
+    """
+    if not find_objective(objective).any_source:
         raise InputError(
-            f"training setting `negligible_mass` is {settings.negligible_mass}, but the objective "
-            f"{settings.objective} reads responses of little weight as much as others, to keep the policy from giving "
-            "them; it must be 0"
+            f"the objective is `{objective}`, which takes the responses for draws of the reference; on pairs of a "
+            "data set it must be one that compares two responses, `tilted_pairwise` or `dpo`"
         )
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Check that trackers are installed; imports transformers where there are any.
+
+    Raises:
+        InputError: one is not.
+    """
+    if not names:
+        return
+    from transformers.integrations.integration_utils import get_available_reporting_integrations
+
     available = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-    for name in settings.report_to:
-        if name not in available:
-            raise InputError(
-                f"training setting `report_to` names `{name}`, which is not installed; there is "
-                f"{', '.join(available) or 'no tracker'}"
-            )
+    missing = [name for name in names if name not in available]
+    if missing:
+        raise InputError(
+            f"training setting `report_to` names {', '.join(f'`{name}`' for name in missing)}, which is not installed "
+            f"here; there is {', '.join(available) or 'no tracker'}"
+        )

@@ -48,20 +48,23 @@ def matching_factor(responses: TrainingResponses, log_ratio: np.ndarray) -> floa
 
 
 @torch.no_grad()
-def stretch_policy(model: PreTrainedModel | PeftModel, reference: PreTrainedModel, alpha: float) -> None:
+def stretch_weights(model: PreTrainedModel, reference: PreTrainedModel, alpha: float) -> None:
     """Move a policy to theta_ref + alpha (theta - theta_ref), in place.
 
     Args:
-        model: the policy; of an adapter, its update is scaled.
-        reference: the reference policy, read where the policy has no adapter.
+        model: the policy.
+        reference: the reference policy.
         alpha: the factor.
     """
-    if isinstance(model, PeftModel):
-        for name, weight in model.named_parameters():
-            if "lora_B" in name or "lora_embedding_B" in name:
-                weight.mul_(alpha)
-        return
     origin = dict(reference.named_parameters())
     for name, weight in model.named_parameters():
         start = origin[name].to(weight)
         weight.copy_(start + alpha * (weight - start))
+
+
+@torch.no_grad()
+def stretch_adapter(model: PeftModel, alpha: float) -> None:
+    """Scale the update of a policy with an adapter by ``alpha``, in place."""
+    for name, weight in model.named_parameters():
+        if "lora_B" in name or "lora_embedding_B" in name:
+            weight.mul_(alpha)

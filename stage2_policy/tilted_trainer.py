@@ -9,17 +9,32 @@ import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from typing_extensions import override
 
-from stage2_policy.data import GroupedRow, StepSampler, TrainingResponses
+from stage2_policy.data import TrainingResponses
 from stage2_policy.held_out import HeldOutEstimate, estimate_held_out
 from stage2_policy.logprobs import SequenceBatch, build_batch, can_share_prompts, score_sequences, sequence_logp
-from stage2_policy.objectives import Objective, Targets
+from stage2_policy.losses import RowLoss, Targets
 from stage2_policy.reference import arithmetic
+from stage2_policy.step_sampler import GroupedRow, StepSampler
 
 Policy = PreTrainedModel | PeftModel
+
+
+class RowNumbers(Dataset[GroupedRow]):
+    """The data set of a Trainer: an item is what the sampler asks for, a row with its group, as it is."""
+
+    def __init__(self, n_rows: int) -> None:
+        self._n_rows = n_rows
+
+    def __len__(self) -> int:
+        """Number of responses."""
+        return self._n_rows
+
+    def __getitem__(self, item: GroupedRow) -> GroupedRow:
+        return item
 
 
 class TiltedTrainer(Trainer):
@@ -29,7 +44,7 @@ class TiltedTrainer(Trainer):
         model: the policy, initialised from the reference.
         args: ordinary training arguments; ``gradient_accumulation_steps`` must be this process's share of
             ``sampler.microbatches_per_step``.
-        objective: what is minimised.
+        row_loss: what is minimised.
         train: responses trained on.
         ref_logp: log pi_ref of them, nats, shape (n,).
         held_out: responses that choose the checkpoint.
@@ -47,7 +62,7 @@ class TiltedTrainer(Trainer):
         model: Policy,
         args: TrainingArguments,
         *,
-        objective: Objective,
+        row_loss: RowLoss,
         train: TrainingResponses,
         ref_logp: np.ndarray,
         held_out: TrainingResponses,
@@ -60,9 +75,10 @@ class TiltedTrainer(Trainer):
     ) -> None:
         # nn.DataParallel would cut prompts and completions alike: several devices are a matter of the launcher.
         args._n_gpu = min(args.n_gpu, 1)
-        super().__init__(model, args, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks))
+        rows, held_out_rows = RowNumbers(len(train)), RowNumbers(len(held_out))
+        super().__init__(model, args, train_dataset=rows, eval_dataset=held_out_rows, callbacks=list(callbacks))
         self._policy = model
-        self._objective = objective
+        self._row_loss = row_loss
         self._train = train
         self._targets = {
             "ref_logp": torch.from_numpy(ref_logp).float(),
@@ -70,7 +86,6 @@ class TiltedTrainer(Trainer):
             "score": torch.from_numpy(train.tilt / beta).float(),
             "label_noise": torch.from_numpy(np.random.default_rng(label_seed).gumbel(size=len(train))).float(),
             "n_samples": torch.from_numpy(train.n_samples),
-            "largest_ratio": torch.from_numpy(train.largest_ratio).float(),
         }
         self._held_out = held_out
         self._held_out_ref_logp = held_out_ref_logp
@@ -87,7 +102,7 @@ class TiltedTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[GroupedRow]:
         """Microbatches in the sampler's order, which has dealt them to the processes already."""
         loader: DataLoader[GroupedRow] = DataLoader(
-            self._train,
+            RowNumbers(len(self._train)),
             batch_sampler=self._sampler,
             collate_fn=self._collate,
             pin_memory=self.args.dataloader_pin_memory,
@@ -124,7 +139,7 @@ class TiltedTrainer(Trainer):
             group=inputs["group"],
             beta=torch.tensor(self._beta),
         )
-        losses = self._objective.row_loss(sequence_logp(model, batch), targets)
+        losses = self._row_loss(sequence_logp(model, batch), targets)
         n_microbatches = self._sampler.n_steps * self._sampler.microbatches_per_step
         return losses.sum() * (n_microbatches / len(self._train.prompt_ids))
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +15,28 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import str_to_bool
 from peft import PeftModel
-from transformers import AutoTokenizer, set_seed
+from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from pipeline.contracts.artifacts import write_json
 from pipeline.contracts.errors import InputError
+from pipeline.networks import quiet, write_merged
 from stage2_policy.adapters import (
     ADAPTER_FOLDER,
     AdapterSettings,
     attach_adapter,
     continue_adapter,
     load_reference,
-    merge_adapter,
     start_from,
     validate_reference,
 )
-from stage2_policy.data import Skipped, read_training_data, skip_negligible
+from stage2_policy.data import Skipped, TrainingResponses, read_training_data, skip_negligible
 from stage2_policy.fit import Fit, fit_policy
 from stage2_policy.held_out import HeldOutEstimate
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.reference import arithmetic, reference_store, score_reference
 from stage2_policy.saving import read_provenance, save_policy, write_model_card
-from stage2_policy.settings import TrainSettings, validate_settings
-from stage2_policy.stretch import WIDEST, matching_factor, stretch_policy
+from stage2_policy.settings import TrainSettings, require_comparison, require_trackers
+from stage2_policy.stretch import WIDEST, matching_factor, stretch_adapter, stretch_weights
 from stage2_policy.tilted_trainer import Policy
 
 TRAINING_LOG = "training_log.json"
@@ -93,6 +93,7 @@ def train_policy(
     dual: Path,
     output: Path,
     settings: TrainSettings,
+    seed: int,
     show_progress: bool,
     initial: Path | None = None,
     pairs: Path | None = None,
@@ -115,6 +116,7 @@ def train_policy(
         output: folder of the policy; also gets the loss curve, and checkpoints while training. An adapter is kept in
             ``adapter/`` beside the merged weights.
         settings: of the run.
+        seed: of the order of the responses, of drawn labels, of an adapter's first weights and of dropout.
         show_progress: show progress bars.
         initial: policy that training starts from: a checkpoint of the reference's architecture, or with an adapter one
             whose ``adapter/`` is of the same shape; the reference itself where not given.
@@ -125,19 +127,16 @@ def train_policy(
             policy.
 
     Raises:
-        InputError: inputs that do not belong together, or a setting out of range; see
+        InputError: inputs that do not belong together, or settings that do not go with them; see
             :func:`stage2_policy.data.read_training_data`.
         MissingExtraError: the setting ``adapter`` needs a package that is not installed.
         TrainingDivergedError: the loss is no longer a number.
+        pydantic.ValidationError: a copy of settings was changed to what they cannot be.
     """
     started = time.monotonic()
-    validate_settings(settings, on_pairs=pairs is not None)
-    if settings.match_prediction and _weights_are_sharded():
-        raise InputError(
-            "training setting `match_prediction` is true, which needs whole weights in each process; it must be false "
-            "under FSDP and DeepSpeed"
-        )
-    validate_reference(reference, adapter=settings.adapter)
+    # Checked when they were made; a changed copy (``model_copy``) is not, by itself.
+    settings = TrainSettings.model_validate(settings.model_dump(include=set(TrainSettings.model_fields)))
+    _require_trainable(settings, reference=reference, on_pairs=pairs is not None)
     data = read_training_data(
         reference=reference,
         samples=samples,
@@ -148,7 +147,7 @@ def train_policy(
     )
     processes = PartialState(cpu=not torch.accelerator.is_available())
     show_progress = show_progress and processes.is_main_process
-    set_seed(settings.seed)
+    set_seed(seed)
     base = load_reference(reference, adapter=settings.adapter, dtype=settings.dtype, device=processes.device)
     ref_logp = score_reference(
         base,
@@ -160,44 +159,22 @@ def train_policy(
     train, skipped = skip_negligible(data.train, mass=settings.negligible_mass)
     if skipped.n_responses:  # of an objective that reads no reference: there are only zeros to leave out
         ref_logp = replace(ref_logp, train=np.zeros(len(train)))
-    model: Policy = base
-    if initial is not None and settings.adapter == "none":
-        start_from(base, initial)
-    if settings.adapter != "none":
-        model = attach_adapter(
-            base,
-            AdapterSettings(
-                r=settings.lora_r,
-                alpha=settings.lora_alpha,
-                target_modules=settings.lora_target_modules,
-                seed=settings.seed,
-                dropout=settings.lora_dropout,
-            ),
-        )
-        if initial is not None:
-            _require_same_reference(initial, data.identities["reference"])
-            continue_adapter(model, initial / ADAPTER_FOLDER)
+    model = _build_policy(
+        base, settings=settings, seed=seed, initial=initial, reference_identity=data.identities["reference"]
+    )
     fit = fit_policy(
         model,
         replace(data, train=train),
         ref_logp=ref_logp,
         settings=settings,
+        seed=seed,
         checkpoints=output / _CHECKPOINTS,
         show_progress=show_progress,
     )
     stretch = 1.0
     if settings.match_prediction:
-        with arithmetic(settings.dtype, processes.device):
-            held_out_logp = score_sequences(
-                model, data.held_out.sequences, token_budget=settings.tokens_per_microbatch, show_progress=False
-            )
-        stretch = matching_factor(data.held_out, held_out_logp - ref_logp.held_out)
-        stretch_policy(
-            model,
-            load_reference(reference, adapter="none", dtype=settings.dtype, device=torch.device("cpu"))
-            if settings.adapter == "none"
-            else base,
-            stretch,
+        stretch = _match_prediction(
+            model, data.held_out, ref_logp=ref_logp.held_out, settings=settings, reference=reference
         )
         fit = replace(fit, weights=model.state_dict())
     result = TrainResult(
@@ -220,11 +197,69 @@ def train_policy(
         write_json(output / TRAINING_LOG, fit.curve)
         _save(fit, model, reference=reference, output=output, chat_template=chat_template)
         write_model_card(
-            output, dual=data.dual, evaluation=None, identities=data.identities, training=_card_rows(settings, result)
+            output,
+            dual=data.dual,
+            evaluation=None,
+            identities=data.identities,
+            training=_card_rows(settings, seed, result),
         )
         shutil.rmtree(output / _CHECKPOINTS)  # last: a run killed before this line still continues
     processes.wait_for_everyone()
     return result
+
+
+def _require_trainable(settings: TrainSettings, *, reference: Path, on_pairs: bool) -> None:
+    """What settings need of this machine, this launcher and these inputs; before anything is loaded."""
+    if on_pairs:
+        require_comparison(settings.objective)
+    require_trackers(settings.report_to)
+    if settings.match_prediction and _weights_are_sharded():
+        raise InputError(
+            "training setting `match_prediction` is true, which needs whole weights in each process; it must be false "
+            "under FSDP and DeepSpeed"
+        )
+    validate_reference(reference, adapter=settings.adapter)
+
+
+def _build_policy(
+    base: PreTrainedModel, *, settings: TrainSettings, seed: int, initial: Path | None, reference_identity: str
+) -> Policy:
+    """The policy as training starts: the loaded reference, with an adapter or the weights of ``initial``, in place."""
+    if settings.adapter == "none":
+        if initial is not None:
+            start_from(base, initial)
+        return base
+    policy = attach_adapter(
+        base,
+        AdapterSettings(
+            r=settings.lora_r,
+            alpha=settings.lora_alpha,
+            target_modules=settings.lora_target_modules,
+            seed=seed,
+            dropout=settings.lora_dropout,
+        ),
+    )
+    if initial is not None:
+        _require_same_reference(initial, reference_identity)
+        continue_adapter(policy, initial / ADAPTER_FOLDER)
+    return policy
+
+
+def _match_prediction(
+    model: Policy, held_out: TrainingResponses, *, ref_logp: np.ndarray, settings: TrainSettings, reference: Path
+) -> float:
+    """Move the trained policy along the ray from the reference, in place; the factor by which it was moved."""
+    with arithmetic(settings.dtype, PartialState().device):
+        logp = score_sequences(
+            model, held_out.sequences, token_budget=settings.tokens_per_microbatch, show_progress=False
+        )
+    stretch = matching_factor(held_out, logp - ref_logp)
+    if isinstance(model, PeftModel):
+        stretch_adapter(model, stretch)
+    else:
+        origin = load_reference(reference, adapter="none", dtype=settings.dtype, device=torch.device("cpu"))
+        stretch_weights(model, origin, stretch)
+    return stretch
 
 
 def _require_same_reference(initial: Path, reference: str) -> None:
@@ -247,16 +282,18 @@ def _save(fit: Fit, model: Policy, *, reference: Path, output: Path, chat_templa
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if isinstance(model, PeftModel):
-        model.save_pretrained(str(output / ADAPTER_FOLDER), state_dict=fit.weights)
-        save_policy(merge_adapter(reference, output / ADAPTER_FOLDER), tokenizer, output)
+        with quiet():
+            model.save_pretrained(str(output / ADAPTER_FOLDER), state_dict=fit.weights)
+        write_merged(reference, output / ADAPTER_FOLDER, output, what="the trained adapter", dtype=torch.float32)
+        tokenizer.save_pretrained(output)
         (output / ADAPTER_FOLDER / "README.md").unlink()  # an empty template; the policy's card stands beside it
     else:
         save_policy(model, tokenizer, output, weights=fit.weights)
 
 
-def _card_rows(settings: TrainSettings, result: TrainResult) -> dict[str, Any]:
+def _card_rows(settings: TrainSettings, seed: int, result: TrainResult) -> dict[str, Any]:
     """Settings and outcome, for the model card."""
-    rows = asdict(settings)
+    rows = {**settings.model_dump(mode="json"), "seed": seed}
     if settings.adapter == "none":
         rows = {name: value for name, value in rows.items() if not name.startswith("lora_")}
     of_pairs = {

@@ -32,8 +32,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from pipeline.baselines.palette import SERIES
 from pipeline.report.style import INK, new_figure, paper_style
-from stage1_dual.dual import DualProblem, DualSolution, SampleBlock, evaluate_dual, solve_dual
-from stage1_dual.dual.solver import MAX_EVALUATIONS, minimise_dual
+from stage1_dual.dual import (
+    MAX_EVALUATIONS,
+    DualProblem,
+    DualSolution,
+    SampleBlock,
+    evaluate_dual,
+    minimise_dual,
+    solve_dual,
+)
 
 CONVERGENCE = pa.schema(
     [

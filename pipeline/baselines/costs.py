@@ -14,6 +14,7 @@ from pipeline.baselines import figures, policies
 from pipeline.baselines.results import Result, Rows, methods
 from pipeline.baselines.study import Arm, Study
 from pipeline.contracts.artifacts import read_manifest
+from pipeline.contracts.tables import TOKEN_IDS
 from pipeline.multishot.loop import FOLDER as MULTISHOT
 from pipeline.run.run import Run
 
@@ -96,7 +97,7 @@ def _token_counts(run: Run, folder: Path) -> tuple[int, int]:
     """Completion tokens of a samples table, and prompt and completion tokens of its train split."""
     drawn = read = 0
     for split in ("train", "test"):
-        table = run.samples_table(folder).read(split, columns=["prompt_token_ids", "completion_token_ids"])
+        table = run.samples_table(folder).read(split, columns=TOKEN_IDS)
         lengths = [sum(map(len, table[name].to_pylist())) for name in table.column_names]
         drawn += lengths[1]
         read += sum(lengths) if split == "train" else 0

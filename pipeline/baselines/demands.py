@@ -78,7 +78,7 @@ def _satisfaction_row(base: Run, run: Run, arm: Arm, seed: int, margin: float, m
         "demanded": margin,
         "lambda": outcome.multipliers["harmless"],
         "predicted": bound["predicted"] - bound["reference"] + understated,
-        "response_bias": solved["safeguard"]["response_bias"],
+        "response_bias": outcome.solution.constraints[0].safeguard.response_bias,
         "realised": proxy.improvement,
         "ci95_low": proxy.ci95[0],
         "ci95_high": proxy.ci95[1],

@@ -22,7 +22,7 @@ from pipeline.baselines.outcomes import read_outcome
 from pipeline.baselines.results import Result, Rows
 from pipeline.baselines.sample_sizes import sample_size_figure, sample_size_table
 from pipeline.baselines.study import Study
-from pipeline.dual.solving import constraint_signs
+from pipeline.contracts.problem import constraint_signs
 from pipeline.planning.model_sizes import read_size
 from pipeline.run.run import Run
 from pipeline.scoring.joined import reference_scores

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.shards import ShardedTable
+from pipeline.contracts.solution import Solution
 from pipeline.contracts.tables import SCORES
 from pipeline.evaluation import mean_interval
 from pipeline.run.run import Run
@@ -40,12 +41,14 @@ class Outcome:
     Attributes:
         run: that trained it.
         base: the run whose samples it was trained on.
+        solution: of its dual.
         dual: content of its ``dual.json``.
         evaluation: content of its ``evaluation.json``.
     """
 
     run: Run
     base: Run
+    solution: Solution
     dual: Mapping[str, Any]
     evaluation: Mapping[str, Any]
 
@@ -66,15 +69,18 @@ class Outcome:
     @property
     def multipliers(self) -> dict[str, float]:
         """Lambda by constraint."""
-        return {entry["name"]: entry["multiplier"] for entry in self.dual["constraints"]}
+        return {one.name: one.multiplier for one in self.solution.constraints}
 
 
 def read_outcome(base: Run, run: Run) -> Outcome:
     """The outcome of a finished run."""
+    path = run.folder / "dual" / "dual.json"
+    dual = read_json(path)
     return Outcome(
         run=run,
         base=base,
-        dual=read_json(run.folder / "dual" / "dual.json"),
+        solution=Solution.from_document(dual, source=path),
+        dual=dual,
         evaluation=read_json(run.folder / "evaluation" / "evaluation.json"),
     )
 

@@ -15,8 +15,7 @@ from pipeline.contracts.artifacts import read_manifest
 from pipeline.run.run import Run
 from pipeline.scoring.joined import reference_scores
 from pipeline.steps.solve import reference_problem
-from stage1_dual.dual import tilt
-from stage1_dual.dual.errors import InfeasibleError
+from stage1_dual.dual import InfeasibleError, tilt
 
 
 def trade_off(study: Study) -> Result:

@@ -14,10 +14,12 @@ from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import ConfigError
 from pipeline.contracts.problem import MAX_CONSTRAINTS
 from pipeline.contracts.section import nearest
-from pipeline.scorers.kinds import SCORER_SETTINGS
+from pipeline.scorers.kinds import KINDS, kind_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-_NAME = re.compile(r"^[A-Za-z_][\w-]*$")
+_MOST_SHOWN = 20
+"""Constraints without a scorer that are named one by one."""
+_NAME = re.compile(r"[A-Za-z_][\w-]{0,99}")
 
 
 def load_config(
@@ -39,6 +41,8 @@ def load_config(
         tree = yaml.load(found.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"not valid YAML: {error}"], source=str(found)) from error
+    except RecursionError as error:
+        raise ConfigError(["not valid YAML: it is nested too deeply"], source=str(found)) from error
     except OSError as error:
         raise ConfigError([f"cannot be read: {error.strerror or error}"], source=str(found)) from error
     if not isinstance(tree, dict):
@@ -83,11 +87,12 @@ def _find_recipe(path: Path) -> Path:
 
 
 def _look_beside(recipe: Path, tree: Mapping[str, Any]) -> None:
-    """The functions of a recipe are looked for in its own folder, unless it names another."""
+    """What a kind of scorer looks for in a folder is in the recipe's own, unless it names another."""
     scorers = tree.get("scorers")
     for scorer in scorers.values() if isinstance(scorers, Mapping) else ():
-        if isinstance(scorer, dict) and scorer.get("kind") == "python":
-            scorer.setdefault("folder", str(recipe.parent))
+        kind = kind_of(scorer) if isinstance(scorer, dict) else None
+        if kind is not None and kind.folder_setting is not None:
+            scorer.setdefault(kind.folder_setting, str(recipe.parent))
 
 
 def _set(tree: dict[str, Any], key: str, text: str) -> None:
@@ -113,7 +118,7 @@ def _describe(fault: Any) -> str:
     kind, value = fault["type"], fault.get("input")
     if kind == "union_tag_invalid":
         tag = str(fault["ctx"]["tag"])
-        return f"`{place}.kind` is {tag!r}; there is no such kind{nearest(tag, SCORER_SETTINGS)}"
+        return f"`{place}.kind` is {tag!r}; there is no such kind{nearest(tag, KINDS)}"
     if kind == "union_tag_not_found":
         return f"`{place}` is {value!r}; a scorer is a mapping of settings"
     if kind == "extra_forbidden":
@@ -128,15 +133,15 @@ def _describe(fault: Any) -> str:
 
 def _fields_at(location: Sequence[str | int]) -> list[str]:
     model: Any = RunConfig
-    for part in location:
+    for k, part in enumerate(location):
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             annotation: Any = model.model_fields[str(part)].annotation
             arguments: Any = getattr(annotation, "__args__", ())
             model = arguments[1] if getattr(annotation, "__origin__", None) is dict else annotation
             if type(None) in arguments:  # a section that may be left out
                 model = arguments[0]
-        elif part in SCORER_SETTINGS:
-            model = SCORER_SETTINGS[str(part)]
+        elif location[0] == "scorers" and k == 2:
+            model = KINDS[str(part)]
         # Other keys of a dict section (names of scorers, constraints) leave the model as it is.
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
@@ -150,19 +155,21 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
         return [f"`constraints` has {len(constraints)} entries; a problem has at most {MAX_CONSTRAINTS}"]
     if isinstance(scorers, Mapping):
         faults.extend(
-            f"`scorers.{name}`: a name is letters, digits, `_` and `-`, and begins with a letter"
+            f"`scorers.{_shown(name)}`: a name is at most 100 letters, digits, `_` and `-`, and begins with a letter"
             for name in scorers
-            if not _NAME.match(str(name))
+            if not _NAME.fullmatch(str(name))
         )
         reward = tree.get("reward")
         if isinstance(reward, str) and reward not in scorers:
             faults.append(f"`reward` is {reward!r}: there is no such scorer{nearest(reward, map(str, scorers))}")
         if isinstance(constraints, Mapping):
+            unknown = [name for name in constraints if name not in scorers]
             faults.extend(
-                f"`constraints.{name}`: there is no scorer of this name{nearest(str(name), map(str, scorers))}"
-                for name in constraints
-                if name not in scorers
+                f"`constraints.{_shown(name)}`: there is no scorer of this name{nearest(str(name), map(str, scorers))}"
+                for name in unknown[:_MOST_SHOWN]
             )
+            if len(unknown) > _MOST_SHOWN:
+                faults.append(f"`constraints`: {len(unknown) - _MOST_SHOWN} more have no scorer of their name")
             if isinstance(reward, str) and reward in constraints:
                 faults.append(f"`constraints.{reward}` bounds the reward itself; a constraint bounds another score")
     if isinstance(constraints, Mapping) and not constraints:
@@ -185,17 +192,25 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
     return faults
 
 
+def _shown(name: object) -> str:
+    """A name in a message: it may be long, or hold what a terminal would follow."""
+    text = str(name).encode("unicode_escape").decode() if not str(name).isprintable() else str(name)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
 def _pair_faults(tree: Mapping[str, Any]) -> list[str]:
-    """Scores that pairs of a data set cannot have: a column is looked up by the key of a sampled response."""
+    """Scores that pairs of a data set cannot have: those that are looked up by the key of a sampled response."""
     training, scorers, constraints = tree.get("training"), tree.get("scorers"), tree.get("constraints")
     if not isinstance(training, Mapping) or training.get("pairs") is None or not isinstance(scorers, Mapping):
         return []
     used = [tree.get("reward"), *(constraints if isinstance(constraints, Mapping) else ())]
     return [
-        f"`scorers.{name}.kind` is 'column', which has scores of the sampled responses alone, and `training.pairs` "
-        "names other ones; it must be a scorer that computes its scores"
+        f"`scorers.{name}.kind` is {kind.kind_name()!r}, which has scores of the sampled responses alone, and "
+        "`training.pairs` names other ones; it must be a scorer that computes its scores"
         for name in used
-        if isinstance(scorer := scorers.get(name), Mapping) and scorer.get("kind") == "column"
+        if isinstance(scorer := scorers.get(name), Mapping)
+        and (kind := kind_of(scorer)) is not None
+        and not kind.scores_any_response
     ]
 
 
@@ -203,11 +218,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """The safe loader, which also refuses a key written twice (YAML would keep the last one in silence)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        known: set[Any] = set()
-        for key in keys:
-            if isinstance(key, Hashable) and key in known:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":  # of another mapping, whose settings the own ones go before
+                continue
+            key = self.construct_object(key_node, deep=deep)
+            if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
-            if isinstance(key, Hashable):  # what is none is refused by the loader
-                known.add(key)
+            if isinstance(key, Hashable):
+                seen.add(key)
         return super().construct_mapping(node, deep=deep)

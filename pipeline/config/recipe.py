@@ -24,7 +24,8 @@ from pipeline.config.sections import (
 )
 from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.contracts.section import Section
-from pipeline.scorers.kinds import ScorerSettings
+from pipeline.scorers.kind import ScorerSettings
+from pipeline.scorers.kinds import AnyScorerSettings
 from pipeline.scorers.models import ModelSettings
 
 
@@ -40,7 +41,7 @@ class RunConfig(Section):
     execution: ExecutionSettings = ExecutionSettings()
     max_failed_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Share of the rows of a step that may fail before it stops; failed rows are counted and tried again next time."""
-    scorers: dict[str, ScorerSettings]
+    scorers: dict[str, AnyScorerSettings]
     reward: str
     """Name of the scorer to maximise."""
     constraints: dict[str, ConstraintSettings]
@@ -73,10 +74,18 @@ class RunConfig(Section):
     def checkpoints(self) -> dict[str, ModelSettings]:
         """Every model of the run by the setting that names it, such as ``reference`` and ``scorers.helpful``."""
         found: dict[str, ModelSettings] = {"reference": self.reference}
-        for name, scorer in self.scorers.items():
-            for inner, model in scorer.checkpoints().items():
-                found[f"scorers.{name}.{inner}".removesuffix(".")] = model
+        for name in self.scorers:
+            found.update(self.models_of(name).values())
         return found
+
+    def models_of(self, name: str) -> dict[str, tuple[str, ModelSettings]]:
+        """The models of a scorer by the name of the setting within it: the setting of the recipe, and the model."""
+        return {
+            inner: ("reference", self.reference)
+            if model is None
+            else (f"scorers.{name}.{inner}".removesuffix("."), model)
+            for inner, model in self.scorers[name].checkpoints().items()
+        }
 
     def used_scorers(self) -> dict[str, ScorerSettings]:
         """All scorers of the recipe, the reward first: an unused one is still scored, for the next question."""

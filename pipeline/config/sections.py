@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Direction
@@ -12,6 +13,7 @@ from pipeline.contracts.section import Positive, Section
 from pipeline.published import PublishedPoint, read_points
 from pipeline.scorers.models import ModelSettings
 from stage1_dual.sampling.protocol import Distribution
+from stage2_policy.settings import TrainSettings, require_comparison
 
 
 class _SourceSettings(Section):
@@ -58,6 +60,12 @@ class ReferenceSettings(ModelSettings):
 
     template: str | None = None
     """A text with ``{prompt}``, or the path of a chat template file; without it the tokenizer's own chat template."""
+    template_date: date | None = None
+    """The date that a chat template which reads the clock is given, in every rendering; without it such a template is
+    refused."""
+    special_tokens_in_prompts: Literal["keep", "refuse"] = "keep"
+    """What becomes of prompts whose text writes special tokens of the tokenizer, which a policy reads as control
+    tokens: they are kept, and counted in a warning, or left out as prompts that cannot be sampled from."""
     adapter: str | None = None
     """Folder of a LoRA adapter that is part of the reference."""
     quantization: str | None = None
@@ -164,11 +172,6 @@ class SolveSettings(Section):
     frontier_points: Annotated[int, Field(ge=2)] = 61
 
 
-LIKELIHOODS = ("tilted_nll", "tilted_kl")
-"""Objectives that take the responses they are trained on for draws of the reference. A test holds them to the flag of
-the objectives themselves, which cannot be read here: they need torch."""
-
-
 class PairSettings(_SourceSettings):
     """Pairs of responses of a data set, one pair a row.
 
@@ -190,62 +193,26 @@ class PairSettings(_SourceSettings):
         return self
 
 
-class TrainingSettings(Section):
-    """The one fine-tuning run. There is no lambda and no beta here: they come from the dual artifact."""
+class TrainingSettings(TrainSettings):
+    """The settings of stage 2, and what a recipe says besides: what is trained on, and where training starts."""
 
-    objective: str | dict[str, Annotated[float, Field(gt=0)]] = "tilted_pairwise"
-    """Name of an objective of stage 2, or several names with their weights."""
     pairs: PairSettings | None = None
     """Train on the pairs of a data set, each compared in itself, instead of on the reference's own responses. The
     objective must be one that compares responses; ``responses_per_group`` is then of no effect."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    tokens_per_step: Positive = 16384
-    tokens_per_microbatch: Positive = 8192
-    """Tokens in memory at once; speed and memory only."""
-    responses_per_group: Positive = 8
-    """How many responses to a prompt are compared with each other, about."""
-    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    held_out_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the train prompts that choose the checkpoint instead of training it."""
-    evaluations: Positive = 12
-    """How often the gap to the tilted optimum is estimated on held-out prompts, and a checkpoint saved."""
-    patience: Positive = 4
-    """Stop after so many evaluations without a better one."""
-    negligible_mass: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of a prompt's tilted weight that may be skipped, least weights first; for `tilted_nll` only."""
-    match_prediction: bool = False
-    """After training, move along the ray from the reference until the policy's mean score on held-out prompts is what
-    the dual predicts: the fitted log-ratios are shrunken, as those of any regression are. Not with sharded weights."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
-    """Compute activations anew in the backward pass; speed and memory only."""
-    adapter: Literal["none", "lora", "qlora"] = "none"
-    """Train all weights, low-rank updates of them, or low-rank updates of weights in 4 bits (a CUDA device)."""
-    lora_r: Positive = 16
-    lora_alpha: Positive = 32
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of what enters a low-rank update that is dropped in training, at random; none in any evaluation."""
-    lora_target_modules: str | tuple[str, ...] = "all-linear"
-    """Names of the layers that get an update, or `all-linear`: all but the head."""
     initial: str | None = None
     """Folder of a policy that training starts from, of the reference's own architecture; with an adapter, one that has
     such an adapter. The reference stays the sampled one; without it training starts there."""
-    report_to: tuple[str, ...] = ()
-    """Trackers by the names of transformers, such as `[tensorboard]`; none by default."""
 
-    @model_validator(mode="after")
-    def _pairs_are_compared(self) -> Self:
-        named = [self.objective] if isinstance(self.objective, str) else list(self.objective)
-        likelihoods = [name for name in named if name in LIKELIHOODS]
-        if self.pairs is not None and likelihoods:
-            raise ValueError(
-                f"`objective` is {self.objective!r}, and `pairs` names pairs of a data set: {likelihoods[0]} takes "
-                "the responses for draws of the reference, which these are not; it must be an objective that compares "
-                "two responses, such as `dpo` or `tilted_pairwise`"
-            )
-        return self
+    @field_validator("pairs")
+    @classmethod
+    def _are_compared(cls, value: PairSettings | None, info: ValidationInfo) -> PairSettings | None:
+        objective = info.data.get("objective")  # absent where it is wrong itself
+        if value is not None and objective is not None:
+            try:
+                require_comparison(objective)
+            except InputError as error:
+                raise ValueError(str(error)) from None
+        return value
 
 
 class EvaluationSettings(Section):

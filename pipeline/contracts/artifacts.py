@@ -13,7 +13,7 @@ import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,23 @@ class Manifest:
         return content_sha256(
             {"step": self.step, "settings": self.settings, "inputs": self.inputs, "files": self.files}
         )
+
+    def count(self, name: str) -> int:
+        """A number of what was done.
+
+        Raises:
+            CorruptArtifactError: the manifest does not have it.
+        """
+        if name not in self.counts:
+            raise CorruptArtifactError(f"the manifest of the step `{self.step}` has no count `{name}`")
+        return self.counts[name]
+
+
+_TEXTS, _MAPPINGS = (
+    ("step", "run", "schema_version"),
+    ("settings", "inputs", "files", "counts", "details", "environment"),
+)
+_OF_TEXTS = ("inputs", "files", "environment")
 
 
 def content_sha256(value: Any) -> str:
@@ -170,13 +187,90 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(record, dict):
         raise CorruptArtifactError(f"{path} is not a manifest: it holds {type(record).__name__}, not an object")
     identity = record.pop("identity", None)
-    try:
-        manifest = Manifest(**record)
-    except TypeError as error:
-        raise CorruptArtifactError(f"{path} is not a manifest: {error}") from error
+    for name, what in _faults(record):
+        raise CorruptArtifactError(f"{path} is not a manifest: `{name}` {what}")
+    manifest = Manifest(**record)
     if identity != manifest.identity:
         raise CorruptArtifactError(f"{path} was altered: its identity {identity} does not fit its content")
     return manifest
+
+
+def _faults(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What keeps a JSON object from being a manifest: fields and what is wrong with them."""
+    known = {entry.name: entry for entry in fields(Manifest)}
+    yield from ((name, "is unknown") for name in record if name not in known)
+    for name, entry in known.items():
+        if name not in record:
+            if entry.default is MISSING and entry.default_factory is MISSING:
+                yield name, "is missing"
+            continue
+        value = record[name]
+        if name in _TEXTS and not isinstance(value, str):
+            yield name, f"is {value!r}; it must be a text"
+        elif name == "wall_seconds" and (isinstance(value, bool) or not isinstance(value, int | float)):
+            yield name, f"is {value!r}; it must be a number"
+        elif name in _MAPPINGS and not isinstance(value, dict):
+            yield name, f"is {value!r}; it must be an object"
+        elif name in _OF_TEXTS:
+            yield from (
+                (f"{name}.{key}", f"is {v!r}; it must be a text") for key, v in value.items() if type(v) is not str
+            )
+        elif name == "counts":
+            yield from (
+                (f"counts.{key}", f"is {v!r}; it must be an integer") for key, v in value.items() if type(v) is not int
+            )
+    for name in record.get("files", {}):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            yield f"files.{name}", "is outside of the folder"
+
+
+def verify_artifact(folder: Path, *, memory: Path | None = None) -> Manifest:
+    """Compare the files of a finished step with its manifest.
+
+    A file that has the size and the time it had when it was last found right is not read again.
+
+    Args:
+        folder: of the step.
+        memory: where to remember what was found right; nothing is remembered without it.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CorruptArtifactError: the manifest is damaged, a file of it is missing, or is not the one it records.
+    """
+    manifest = read_manifest(folder)
+    known = _remembered(memory)
+    found = dict(known)
+    for name, recorded in manifest.files.items():
+        path = folder / name
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise CorruptArtifactError(
+                f"{path} cannot be read: {error.strerror or error}, but {folder / MANIFEST} records it"
+            ) from error
+        seen = [status.st_size, status.st_mtime_ns, recorded]
+        if known.get(str(path.resolve())) == seen:
+            continue
+        if file_sha256(path) != recorded:
+            raise CorruptArtifactError(
+                f"{path} is not the file that {folder / MANIFEST} records (sha256 differs): it was changed, damaged "
+                "or put there from elsewhere"
+            )
+        found[str(path.resolve())] = seen
+    if memory is not None and found != known:
+        write_json(memory, found)
+    return manifest
+
+
+def _remembered(memory: Path | None) -> dict[str, list[Any]]:
+    """What was found right before; nothing where that cannot be read, for it only saves time."""
+    try:
+        found = {} if memory is None or not memory.is_file() else read_json(memory)
+    except CorruptArtifactError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def is_complete(folder: Path) -> bool:

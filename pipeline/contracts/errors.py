@@ -14,9 +14,11 @@ code  meaning
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -80,6 +82,59 @@ class MissingExtraError(InputError):
     def __reduce__(self) -> tuple[Any, ...]:
         """By its own arguments: it is raised in the workers of a cluster too, and comes from there pickled."""
         return partial(MissingExtraError, **self._arguments), ()
+
+
+def printable(text: str) -> str:
+    """A text for the terminal: what a terminal would follow, but for line breaks and tabs, is shown instead."""
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def import_failure(error: ImportError, *, package: str, extra: str, purpose: str) -> InputError:
+    """What to tell of an import that failed: a package that is not installed, or one that is and cannot be loaded.
+
+    Args:
+        error: the failure; a package that one needs may be the one that is not there.
+        package: what was imported.
+        extra: of this distribution that installs it.
+        purpose: what needs it.
+    """
+    absent = (error.name or package).partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and importlib.util.find_spec(absent) is None:
+        return MissingExtraError(package=absent, extra=extra, purpose=purpose)
+    return InputError(
+        f"{purpose} needs the package `{package}`, which is installed and cannot be loaded: {error}"
+        + (f" (because of: {error.__cause__})" if error.__cause__ is not None else "")
+    )
+
+
+_DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}
+_DISK_TEXTS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing", "os error 28")
+
+
+def writing_failure(error: BaseException, *, place: Path | None = None) -> InputError | None:
+    """What to tell of a file that could not be written, whoever tried; None where the error is of another kind.
+
+    Libraries wrap what the system said in errors of their own: the causes are looked through too.
+
+    Args:
+        error: what was raised.
+        place: folder that was written to, for where the error names no file.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        of_disk = isinstance(seen, OSError) and seen.errno in _DISK_FAULTS
+        if of_disk or any(text in str(seen) for text in _DISK_TEXTS):
+            file = getattr(seen, "filename", None) or place or "a file"
+            reason = getattr(seen, "strerror", None) or seen
+            return InputError(
+                f"{file} cannot be written or read: {reason}. What was finished is kept; run the same command again "
+                "once that is mended"
+            )
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 class ConstraintsNotSatisfiedError(DualignError):

@@ -1,4 +1,4 @@
-"""Chat messages of strangers' files as this project has them: ``role`` and ``content``, both texts, and nothing else."""
+"""Chat messages of strangers' files as this project has them: ``role`` and ``content``, both texts, nothing else."""
 
 from __future__ import annotations
 

@@ -1,17 +1,23 @@
-"""The constrained problem as the user states it, and the one place where signs are turned.
+"""The constrained problem as the user states it, and the sign convention of everything.
 
     maximise over policies  E[r] - beta * KL(policy || reference)   subject to  E[g_j] >= b_j  for every constraint
 
-A user may write a constraint as ``<=``. :attr:`Constraint.sign` turns such a score and its threshold once, where they
-enter the dual; everything between sees "higher is better, slack >= 0 means satisfied", and what leaves is turned back.
+A user may write a constraint as ``<=``. Files, tables and figures keep the user's own direction and units. Inside the
+dual and the evaluation scores and thresholds are *turned*: those of a ``<=`` are multiplied by -1, so that higher is
+better and slack >= 0 means satisfied; what leaves is multiplied again. Multipliers are the same either way, and never
+negative. :func:`sign_of` alone makes a factor of a direction; only ``dualign validate`` does so again by means of its
+own, as a check.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
+
+import numpy as np
 
 from pipeline.contracts.errors import InputError
 
@@ -24,6 +30,25 @@ MAX_FRONTIER_POINTS = 10_000
 """Points of a frontier, over all combinations of its ranges: each is a problem that is solved."""
 
 _MAX_NAME = 200
+
+
+class Directed(Protocol):
+    """Whatever has a direction: a constraint as stated, or one with its multiplier."""
+
+    @property
+    def direction(self) -> Direction:
+        """``">="`` or ``"<="``."""
+
+
+def sign_of(direction: Direction) -> float:
+    """+1 for ``>=``, -1 for ``<=``: the factor that turns a score, and turns it back."""
+    return 1.0 if direction == ">=" else -1.0
+
+
+def constraint_signs(constraints: Iterable[Directed]) -> np.ndarray:
+    """:func:`sign_of` each of m constraints, float64, shape (m,)."""
+    return np.array([sign_of(constraint.direction) for constraint in constraints], dtype=np.float64)
+
 
 _TEXT = re.compile(
     r"""^\s*(?:"(?P<double>(?:[^"]|"")*)"|'(?P<single>(?:[^']|'')*)'|(?P<bare>[^\W\d][\w.-]*))
@@ -68,8 +93,8 @@ class Constraint:
 
     @property
     def sign(self) -> float:
-        """+1 for ``>=``, -1 for ``<=``: the factor that makes the score "higher is better"."""
-        return 1.0 if self.direction == ">=" else -1.0
+        """:func:`sign_of` its direction."""
+        return sign_of(self.direction)
 
     def tightened(self, offset: float) -> Constraint:
         """The same constraint, harder to meet by ``offset`` score units."""

@@ -25,7 +25,12 @@ SUFFIXES = ", ".join(FORMATS)
 
 # What may hold rows that would be missed: tables of other formats, and packed or unfinished files.
 _OTHER_TABLES = frozenset(
-    ".arrow .avro .bz2 .crdownload .feather .gz .ipc .lz4 .orc .part .snappy .tmp .tsv .xls .xlsx .xz .zip .zst".split()
+    f".{end}"
+    for end in (
+        *("arrow", "avro", "feather", "ipc", "orc", "tsv", "xls", "xlsx"),
+        *("bz2", "gz", "lz4", "snappy", "xz", "zip", "zst"),
+        *("crdownload", "part", "tmp"),
+    )
 )
 # By these a writer says that not every file beside them is a part of the table.
 _FOREIGN_LOGS = {

@@ -71,6 +71,14 @@ class TableRows:
         """Names of the columns in the file."""
         return list(self._columns) if self.schema is None else list(self.schema.names)
 
+    @cached_property
+    def n_rows(self) -> int:
+        """Rows in the file."""
+        if self.schema is None:
+            return len(next(iter(self._columns.values()), ()))
+        with self._faults_named():
+            return int(pq.read_metadata(self._file.path).num_rows)
+
     def column(self, name: str) -> list[Any]:
         """The values of a column, in the order of the rows.
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
 import pyarrow as pa
 
 from pipeline.contracts.errors import InputError
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION: Final = "1"
 
 SPLITS = ("train", "test")
 """``train`` feeds the dual and training; ``test`` gives held-out predictions and the evaluation."""
 
 SAMPLE_KEY = ("prompt_id", "sample_index")
+
+TOKEN_IDS = ("prompt_token_ids", "completion_token_ids")
+"""Columns of the samples table: what the policy read and what was sampled."""
 
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 

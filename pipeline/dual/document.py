@@ -3,106 +3,124 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.contracts.problem import Constraint, Safeguard
-from pipeline.contracts.tables import SCHEMA_VERSION
-from stage1_dual.dual import (
-    BootstrapIntervals,
-    Diagnostics,
-    DualProblem,
-    HeldoutPrediction,
-    ResponseLadder,
-    StandardErrors,
-    TightenedSolution,
-    Trust,
-)
+from pipeline.contracts.solution import AppliedSafeguard, Demanded, Solution, SolvedConstraint, SolvedReward
+from stage1_dual.dual import Diagnostics, DualProblem, HeldoutPrediction, Trust, Uncertainty
 
 
-def describe_solution(
-    tightened: TightenedSolution,
-    *,
-    demanded: DualProblem,
-    heldout: DualProblem | None,
-    reward_name: str,
-    constraints: Sequence[Constraint],
-    safeguards: Sequence[Safeguard],
-    intervals: BootstrapIntervals,
-    errors: StandardErrors,
-    diagnostics: Diagnostics,
-    ladder: ResponseLadder,
-    prediction: HeldoutPrediction | None,
-    trust: Trust,
-) -> dict[str, Any]:
-    """Gather everything; numbers that are not finite become null.
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What was asked of the dual.
 
-    Args:
-        tightened: the problem solved, safeguards included, and its solution.
-        demanded: the problem under the demanded thresholds.
+    Attributes:
+        problem: the train rows under the demanded thresholds.
         heldout: other prompts under the demanded thresholds, or None.
         reward_name: name of the reward.
         constraints: as demanded.
         safeguards: one per constraint.
-        intervals: by the bootstrap.
-        errors: by the sandwich.
+    """
+
+    problem: DualProblem
+    heldout: DualProblem | None
+    reward_name: str
+    constraints: Sequence[Constraint]
+    safeguards: Sequence[Safeguard]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What came out.
+
+    Attributes:
+        found: the problem solved, safeguards included, its solution, and how certain it is.
         diagnostics: of the weights.
-        ladder: over the number of responses.
-        prediction: for ``heldout``.
+        prediction: for the held-out prompts, or None where there are none.
         trust: the verdict.
     """
-    problem, solution = tightened.problem, tightened.solution
-    names = [constraint.name for constraint in constraints]
+
+    found: Uncertainty
+    diagnostics: Diagnostics
+    prediction: HeldoutPrediction | None
+    trust: Trust
+
+
+def describe_solution(question: Question, answer: Answer) -> dict[str, Any]:
+    """Everything about a solution; numbers that are not finite become null."""
+    return _solution(question, answer).to_document(_statistics(question, answer))
+
+
+def _solution(question: Question, answer: Answer) -> Solution:
+    tightened, demanded = answer.found.tightened, question.problem
+    problem = tightened.problem
     entries = []
-    for j, (constraint, safeguard) in enumerate(zip(constraints, safeguards, strict=True)):
+    for j, (constraint, safeguard) in enumerate(zip(question.constraints, question.safeguards, strict=True)):
         sign = constraint.sign
         added = float(problem.thresholds_m[j] - demanded.thresholds_m[j])
         entries.append(
-            {
-                "name": constraint.name,
-                "direction": constraint.direction,
-                "threshold": sign * float(problem.thresholds_m[j]),
-                "margin": constraint.tightened(added).margin,
-                "demanded": {"threshold": sign * float(demanded.thresholds_m[j]), "margin": constraint.margin},
-                "safeguard": {
-                    "reserve": safeguard.reserve,
-                    "assurance": float(tightened.assurance_m[j]),
-                    "assurance_level": safeguard.assurance,
-                    "score_error": float(tightened.score_error_m[j]),
-                    "response_bias": float(tightened.response_bias_m[j]),
-                },
-                "reference": sign * float(problem.reference_means_m[j]),
-                "multiplier": float(solution.multipliers[j]),
-                "multiplier_ci95": _interval(intervals.multipliers[j]),
-                "multiplier_standard_error": _finite(errors.multipliers[j]),
-                "multiplier_corrected": (
-                    None if ladder.corrected_multipliers_m is None else float(ladder.corrected_multipliers_m[j])
+            SolvedConstraint(
+                name=constraint.name,
+                direction=constraint.direction,
+                threshold=sign * float(problem.thresholds_m[j]),
+                margin=constraint.tightened(added).margin,
+                demanded=Demanded(threshold=sign * float(demanded.thresholds_m[j]), margin=constraint.margin),
+                safeguard=AppliedSafeguard(
+                    reserve=safeguard.reserve,
+                    assurance=float(tightened.assurance_m[j]),
+                    assurance_level=safeguard.assurance,
+                    score_error=float(tightened.score_error_m[j]),
+                    response_bias=float(tightened.response_bias_m[j]),
                 ),
-                "predicted": sign * float(solution.predicted_constraints[j]),
-                "predicted_ci95": _interval(sign * intervals.policy.constraints[j]),
-                "heldout": sign * float(prediction.constraints[j]) if prediction else None,
-                "heldout_ci95": _interval(sign * prediction.constraints_interval[j]) if prediction else None,
-                "heldout_reference": sign * float(heldout.reference_means_m[j]) if heldout else None,
-                "heldout_slack": float(prediction.slack[j]) if prediction else None,
-                "heldout_slack_ci95": _interval(prediction.slack_interval[j]) if prediction else None,
-                "slack": float(solution.slack[j]),
-            }
+                reference=sign * float(problem.reference_means_m[j]),
+                multiplier=float(tightened.solution.multipliers[j]),
+            )
         )
+    return Solution(
+        beta=problem.beta,
+        n_prompts=problem.n_prompts,
+        n_samples=problem.n_samples,
+        reward=SolvedReward(name=question.reward_name),
+        constraints=tuple(entries),
+    )
+
+
+def _constraint_statistics(question: Question, answer: Answer) -> Iterator[dict[str, Any]]:
+    found, prediction, heldout = answer.found, answer.prediction, question.heldout
+    solution, intervals, corrected_m = found.tightened.solution, found.intervals, found.ladder.corrected_multipliers_m
+    for j, sign in enumerate(constraint.sign for constraint in question.constraints):
+        yield {
+            "multiplier_ci95": _interval(intervals.multipliers[j]),
+            "multiplier_standard_error": _finite(found.errors.multipliers[j]),
+            "multiplier_corrected": None if corrected_m is None else float(corrected_m[j]),
+            "predicted": sign * float(solution.predicted_constraints[j]),
+            "predicted_ci95": _interval(sign * intervals.policy.constraints[j]),
+            "heldout": sign * float(prediction.constraints[j]) if prediction else None,
+            "heldout_ci95": _interval(sign * prediction.constraints_interval[j]) if prediction else None,
+            "heldout_reference": sign * float(heldout.reference_means_m[j]) if heldout else None,
+            "heldout_slack": float(prediction.slack[j]) if prediction else None,
+            "heldout_slack_ci95": _interval(prediction.slack_interval[j]) if prediction else None,
+            "slack": float(solution.slack[j]),
+        }
+
+
+def _statistics(question: Question, answer: Answer) -> dict[str, Any]:
+    """What ``dual.json`` says besides the solution itself, laid out as the file is."""
+    found, diagnostics, prediction, trust = answer.found, answer.diagnostics, answer.prediction, answer.trust
+    tightened, ladder, intervals = found.tightened, found.ladder, found.intervals
+    problem, solution, heldout = tightened.problem, tightened.solution, question.heldout
+    names = [constraint.name for constraint in question.constraints]
     return {
-        "schema_version": SCHEMA_VERSION,
-        "status": "certified",
-        "beta": problem.beta,
-        "n_prompts": problem.n_prompts,
-        "n_samples": problem.n_samples,
         "dual_value": solution.dual_value,
         "primal_value": solution.primal_value,
         "duality_gap": solution.duality_gap,
         "kkt_residual": solution.kkt_residual,
         "n_evaluations": solution.n_evaluations,
         "reward": {
-            "name": reward_name,
             "reference": problem.reference_reward,
             "predicted": solution.predicted_reward,
             "predicted_ci95": _interval(intervals.policy.reward),
@@ -117,7 +135,7 @@ def describe_solution(
             "heldout": prediction.kl if prediction else None,
             "log_samples": diagnostics.log_samples,
         },
-        "constraints": entries,
+        "constraints": list(_constraint_statistics(question, answer)),
         "trust": {
             "verdict": trust.verdict,
             "signs": {name: _finite(value) for name, value in trust.signs.items()},

@@ -1,37 +1,35 @@
-"""The dual on any table of scores. No models, no run folder, and no more memory than is needed."""
+"""The dual on any table of scores. No models, no run folder, and no more memory than is needed.
+
+The command line and ``import dualign`` ask the same question of the same functions: a :class:`TableRequest`, answered
+by :func:`solve_table`.
+"""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from pipeline.contracts.artifacts import environment, require_writable, write_json
+from pipeline.contracts.artifacts import environment, require_writable, run_lock, write_json
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.problem import (
-    MAX_CONSTRAINTS,
-    MAX_FRONTIER_POINTS,
-    Constraint,
-    Safeguard,
-    holds_range,
-    read_constraint,
-    read_constraint_range,
-)
-from pipeline.dual.solving import EvaluationSize, build_problem_on_samples, constraint_signs, solve_problem
-from pipeline.dual.sweep import solve_points, sweep_constraints, write_frontier
+from pipeline.contracts.problem import MAX_CONSTRAINTS, Constraint, Safeguard, constraint_signs, read_constraint
+from pipeline.dual.solving import EvaluationSize, SolvedDual, build_problem_on_samples, solve_problem
+from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.dual.table_reader import ScoreChunk, ScoreTable
-from pipeline.report import write_stage1_figures
+from pipeline.dual.table_sources import ScoreFiles, ScoreSource
 from stage1_dual.dual import (
     GroupedSamples,
     Normaliser,
@@ -44,15 +42,41 @@ from stage1_dual.dual import (
     group_on_disk,
 )
 
-_log = logging.getLogger("dualign")
-
 # Points of a sweep, each some five passes over the scores; fewer where a pass reads the disk.
 _FRONTIER_POINTS = 61
 _FEW_FRONTIER_POINTS = 11
+# Begins the names of folders that are gone when the work is done.
+_UNFINISHED = ".scores-"
 _NO_EVALUATION = EvaluationSize(0, 0)
-# Scores beyond this are kept on disk, in the output folder, while it works. To group them in memory takes five times
-# their size.
+# Scores beyond this are kept on disk while it works. To group them in memory takes five times their size.
 MEMORY_BYTES = 2**28
+
+_log = logging.getLogger("dualign")
+
+SafeguardName = Literal["reserve", "assurance", "score_error"]
+
+_SAFEGUARD_RULES: dict[SafeguardName, tuple[str, Callable[[float], bool]]] = {
+    "reserve": ("finite", lambda _: True),
+    "assurance": ("between 0 and 1", lambda value: 0 < value < 1),
+    "score_error": ("finite and not negative", lambda value: value >= 0),
+}
+
+
+def require_safeguard(safeguard: SafeguardName, value: float, *, given: str) -> float:
+    """The number, if it is one that the safeguard can be.
+
+    Args:
+        safeguard: which.
+        value: the number.
+        given: how the user gave it, for the message.
+
+    Raises:
+        InputError: it is not finite, or outside the range.
+    """
+    rule, allowed = _SAFEGUARD_RULES[safeguard]
+    if not (math.isfinite(value) and allowed(value)):
+        raise InputError(f"{given}: the number must be {rule}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -60,13 +84,11 @@ class TableRequest:
     """What to solve on which table.
 
     Attributes:
-        table: Parquet, CSV or JSON Lines file, or folder of such files.
+        source: the table.
         prompt_id: column that says which prompt a row answers.
         reward: column to maximise.
-        constraints: texts such as ``harmless >= ref + 0.8``; in :func:`frontier_table` some of them hold a range
-            ``start:stop:step`` in place of the number.
+        constraints: what must hold, each of a column of its own.
         beta: KL strength, reward per nat.
-        output: folder for the results.
         seed: of the bootstrap.
         n_replicates: bootstrap replicates over prompts.
         safeguards: what is asked beyond a constraint, by its name.
@@ -76,144 +98,254 @@ class TableRequest:
         show_progress: show progress bars.
     """
 
-    table: Path
+    source: ScoreSource
     prompt_id: str
     reward: str
-    constraints: tuple[str, ...]
+    constraints: tuple[Constraint, ...]
     beta: float
-    output: Path
     seed: int = 0
     n_replicates: int = 1000
-    safeguards: dict[str, Safeguard] = field(default_factory=dict)
+    safeguards: Mapping[str, Safeguard] = field(default_factory=dict)
     evaluation: EvaluationSize = _NO_EVALUATION
     corrects_response_bias: bool = False
     executor: PassRunner | None = None
     show_progress: bool = True
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the constraints."""
+        return tuple(constraint.name for constraint in self.constraints)
 
-def solve_table(request: TableRequest) -> dict[str, Any]:
-    """Solve, certify and write ``dual.json``, ``frontier.parquet``, ``weights.parquet`` and ``figures/``.
+    def open_table(self) -> ScoreTable:
+        """The table, once everything is checked that can be before its rows are read.
+
+        Raises:
+            InputError: what is asked contradicts itself, or a column is missing or of the wrong type.
+        """
+        names = self.names
+        if self.seed < 0:
+            raise InputError(f"the seed is {self.seed}; it must not be negative")
+        if not names:
+            raise InputError("no constraint is given; without one there is no multiplier to find")
+        if len(names) > MAX_CONSTRAINTS:
+            raise InputError(f"{len(names)} constraints are given; a problem has at most {MAX_CONSTRAINTS}")
+        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+        if repeated:
+            raise InputError(f"{repeated[0]!r} is bounded twice; a constraint bounds a score of its own")
+        unknown = sorted(set(self.safeguards) - set(names))
+        if unknown:
+            raise InputError(f"a safeguard is asked for {unknown[0]!r}; the constraints are {', '.join(names)}")
+        asked = [name for name, safeguard in self.safeguards.items() if safeguard.assurance is not None]
+        if asked and min(self.evaluation.n_prompts, self.evaluation.n_responses) < 1:
+            raise InputError(
+                f"assurance is asked for {asked[0]!r}: it needs the size of the evaluation, --evaluation-prompts and "
+                "--evaluation-responses (in Python evaluation_prompts and evaluation_responses)"
+            )
+        table = ScoreTable(self.source, self.prompt_id, (self.reward, *names))
+        table.require_columns()
+        return table
+
+
+def read_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
+    """Read texts such as ``harmless >= ref + 0.8``.
+
+    Raises:
+        InputError: a text has another form, or it is one text where several are expected.
+    """
+    if isinstance(texts, str):
+        raise InputError(f"the constraints are the text {texts!r}; give a list of texts")
+    return tuple(map(read_constraint, texts))
+
+
+def require_output(output: Path, source: ScoreSource) -> None:
+    """Fail before the work where its results could not be written, or would be read as scores the next time.
+
+    Raises:
+        InputError: the folder cannot be written, or lies inside the folder of the table.
+    """
+    table = source.path if isinstance(source, ScoreFiles) else None
+    if table is not None and table.is_dir() and output.resolve().is_relative_to(table.resolve()):
+        raise InputError(
+            f"the output folder {output} lies inside the table {table}: the results would be read as scores"
+        )
+    require_writable(output)
+
+
+@contextmanager
+def hold_output(output: Path, source: ScoreSource) -> Iterator[None]:
+    """Hold an output folder for one process, and clear away what a killed one left unfinished.
+
+    Raises:
+        InputError: the folder cannot be written, or lies inside the folder of the table.
+        RunLockedError: another process writes there.
+    """
+    require_output(output, source)
+    with run_lock(output):
+        for path in output.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(path)
+        try:
+            yield
+        finally:
+            # While it is held: whoever locks a new file of that name comes after this work.
+            (output / ".lock").unlink(missing_ok=True)
+
+
+def solve_table(request: TableRequest, *, scratch: Path) -> TableSolution:
+    """Solve and certify.
 
     Where the table has a column ``split`` with the values ``train`` and ``test``, the train rows determine lambda* and
     the test rows give held-out predictions; without one, every row determines lambda*.
 
-    Returns:
-        The content of ``dual.json``.
+    Args:
+        request: what to solve on which table.
+        scratch: an empty folder for scores that do not fit in memory; the solution reads them there.
 
     Raises:
         InputError: a column is missing or of the wrong type, or a value is null, NaN or infinite; names both.
         InfeasibleError: no reweighting of the rows meets the thresholds.
         NotCertifiedError: the solution failed the independent check.
     """
-    _require_few(request.constraints)
-    constraints = [read_constraint(text) for text in request.constraints]
-    names = [constraint.name for constraint in constraints]
-    unknown = sorted(set(request.safeguards) - set(names))
-    if unknown:
-        raise InputError(f"a safeguard is asked for {unknown[0]!r}; the constraints are {', '.join(names)}")
-    table = _open(request, names)
-    with tempfile.TemporaryDirectory(prefix=".scores-", dir=request.output.resolve()) as scratch:
-        scores, notes = _read_scores(table, request, constraints, folder=Path(scratch))
-        train = build_problem_on_samples(scores["train"].scores, constraints=constraints, beta=request.beta)
-        heldout = None
-        if "test" in scores and len(scores["test"].prompt_p) > 1:
-            heldout = build_problem_on_samples(scores["test"].scores, constraints=constraints, beta=request.beta)
-        solved = solve_problem(
-            train,
-            heldout=heldout,
-            reward_name=request.reward,
-            constraints=constraints,
-            safeguards=[request.safeguards.get(name, Safeguard()) for name in names],
-            evaluation=request.evaluation,
-            corrects_response_bias=request.corrects_response_bias,
-            n_replicates=request.n_replicates,
-            rng=np.random.default_rng(request.seed),
-        )
-        normalisers = {
-            split: (
-                build_normaliser(train.with_samples(grouped.scores), solved.solution.multipliers),
-                grouped.prompt_p,
-            )
-            for split, grouped in scores.items()
-        }
-        _write_weights(table, request, constraints, normalisers)
-        n_points = _FRONTIER_POINTS if _fits_in_memory(table) else _FEW_FRONTIER_POINTS
-        frontier = sweep_constraints(
-            solved.problem, constraints, n_points=n_points, show_progress=request.show_progress
-        )
-        write_frontier(request.output / "frontier.parquet", frontier, metadata={})
-        dual = solved.content | {
-            "warnings": [*notes, *solved.content["warnings"]],
-            "seed": request.seed,
-            "inputs": table.identity(),
-            "environment": environment(),
-        }
-        write_stage1_figures(dual, solved.problem, solved.solution, frontier, output=request.output / "figures")
-    write_json(request.output / "dual.json", dual)
-    return dual
+    table = request.open_table()
+    splits, notes = read_splits(table, request, scratch=scratch)
+    problems = {
+        split: build_problem_on_samples(grouped.scores, constraints=request.constraints, beta=request.beta)
+        for split, grouped in splits.items()
+    }
+    heldout = problems.get("test")
+    solved = solve_problem(
+        problems["train"],
+        heldout=None if heldout is None or heldout.n_prompts < 2 else heldout,
+        reward_name=request.reward,
+        constraints=request.constraints,
+        safeguards=[request.safeguards.get(name, Safeguard()) for name in request.names],
+        evaluation=request.evaluation,
+        corrects_response_bias=request.corrects_response_bias,
+        n_replicates=request.n_replicates,
+        rng=np.random.default_rng(request.seed),
+    )
+    return TableSolution(request, table, splits, solved, tuple(notes))
 
 
-def frontier_table(request: TableRequest) -> pa.Table:
-    """Solve for ranges of thresholds, every combination of them, and write ``frontier.parquet``; returns its rows.
+@dataclass(frozen=True, eq=False)
+class TableSolution:
+    """A certified solution and the table it is of.
+
+    Attributes:
+        request: what was asked.
+        table: the table.
+        splits: its scores by split.
+        solved: the solution.
+        notes: what was left out of the table, or could not be told of it.
+    """
+
+    request: TableRequest
+    table: ScoreTable
+    splits: Mapping[str, GroupedSamples]
+    solved: SolvedDual
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """What ``dual.json`` says, but for where the rows came from (docs/artifacts.md)."""
+        found = self.solved.content
+        return found | {"seed": self.request.seed, "warnings": [*self.notes, *found["warnings"]]}
+
+    @cached_property
+    def frontier(self) -> pa.Table:
+        """What ``frontier.parquet`` holds: each threshold swept from the reference to near the best attainable."""
+        n_points = _FRONTIER_POINTS if _fits_in_memory(self.table) else _FEW_FRONTIER_POINTS
+        shown = self.request.show_progress
+        return sweep_constraints(self.solved.problem, self.request.constraints, n_points=n_points, show_progress=shown)
+
+    @property
+    def weights_schema(self) -> pa.Schema:
+        """Columns of ``weights.parquet``."""
+        return pa.schema(
+            [
+                (self.request.prompt_id, self.table.prompt_type),
+                ("sample_index", pa.int64()),
+                ("weight", pa.float64()),
+                *([("split", pa.string())] if self.table.has_split else []),
+            ]
+        )
+
+    def weights(self) -> Iterator[tuple[np.ndarray, pa.Table]]:
+        """Every response of the train and test prompts with its tilted weight, in the table's order, in chunks.
+
+        Yields:
+            Number of the table's row each response stands in, shape (n,), and the columns of :attr:`weights_schema`.
+        """
+        signs_m = constraint_signs(self.request.constraints)
+        for chunk in _shown(self.table, "writing weights", show_progress=self.request.show_progress):
+            weight_n = np.full(len(chunk.prompt_n), np.nan)
+            for split, (normaliser, ids, places) in self._normalisers.items():
+                rows = slice(None) if chunk.split_n is None else np.flatnonzero(chunk.split_n == split)
+                place_n = places[np.searchsorted(ids, chunk.prompt_n[rows])]
+                scores_ns = chunk.scores_ns[rows]
+                weight_n[rows] = normaliser.weights(place_n, scores_ns[:, 0], scores_ns[:, 1:] * signs_m)
+            columns = [chunk.prompt_id_n, pa.array(chunk.sample_index_n), pa.array(weight_n)]
+            if chunk.split_n is not None:
+                columns.append(pa.array(chunk.split_n, pa.string()))
+            of_splits = ~np.isnan(weight_n)
+            yield chunk.row_n[of_splits], pa.table(columns, schema=self.weights_schema).filter(pa.array(of_splits))
+
+    def save(self, output: Path) -> None:
+        """Write ``weights.parquet``, ``frontier.parquet``, ``figures/`` and, last, ``dual.json`` into a folder.
+
+        All of it is written aside first. What the folder had from an earlier solve is replaced once everything is
+        there, ``dual.json`` before anything else goes and after everything else has come: files of two problems never
+        stand beside a ``dual.json``.
+
+        Args:
+            output: the folder, which the caller holds (:func:`hold_output`).
+
+        Raises:
+            InputError: the folder cannot be written, or lies inside the table's.
+        """
+        from pipeline.report.plates import write_stage1_figures  # brings matplotlib along
+
+        require_output(output, self.request.source)
+        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=output.resolve()) as folder:
+            aside = Path(folder)
+            path = aside / "weights.parquet"
+            with pq.ParquetWriter(path, self.weights_schema, compression="zstd", write_page_checksum=True) as writer:
+                for _, rows in self.weights():
+                    writer.write_table(rows)
+            write_frontier(aside / "frontier.parquet", self.frontier, metadata={})
+            dual = self.content | {"inputs": self.table.identity(), "environment": environment()}
+            problem, solution = self.solved.problem, self.solved.solution
+            figures = write_stage1_figures(dual, problem, solution, self.frontier, output=aside / "figures")
+            write_json(aside / "dual.json", dual)
+            (output / "dual.json").unlink(missing_ok=True)
+            (output / "figures").mkdir(exist_ok=True)
+            for made in (path, aside / "frontier.parquet", *figures, aside / "dual.json"):
+                made.replace(output / made.relative_to(aside))
+
+    @cached_property
+    def _normalisers(self) -> dict[str, tuple[Normaliser, np.ndarray, np.ndarray]]:
+        """For each split its normaliser, its prompts' ids in ascending order, and the place of each."""
+        found = {}
+        for split, grouped in self.splits.items():
+            places = np.argsort(grouped.prompt_p)
+            problem = self.solved.problem.with_samples(grouped.scores)
+            normaliser = build_normaliser(problem, self.solved.solution.multipliers)
+            found[split] = (normaliser, grouped.prompt_p[places], places)
+        return found
+
+
+def read_splits(
+    table: ScoreTable, request: TableRequest, *, scratch: Path
+) -> tuple[dict[str, GroupedSamples], list[str]]:
+    """The scores of a table by split: in memory where they fit, else in the empty folder ``scratch``.
+
+    Returns:
+        The scores, and what was left out of the table or cannot be told of it, which is logged too.
 
     Raises:
-        InputError: no range among the constraints, a malformed range, or as :func:`solve_table`.
+        InputError: a value is null, NaN or infinite, a response is there twice, a prompt is in both splits, or there
+            are fewer than two prompts to solve on.
     """
-    _require_few(request.constraints)
-    families = [read_constraint_range(text) for text in request.constraints]
-    ranged = [place for place, text in enumerate(request.constraints) if holds_range(text)]
-    if not ranged:
-        raise InputError(
-            f"none of the constraints {list(request.constraints)} holds a range; a frontier needs one of the form "
-            "'NAME >= ref + START:STOP:STEP'"
-        )
-    n_points = math.prod(map(len, families))
-    if n_points > MAX_FRONTIER_POINTS:
-        raise InputError(
-            f"the ranges of the constraints have {n_points} combinations; a frontier has at most "
-            f"{MAX_FRONTIER_POINTS} points: take longer steps"
-        )
-    first = [family[0] for family in families]
-    table = _open(request, [constraint.name for constraint in first])
-    with tempfile.TemporaryDirectory(prefix=".scores-", dir=request.output.resolve()) as scratch:
-        scores, _ = _read_scores(table, request, first, folder=Path(scratch))
-        problem = build_problem_on_samples(scores["train"].scores, constraints=first, beta=request.beta)
-        frontier = solve_points(problem, list(itertools.product(*families)), swept=ranged)
-    write_frontier(request.output / "frontier.parquet", frontier, metadata={})
-    return frontier
-
-
-def _require_few(constraints: Sequence[str]) -> None:
-    if len(constraints) > MAX_CONSTRAINTS:
-        raise InputError(f"{len(constraints)} constraints are given; a problem has at most {MAX_CONSTRAINTS}")
-
-
-def _open(request: TableRequest, constraint_names: Sequence[str]) -> ScoreTable:
-    if request.seed < 0:
-        raise InputError(f"--seed is {request.seed}; it must not be negative")
-    repeated = sorted(name for name, count in Counter(constraint_names).items() if count > 1)
-    if repeated:
-        raise InputError(f"{repeated[0]!r} is bounded twice; a constraint bounds a score of its own")
-    asked = [name for name, safeguard in request.safeguards.items() if safeguard.assurance is not None]
-    if asked and min(request.evaluation.n_prompts, request.evaluation.n_responses) < 1:
-        raise InputError(
-            f"assurance is asked for {asked[0]!r}: it needs the size of the evaluation, "
-            "--evaluation-prompts and --evaluation-responses"
-        )
-    if request.table.is_dir() and request.output.resolve().is_relative_to(request.table.resolve()):
-        raise InputError(
-            f"--output {request.output} lies inside --table {request.table}: the results would be read as scores"
-        )
-    require_writable(request.output)
-    table = ScoreTable(request.table, request.prompt_id, (request.reward, *constraint_names))
-    table.require_columns()
-    return table
-
-
-def _read_scores(
-    table: ScoreTable, request: TableRequest, constraints: Sequence[Constraint], *, folder: Path
-) -> tuple[dict[str, GroupedSamples], list[str]]:
-    """The splits of a table, in memory where they fit, else under ``folder``; and what was not read of it."""
+    constraints = request.constraints
     splits = ("train", "test") if table.has_split else ("train",)
     notes = table.notes(splits)
     executor = request.executor or ThreadExecutor()
@@ -227,7 +359,7 @@ def _read_scores(
     else:
         shown = ShownPasses(executor) if request.show_progress else executor
         for split in splits:
-            inside = folder / split
+            inside = scratch / split
             inside.mkdir()
             chunks_of_split = (
                 _of_split(rows, split_n, split)
@@ -244,11 +376,13 @@ def _read_scores(
                 found[split] = grouped
     notes += table.require_distinct(found)
     if "test" in found and len(found["test"].prompt_p) < 2:
-        notes.append(f"{table.path}: the split 'test' has 1 prompt, too few for held-out predictions")
+        notes.append(f"{table.source.name}: the split 'test' has 1 prompt, too few for held-out predictions")
     for note in notes:
         _log.warning("%s", note)
     if len(found["train"].prompt_p) < 2:
-        raise InputError(f"{table.path} has 1 prompt to solve on; intervals are between prompts and need at least 2")
+        raise InputError(
+            f"{request.source.name} has 1 prompt to solve on; intervals are between prompts and need at least 2"
+        )
     return found, notes
 
 
@@ -259,7 +393,7 @@ def _fits_in_memory(table: ScoreTable) -> bool:
 def _turned(
     table: ScoreTable, constraints: Sequence[Constraint], *, show_progress: bool
 ) -> Iterator[tuple[UngroupedScores, np.ndarray | None]]:
-    """Chunks of rows with their splits; here a ``<=`` becomes a ``>=``."""
+    """Chunks of rows with their splits, the scores turned (:mod:`pipeline.contracts.problem`)."""
     signs_m = constraint_signs(constraints)
     for chunk in _shown(table, "reading scores", show_progress=show_progress):
         yield (
@@ -291,45 +425,6 @@ def _of_split(rows: UngroupedScores, split_n: np.ndarray | None, split: str) -> 
         rows.scores_nm[mask_n],
         None if index_n is None else index_n[mask_n],
     )
-
-
-def _write_weights(
-    table: ScoreTable,
-    request: TableRequest,
-    constraints: Sequence[Constraint],
-    normalisers: Mapping[str, tuple[Normaliser, np.ndarray]],
-) -> None:
-    """Every row of the table's train and test prompts with its tilted weight, in the table's order."""
-    schema = pa.schema(
-        [
-            (request.prompt_id, table.prompt_type),
-            ("sample_index", pa.int64()),
-            ("weight", pa.float64()),
-            *([("split", pa.string())] if table.has_split else []),
-        ]
-    )
-    signs_m = constraint_signs(constraints)
-    sorted_ids = {split: _sorted(prompt_p) for split, (_, prompt_p) in normalisers.items()}
-    path = request.output / "weights.parquet"
-    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
-        for chunk in _shown(table, "writing weights", show_progress=request.show_progress):
-            weight_n = np.full(len(chunk.prompt_n), np.nan)
-            for split, (normaliser, _) in normalisers.items():
-                rows = slice(None) if chunk.split_n is None else np.flatnonzero(chunk.split_n == split)
-                ids, places = sorted_ids[split]
-                place_n = places[np.searchsorted(ids, chunk.prompt_n[rows])]
-                scores_ns = chunk.scores_ns[rows]
-                weight_n[rows] = normaliser.weights(place_n, scores_ns[:, 0], scores_ns[:, 1:] * signs_m)
-            columns = [chunk.prompt_id_n, pa.array(chunk.sample_index_n), pa.array(weight_n)]
-            if chunk.split_n is not None:
-                columns.append(pa.array(chunk.split_n, pa.string()))
-            rows_of_splits = pa.array(~np.isnan(weight_n))
-            writer.write_table(pa.table(columns, schema=schema).filter(rows_of_splits))
-
-
-def _sorted(prompt_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    places = np.argsort(prompt_p)
-    return prompt_p[places], places
 
 
 T = TypeVar("T")

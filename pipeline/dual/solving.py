@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.contracts.errors import CorruptArtifactError, InputError
-from pipeline.contracts.problem import Constraint, Safeguard
-from pipeline.dual.document import describe_solution
-from pipeline.scoring.joined import JoinedScores
+from pipeline.contracts.problem import Constraint, Safeguard, constraint_signs
+from pipeline.contracts.solution import Solution
+from pipeline.dual.document import Answer, Question, describe_solution
 from stage1_dual.dual import (
     Demand,
     DualProblem,
     DualSolution,
-    PromptSample,
+    InfeasibilityCertificate,
+    InfeasibleError,
     SampleScores,
-    climb_ladder,
-    correct_response_bias,
     diagnose,
     judge_trust,
     predict_heldout,
+    quantify_uncertainty,
     solve_tightened,
 )
-from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError
+
+if TYPE_CHECKING:
+    from pipeline.scoring.joined import JoinedScores
 
 
 # What a number of a problem may be in size. The expansions behind starts, intervals and predictions hold products of
@@ -57,7 +59,7 @@ class EvaluationSize:
 
 
 def build_problem(scored: JoinedScores, *, constraints: Sequence[Constraint], beta: float) -> DualProblem:
-    """The dual problem of scored rows: here, and only here, a ``<=`` of rows in memory is turned into a ``>=``.
+    """The dual problem of scored rows, turned (:mod:`pipeline.contracts.problem`).
 
     A margin becomes an absolute threshold over the reference mean of these rows.
     """
@@ -73,7 +75,7 @@ def build_problem(scored: JoinedScores, *, constraints: Sequence[Constraint], be
 
 
 def build_problem_on_samples(samples: SampleScores, *, constraints: Sequence[Constraint], beta: float) -> DualProblem:
-    """The dual problem of scores that were turned by :func:`constraint_signs` when they were written."""
+    """The dual problem of scores that were turned (:mod:`pipeline.contracts.problem`) when they were written."""
     names = [constraint.name for constraint in constraints]
     thresholds = np.zeros(len(constraints))
     problem = DualProblem.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=names)
@@ -107,11 +109,6 @@ def _require_sizes(problem: DualProblem, constraints: Sequence[Constraint]) -> N
                 f"{what} is of the size {wrong:.3g}; scores, their spread within prompts and beta must lie between "
                 f"{_SMALLEST:g} and {_LARGEST:g}, where float64 can multiply them: give them in other units"
             )
-
-
-def constraint_signs(constraints: Sequence[Constraint]) -> np.ndarray:
-    """+1 or -1 for each constraint: the factor that makes its score "higher is better", shape (m,)."""
-    return np.array([constraint.sign for constraint in constraints])
 
 
 def solve_problem(
@@ -160,41 +157,26 @@ def solve_problem(
         raise InfeasibleError(message, certificate=error.certificate) from error
     # The solution is certified. Around it, expansions may leave float64; what does so is said to be unknown.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        ladder = climb_ladder(tightened.problem, tightened.solution)
-        prompts = PromptSample.gather(tightened.problem, tightened.solution, thresholds_are_relative_m=relative_m)
-        intervals = prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=ladder.bias)
-        if corrects_response_bias and ladder.bias is not None:
-            tightened = correct_response_bias(tightened, ladder)
-            prompts = PromptSample.gather(tightened.problem, tightened.solution, thresholds_are_relative_m=relative_m)
-            bias = climb_ladder(tightened.problem, tightened.solution).bias or ladder.bias
-            # Those of lambda* stay: they are about what was asked, which the corrected lambda* is an estimate for.
-            intervals = replace(
-                prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=bias),
-                multipliers=intervals.multipliers,
-            )
-        errors = prompts.standard_errors()
-    solved, solution = tightened.problem, tightened.solution
+        found = quantify_uncertainty(
+            tightened,
+            thresholds_are_relative_m=relative_m,
+            corrects_response_bias=corrects_response_bias,
+            n_replicates=n_replicates,
+            rng=rng,
+        )
+    solved, solution, ladder = found.tightened.problem, found.tightened.solution, found.ladder
     prediction = None
     if heldout is not None:
         prediction = predict_heldout(heldout, solution.multipliers, thresholds_are_relative_m=relative_m)
     diagnostics = diagnose(solved, solution)
+    trust = judge_trust(solved, solution, diagnostics=diagnostics, ladder=ladder, heldout=prediction)
     content = describe_solution(
-        tightened,
-        demanded=problem,
-        heldout=heldout,
-        reward_name=reward_name,
-        constraints=constraints,
-        safeguards=safeguards,
-        intervals=intervals,
-        errors=errors,
-        diagnostics=diagnostics,
-        ladder=ladder,
-        prediction=prediction,
-        trust=judge_trust(solved, solution, diagnostics=diagnostics, ladder=ladder, heldout=prediction),
+        Question(problem, heldout, reward_name, constraints, safeguards),
+        Answer(found, diagnostics, prediction, trust),
     )
     if corrects_response_bias and ladder.bias is None:
         content["warnings"].append(f"lambda* is not corrected for finitely many responses: {ladder.refusal}")
-    policy = intervals.policy
+    intervals, policy = found.intervals, found.intervals.policy
     known = (intervals.multipliers, policy.reward, policy.constraints, policy.kl)
     if not intervals.infeasible_fraction and not all(np.isfinite(bounds).all() for bounds in known):
         content["warnings"].append(
@@ -204,30 +186,18 @@ def solve_problem(
     return SolvedDual(content, solved, solution)
 
 
-def tilted_weights(scored: JoinedScores, dual: Mapping[str, Any]) -> np.ndarray:
-    """Weights of scored rows under the tilted policy of a ``dual.json``, shape (n,), summing to 1 within a prompt.
+def tilted_weights(scored: JoinedScores, solution: Solution) -> np.ndarray:
+    """Weights of scored rows under the tilted policy of a solution, shape (n,), summing to 1 within a prompt.
 
     Raises:
-        CorruptArtifactError: the dual names other constraints than the rows hold scores of.
+        CorruptArtifactError: the solution has another number of constraints than the rows have scores for.
     """
-    if len(dual["constraints"]) != scored.constraints_nm.shape[1]:
+    if len(solution.constraints) != scored.constraints_nm.shape[1]:
         raise CorruptArtifactError(
-            f"dual.json has {len(dual['constraints'])} constraints, the scores {scored.constraints_nm.shape[1]}"
+            f"dual.json has {len(solution.constraints)} constraints, the scores {scored.constraints_nm.shape[1]}"
         )
-    constraints = read_dual_constraints(dual)
-    problem = build_problem(scored, constraints=constraints, beta=dual["beta"])
-    multipliers = np.array([entry["multiplier"] for entry in dual["constraints"]])
-    return np.asarray(problem.tilted_weights(multipliers))
-
-
-def read_dual_constraints(dual: Mapping[str, Any]) -> tuple[Constraint, ...]:
-    """The constraints a ``dual.json`` was solved under, safeguards included."""
-    return tuple(
-        Constraint(entry["name"], entry["direction"], margin=entry["margin"])
-        if entry["margin"] is not None
-        else Constraint(entry["name"], entry["direction"], threshold=entry["threshold"])
-        for entry in dual["constraints"]
-    )
+    problem = build_problem(scored, constraints=solution.bounds, beta=solution.beta)
+    return np.asarray(problem.tilted_weights(solution.multipliers_m))
 
 
 def _infeasible_message(

@@ -9,9 +9,8 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from pipeline.contracts.problem import Constraint
+from pipeline.contracts.problem import Constraint, constraint_signs
 from pipeline.contracts.shards import write_parquet
-from pipeline.dual.solving import constraint_signs
 from stage1_dual.dual import AttainableMeans, DualProblem, Frontier, solve_frontier
 
 _REACH = 0.95

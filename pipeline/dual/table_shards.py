@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.contracts.errors import InputError
@@ -23,20 +24,18 @@ class Shard:
 
     Attributes:
         path: of the file.
-        partition: whether the folders above it give columns.
-        names: all columns of it.
-        schema: of those asked for that it has; a text is ``string`` however the file stores it.
+        is_of_partition: whether the folders above it give columns.
+        schema: of its columns; a text is ``string`` however the file stores it.
         n_rows: rows in it.
-        n_responses: responses in it, more than rows where scores are lists.
+        n_values: numbers in a column, those in lists counted one by one.
         read: its batches of some of the columns, at most so many rows each, as they are stored.
     """
 
     path: Path
-    partition: bool
-    names: Sequence[str]
+    is_of_partition: bool
     schema: pa.Schema
     n_rows: int
-    n_responses: int
+    n_values: Callable[[str], int]
     read: Callable[[Sequence[str], int], Iterator[pa.RecordBatch]]
 
     def batches(self, columns: Sequence[str], *, rows_at_once: int) -> Iterator[pa.RecordBatch]:
@@ -60,38 +59,30 @@ def open_shard(
     Args:
         file: the file.
         table: the files it belongs to.
-        columns: that are asked for; those that are not there are not in the schema either. The third is a score.
-        texts: those that are texts where the file does not say what they are.
-        integers: those that are whole numbers there; the others are numbers.
+        columns: that will be read. Where the format says no types, they are numbers or lists of them, but for
+        texts: which are texts (or, in JSON, whole numbers), and
+        integers: which are whole numbers. These two are read where they are there.
 
     Raises:
         InputError: it cannot be read, or a value is not what its column must be; names the row.
     """
-    given = {name: _partition_array(name, file, table) for name in columns if name in file.partition}
-    rows = TableRows(file, what="--table")
-    names = [*rows.names, *file.partition]
-    present = [name for name in columns if name in names]
-    own = [name for name in present if name not in given]
+    rows = TableRows(file, what="the table")
+    given = {name: _partition_value(name, file, table) for name in file.partition}
     if file.format == "parquet":
         with _faults_named(file.path):
             metadata = pq.read_metadata(file.path)
         stored = rows.schema
-        schema = pa.schema([pa.field(name, _plain(stored.field(name).type)) for name in own])
-        n_rows = metadata.num_rows
-        n_responses = _count_values(metadata, stored, columns[1]) if columns[1] in own else n_rows
+        fields = [pa.field(name, _plain(stored.field(name).type)) for name in stored.names]
+        n_rows, n_values = metadata.num_rows, partial(_count_values, metadata, stored)
         read = partial(_read_parquet, file.path)
     else:
-        whole = _typed(rows, file, own, texts=texts, integers=integers)
-        schema, n_rows = whole.schema, whole.num_rows
-        listed = columns[1] in own and is_list(whole.schema.field(columns[1]).type)
-        n_responses = len(whole[columns[1]].combine_chunks().flatten()) if listed else n_rows
+        wanted = [name for name in rows.names if name in {*columns, *texts, *integers}]
+        whole = _typed(rows, file, wanted, texts=texts, integers=integers)
+        fields = [whole.schema.field(name) if name in wanted else pa.field(name, pa.string()) for name in rows.names]
+        n_rows, n_values = rows.n_rows, partial(_count_in_memory, whole)
         read = partial(_read_memory, whole)
-    for name, value in given.items():
-        schema = schema.append(pa.field(name, value.type))
-    ordered = pa.schema([schema.field(name) for name in present])
-    return Shard(
-        file.path, bool(file.partition), names, ordered, n_rows, n_responses, partial(_with_partition, read, given)
-    )
+    fields += [pa.field(name, value.type) for name, value in given.items()]
+    return Shard(file.path, bool(given), pa.schema(fields), n_rows, n_values, partial(_with_partition, read, given))
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -106,9 +97,15 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) else kind
 
 
+def _count_in_memory(table: pa.Table, name: str) -> int:
+    if name not in table.column_names or not is_list(table.schema.field(name).type):
+        return int(table.num_rows)
+    return int(pc.sum(pc.list_value_length(table[name])).as_py() or 0)
+
+
 def _count_values(metadata: pq.FileMetaData, schema: pa.Schema, name: str) -> int:
     """Values of a column, in lists or not; another column's name may begin like its own."""
-    if not is_list(schema.field(name).type):
+    if name not in schema.names or not is_list(schema.field(name).type):
         return int(metadata.num_rows)
     return sum(
         group.column(place).num_values
@@ -135,17 +132,20 @@ def _with_partition(
     rows_at_once: int,
 ) -> Iterator[pa.RecordBatch]:
     own = [name for name in columns if name not in given]
+    if not given:
+        yield from read(own, rows_at_once)
+        return
     for batch in read(own, rows_at_once):
         arrays = {name: pa.repeat(value, batch.num_rows) for name, value in given.items() if name in columns}
         arrays |= {name: batch.column(name) for name in own}
         yield pa.RecordBatch.from_pydict(arrays)
 
 
-def _partition_array(name: str, file: TableFile, table: FoundTable) -> pa.Scalar:
+def _partition_value(name: str, file: TableFile, table: FoundTable) -> pa.Scalar:
     """A folder's value: a whole number where all folders of the column are named like one, else a text."""
     values = [other.partition[name] for other in table.files]
     value = file.partition[name]
-    if all(one is None or one.removeprefix("-").isdecimal() and str(int(one)) == one for one in values):
+    if all(one is None or (one.removeprefix("-").isdecimal() and str(int(one)) == one) for one in values):
         return pa.scalar(None if value is None else int(value), pa.int64())
     return pa.scalar(value, pa.string())
 
@@ -157,7 +157,7 @@ def _typed(
     found: dict[str, pa.Array] = {}
     for name in columns:
         values = rows.column(name)
-        place = f"--table {file.path}: column {name!r}, row"
+        place = f"{file.path}: column {name!r}, row"
         if rows.is_text and name not in texts:
             read = integer_in if name in integers else number_in
             values = [read(value, place=f"{place} {row}") for row, value in enumerate(values)]
@@ -199,4 +199,4 @@ def _faults_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--table {path} cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error}") from error

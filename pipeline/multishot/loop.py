@@ -30,22 +30,29 @@ from pipeline.contracts.artifacts import (
     run_lock,
     write_json,
 )
+from pipeline.contracts.problem import constraint_signs
 from pipeline.contracts.shards import write_parquet
-from pipeline.dual.solving import constraint_signs
+from pipeline.contracts.solution import Solution, read_solution
 from pipeline.multishot.rules import Measured, gradient_step, secant_step
-from pipeline.report import write_trajectory_figure
+from pipeline.report.trajectory import write_trajectory_figure
+from pipeline.run.response_set import known_response_sets, policy_responses
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy, reopen
+from pipeline.sampling.policies import trained_policy
+from pipeline.sampling.policy_samples import sample_policy
+from pipeline.scoring.sample_scores import score_samples
 from pipeline.steps.evaluate import compare_policy
 from pipeline.steps.runner import run_steps
-from pipeline.steps.sample import SampledPolicy, sample_policy
-from pipeline.steps.score import score_samples
 from pipeline.steps.solve import reference_problem
-from stage1_dual.dual import DualProblem, evaluate_dual, threshold_at_multipliers
-from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
+from stage1_dual.dual import (
+    DualProblem,
+    InfeasibleError,
+    NotCertifiedError,
+    evaluate_dual,
+    threshold_at_multipliers,
+)
 
 FOLDER = "multishot"
-_SHARED = ("prompts", "samples", "reference", "reference_logp", "pairs/prompts", "pairs/samples", "pairs/scores")
 _MEASURING_SEED = 2_000_029
 """Added to the run's seed for the iterates' samples on train prompts."""
 
@@ -183,7 +190,7 @@ def _perform_iterate(run: Run, number: int, lam: np.ndarray, *, start: Run, prob
     child = replace(
         run,
         name=f"{run.name}/{FOLDER}/{number}",
-        config=_iterate_config(run.config, reserve_m=asked, initial=start.folder / "policy"),
+        config=_iterate_config(run.config, reserve_m=asked, initial=start.policy),
     )
     share_stage1(run, child)
     run_steps(child, ("solve", "export", "train"))
@@ -210,41 +217,36 @@ def _iterate_config(config: RunConfig, *, reserve_m: np.ndarray, initial: Path) 
 
 
 def share_stage1(run: Run, child: Run) -> None:
-    """Let a run below another one's folder read its prompts, samples, scores and pairs, by links that survive moving
-    both.
+    """Let a run below another one's folder read its prompts, samples and scores, those of a data set's pairs too, by
+    links that survive moving both.
     """
-    if run.pairs.is_dir():
-        child.pairs.mkdir(parents=True, exist_ok=True)
-    (child.folder / "scores").mkdir(parents=True, exist_ok=True)
-    (run.folder / "reference_logp").mkdir(exist_ok=True)  # whoever computes log pi_ref first serves all
-    scores = sorted(path.relative_to(run.folder) for path in (run.folder / "scores").iterdir())
+    run.reference_logp.mkdir(exist_ok=True)  # whoever computes log pi_ref first serves all
+    shared = [run.merged_reference.name, run.reference_logp.name]
+    for responses in known_response_sets(run.folder):
+        if responses.made_by and responses.root.is_dir():
+            (child.folder / responses.prefix / "scores").mkdir(parents=True, exist_ok=True)
+            shared += responses.scored_tables()
     up = Path(*[".."] * len(child.folder.relative_to(run.folder).parts))
-    for shared in (*map(Path, _SHARED), *scores):
-        target, link = run.folder / shared, child.folder / shared
+    for name in map(Path, shared):
+        target, link = run.folder / name, child.folder / name
         if target.exists() and not link.is_symlink() and not link.exists():
-            link.symlink_to(Path(*[".."] * (len(shared.parts) - 1)) / up / shared, target_is_directory=True)
+            link.symlink_to(Path(*[".."] * (len(name.parts) - 1)) / up / name, target_is_directory=True)
 
 
 def _measure(run: Run, folder: Path) -> Iterate:
     """Sample and score the run's policy on the train prompts."""
-    dual = read_json(run.folder / "dual" / "dual.json")
+    solution = read_solution(run.folder / "dual" / "dual.json")
+    responses = policy_responses(folder, prompts=run.prompts, split="train")
     sample_policy(
         run,
-        SampledPolicy("policy", str((run.folder / "policy").absolute())),
-        folder=folder / "samples",
+        trained_policy(run),
+        responses,
         step="multishot",
-        splits=("train",),
         samples_per_prompt=run.config.multishot.samples_per_prompt,
         seed=run.config.seed + _MEASURING_SEED,
     )
-    score_samples(
-        run,
-        samples=folder / "samples",
-        folder=folder / "scores",
-        splits=("train",),
-        step="multishot",
-        names=(run.config.reward, *run.config.constraints),  # what the step of lambda needs
-    )
+    # What the step of lambda needs.
+    score_samples(run, responses, step="multishot", names=(run.config.reward, *run.config.constraints))
     path = folder / "measured.json"
     inputs = {
         name: read_manifest(at).identity
@@ -253,18 +255,20 @@ def _measure(run: Run, folder: Path) -> Iterate:
     begin_step(folder, settings={}, inputs=inputs, remedy=remedy("multishot"))
     if not is_complete(folder):
         started = time.monotonic()
-        found = compare_policy(run, dual=dual, samples=folder / "samples", scores=folder / "scores", split="train")
+        found = compare_policy(
+            run, solution=solution, samples=folder / "samples", scores=folder / "scores", split="train"
+        )
         write_json(path, found)
         files = {path.name: file_sha256(path)}
         finish_step(run.name, folder, "multishot", settings={}, inputs=inputs, files=files, started=started)
-    return _read_iterate(run, folder, dual)
+    return _read_iterate(run, folder, solution)
 
 
-def _read_iterate(run: Run, folder: Path, dual: dict[str, Any]) -> Iterate:
+def _read_iterate(run: Run, folder: Path, solution: Solution) -> Iterate:
     found = read_json(folder / "measured.json")
     bounds = found["constraints"]
-    signs = constraint_signs(run.config.demanded_constraints())
-    ends = signs[:, None] * (np.array([b["ci95"] for b in bounds]) - np.array([[b["threshold"]] for b in bounds]))
+    signs_m = constraint_signs(run.config.demanded_constraints())
+    ends = signs_m[:, None] * (np.array([b["ci95"] for b in bounds]) - np.array([[b["threshold"]] for b in bounds]))
     steps = [run.folder / name for name in ("dual", "tilted", "policy")]
     # The comparison with the reference is for the reader.
     names = (run.config.reward, *run.config.constraints)
@@ -272,7 +276,7 @@ def _read_iterate(run: Run, folder: Path, dual: dict[str, Any]) -> Iterate:
     return Iterate(
         run=run,
         measured=Measured(
-            lam=np.array([entry["multiplier"] for entry in dual["constraints"]]),
+            lam=solution.multipliers_m,
             slack=np.array([bound["slack"] for bound in bounds]),
         ),
         slack_ci95=np.sort(ends, axis=1),

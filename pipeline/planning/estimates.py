@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+from pipeline.contracts.section import Dtype
 
 DECODING = 0.15
 """Share of a device's peak rate that drawing tokens reaches: it waits for memory."""

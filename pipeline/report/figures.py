@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.problem import Direction
 from pipeline.published import PublishedPoint, PublishedValue
 from pipeline.report.style import (
@@ -32,7 +33,6 @@ from pipeline.report.style import (
     printable,
 )
 
-FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]
 
 _PUBLISHED_MARKERS = "^vx+<>"

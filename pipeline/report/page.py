@@ -25,6 +25,7 @@ from pipeline.report.readers import (
     read_tilted_scores,
     sample_size_shares,
 )
+from pipeline.report.solved import ReportedConstraint, ReportedSolution
 from pipeline.report.style import save_figure
 from pipeline.report.views import as_given, category_table, decimals, demanded, number, stage1_view, stage2_view
 
@@ -63,21 +64,21 @@ def write_report(
     Raises:
         CorruptArtifactError: an artifact is missing, damaged or lacks a column.
     """
-    dual = read_json(run_dir / "dual" / "dual.json")
+    path = run_dir / "dual" / "dual.json"
+    dual = read_json(path)
+    solved = ReportedSolution.from_document(dual, source=path)
     evaluation_path = run_dir / "evaluation" / "evaluation.json"
     evaluation = read_json(evaluation_path) if evaluation_path.is_file() else None
-    names = [bound["name"] for bound in dual["constraints"]]
-
-    scores = read_tilted_scores(run_dir / "tilted", names)
+    scores = read_tilted_scores(run_dir / "tilted", solved.names)
     stage1 = stage1_plates(
-        dual,
-        build_problem(dual, scores),
+        solved,
+        build_problem(solved, scores),
         share_p=sample_size_shares(scores),
-        frontier=read_frontier(run_dir / "dual" / "frontier.parquet", dual),
+        frontier=read_frontier(run_dir / "dual" / "frontier.parquet", solved.names),
         evaluation=evaluation,
         published=published,
     )
-    stage2 = stage2_plates(run_dir, dual, evaluation)
+    stage2 = stage2_plates(run_dir, solved.reward.name, evaluation)
     written = {plate.stem: save_figure(plate.figure, output / "figures" / plate.stem) for plate in stage1 + stage2}
 
     environment = Environment(
@@ -91,14 +92,15 @@ def write_report(
     environment.filters["plain"] = _plain
     page = environment.get_template("report.html.jinja").render(
         run=run_dir.resolve().name,
+        solved=solved,
         dual=dual,
-        demands=[_demand(bound) for bound in dual["constraints"]],
+        demands=[_demand(bound) for bound in solved.constraints],
         evaluation=evaluation,
         tables=[stage2_view(evaluation, dual), stage1_view(dual)] if evaluation else [stage1_view(dual)],
         stage1=[(plate, _data_uri(written[plate.stem][0])) for plate in stage1],
         stage2=[(plate, _data_uri(written[plate.stem][0])) for plate in stage2],
-        categories=category_table(evaluation or dual, names=[dual["reward"]["name"], *names]),
-        examples=_examples(run_dir, dual),
+        categories=category_table(evaluation or dual, names=[solved.reward.name, *solved.names]),
+        examples=_examples(run_dir, solved),
         policy_examples=_policy_examples(run_dir),
         steps=_step_records(run_dir),
         inputs={**dual.get("inputs", {}), **(evaluation or {}).get("inputs", {})},
@@ -109,16 +111,17 @@ def write_report(
     return [path, *(path for paths in written.values() for path in paths)]
 
 
-def _demand(bound: Mapping[str, Any]) -> tuple[str, str]:
+def _demand(bound: ReportedConstraint) -> tuple[str, str]:
     """The constraint as a sentence: what was demanded, and where the reference policy stands."""
-    digits = decimals(bound["reference"], bound["threshold"])
-    given = as_given(bound, digits)
-    stands = f"the reference is at {number(bound['reference'], digits)}"
-    return f"{bound['name']} {demanded(bound, digits)}", f"given as {given}; {stands}" if given else stands
+    digits = decimals(bound.reference, bound.threshold)
+    given = as_given(bound.demanded.margin, digits)
+    stands = f"the reference is at {number(bound.reference, digits)}"
+    asked = demanded(bound.direction, bound.demanded.threshold, digits)
+    return f"{bound.name} {asked}", f"given as {given}; {stands}" if given else stands
 
 
-def _examples(run_dir: Path, dual: Mapping[str, Any]) -> list[PromptExamples]:
-    return read_examples(run_dir / "tilted", dual, n_prompts=_EXAMPLE_PROMPTS, n_each=_EXAMPLES_EACH)
+def _examples(run_dir: Path, solved: ReportedSolution) -> list[PromptExamples]:
+    return read_examples(run_dir / "tilted", solved, n_prompts=_EXAMPLE_PROMPTS, n_each=_EXAMPLES_EACH)
 
 
 def _policy_examples(run_dir: Path) -> list[PolicyExamples]:

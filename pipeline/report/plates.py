@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 from matplotlib.figure import Figure
 
+from pipeline.contracts.arrays import FloatArray
 from pipeline.published import PublishedPoint
 from pipeline.report.figures import (
-    FloatArray,
     comparison_figure,
     dual_figure,
     frontier_figure,
@@ -31,6 +31,7 @@ from pipeline.report.readers import (
     build_ladder_curves,
     read_training_curve,
 )
+from pipeline.report.solved import ReportedSolution
 from pipeline.report.style import save_figure
 from stage1_dual.dual import DualProblem, DualSolution
 
@@ -63,12 +64,13 @@ def write_stage1_figures(
         output: the folder.
     """
     share_p = solution.ess_p / problem.samples.counts_p
-    plates = stage1_plates(dual, problem, share_p=share_p, frontier=frontier, evaluation=None)
+    solved = ReportedSolution.from_document(dual)
+    plates = stage1_plates(solved, problem, share_p=share_p, frontier=frontier, evaluation=None)
     return [path for plate in plates for path in save_figure(plate.figure, output / plate.stem)]
 
 
 def stage1_plates(
-    dual: Mapping[str, Any],
+    solved: ReportedSolution,
     problem: DualProblem,
     *,
     share_p: FloatArray,
@@ -79,14 +81,14 @@ def stage1_plates(
     """The figures of the dual.
 
     Args:
-        dual: the content of ``dual.json``.
+        solved: the solution.
         problem: what was solved.
         share_p: effective sample size over number of samples of each prompt, shape (p,).
         frontier: the content of ``frontier.parquet``.
         evaluation: the content of ``evaluation.json``, or None before stage 2.
         published: others' results by constraint.
     """
-    stems = _file_stems([bound["name"] for bound in dual["constraints"]])
+    stems = _file_stems(solved.names)
     n_points = _CURVE_POINTS if problem.n_samples < _MANY_SAMPLES else _FEW_CURVE_POINTS
     plates = [
         Plate(
@@ -97,7 +99,7 @@ def stage1_plates(
             "lambda*. The band is the 95% interval of lambda*. Other multipliers are held at their optimum.",
             dual_figure(curve),
         )
-        for curve in build_dual_curves(dual, problem, n_points=n_points)
+        for curve in build_dual_curves(solved, problem, n_points=n_points)
     ]
     plates += [
         Plate(
@@ -108,10 +110,10 @@ def stage1_plates(
             "The shaded side does not meet this run's threshold. Below, the price: "
             "how much reward one more unit of the constraint costs there. The hollow point is the same prediction for "
             "the test prompts; the realised one, with 95% intervals, falls short of it by what training left undone."
-            + _published_caption(curve.published, alone=len(dual["constraints"]) == 1),
+            + _published_caption(curve.published, alone=len(solved.constraints) == 1),
             frontier_figure(curve),
         )
-        for curve in build_frontier_curves(frontier, dual, evaluation, published)
+        for curve in build_frontier_curves(frontier, solved, evaluation, published)
     ]
     plates.append(
         Plate(
@@ -132,7 +134,7 @@ def stage1_plates(
             "all responses, whose bias it does not know.",
             ladder_figure(curve),
         )
-        for curve in build_ladder_curves(dual)
+        for curve in build_ladder_curves(solved)
     ]
     return plates
 
@@ -148,7 +150,7 @@ def _published_caption(published: Sequence[PublishedPoint], *, alone: bool) -> s
     )
 
 
-def stage2_plates(run_dir: Path, dual: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[Plate]:
+def stage2_plates(run_dir: Path, reward_name: str, evaluation: Mapping[str, Any] | None) -> list[Plate]:
     """The figures of training and evaluation, as far as there are any."""
     plates = []
     if evaluation is not None:
@@ -158,10 +160,10 @@ def stage2_plates(run_dir: Path, dual: Mapping[str, Any], evaluation: Mapping[st
                 "Predicted and realised",
                 "Means on the test prompts, with 95% intervals clustered by prompt. A constraint is satisfied when "
                 "the whole interval is on the white side of its threshold.",
-                comparison_figure(build_comparisons(evaluation, dual["reward"]["name"])),
+                comparison_figure(build_comparisons(evaluation, reward_name)),
             )
         )
-        gold = build_gold_comparisons(evaluation, dual["reward"]["name"])
+        gold = build_gold_comparisons(evaluation, reward_name)
         if gold:
             plates.append(
                 Plate(

@@ -14,16 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.shards import read_parquet
+from pipeline.contracts.solution import Solution
 from pipeline.contracts.tables import CONSTRAINT_PREFIX
 from pipeline.published import PublishedPoint
 from pipeline.report.figures import (
     Bound,
     Comparison,
     DualCurve,
-    FloatArray,
     FrontierCurve,
     GoldComparison,
     Interval,
@@ -32,8 +33,8 @@ from pipeline.report.figures import (
     Outcome,
     TrainingCurve,
 )
-from stage1_dual.dual import DualProblem
-from stage1_dual.dual.dual_function import evaluate_dual
+from pipeline.report.solved import ReportedSolution
+from stage1_dual.dual import DualProblem, evaluate_dual
 
 _SOLVED_SPLIT = "train"
 
@@ -120,33 +121,30 @@ def sample_size_shares(scores: HandoffRows) -> FloatArray:
     return np.asarray(ess_p / counts_p, dtype=np.float64)
 
 
-def build_problem(dual: Mapping[str, Any], scores: HandoffRows) -> DualProblem:
-    """The problem of a ``dual.json`` on the samples it was solved on."""
-    bounds = dual["constraints"]
-    sign_m = np.array([1.0 if bound["direction"] == ">=" else -1.0 for bound in bounds])
+def build_problem(solution: Solution, scores: HandoffRows) -> DualProblem:
+    """The problem of a solution on the samples it was solved on."""
     return DualProblem.from_rows(
         scores.prompt_n,
         scores.reward_n,
-        scores.scores_nm * sign_m,
-        thresholds=np.array([bound["threshold"] for bound in bounds]) * sign_m,
-        beta=dual["beta"],
-        constraint_names=[bound["name"] for bound in bounds],
+        scores.scores_nm * solution.signs_m,
+        thresholds=solution.turned_thresholds_m,
+        beta=solution.beta,
+        constraint_names=solution.names,
     )
 
 
-def build_dual_curves(dual: Mapping[str, Any], problem: DualProblem, *, n_points: int) -> list[DualCurve]:
+def build_dual_curves(solved: ReportedSolution, problem: DualProblem, *, n_points: int) -> list[DualCurve]:
     """The dual along each multiplier in turn, recomputed from the samples.
 
     Args:
-        dual: the content of ``dual.json``.
+        solved: the solution.
         problem: its problem.
         n_points: how many multipliers a curve has, the optimum not counted.
     """
-    bounds = dual["constraints"]
-    lam_star_m = np.array([bound["multiplier"] for bound in bounds])
+    lam_star_m = solved.multipliers_m
     curves = []
-    for place, bound in enumerate(bounds):
-        lam_star = _measured(bound["multiplier"], bound["multiplier_ci95"])
+    for place, bound in enumerate(solved.constraints):
+        lam_star = _measured(bound.multiplier, bound.multiplier_ci95)
         scale = float(problem.score_scale_m[place])
         # beta / s tilts by one standard deviation of the score: the natural unit of a multiplier that is 0.
         unit = problem.beta / scale if scale > 0 else 1.0
@@ -158,7 +156,7 @@ def build_dual_curves(dual: Mapping[str, Any], problem: DualProblem, *, n_points
         found = [evaluate_dual(problem, lam_m) for lam_m in lam_km]
         curves.append(
             DualCurve(
-                name=bound["name"],
+                name=bound.name,
                 lam_k=lam_k,
                 dual_value_k=np.array([one.value for one in found]),
                 slack_k=np.array([one.slack_m[place] for one in found]),
@@ -168,25 +166,24 @@ def build_dual_curves(dual: Mapping[str, Any], problem: DualProblem, *, n_points
     return curves
 
 
-def read_frontier(path: Path, dual: Mapping[str, Any]) -> pa.Table:
+def read_frontier(path: Path, constraint_names: Sequence[str]) -> pa.Table:
     """The frontier of a run.
 
     Args:
         path: ``dual/frontier.parquet``.
-        dual: the content of ``dual.json``.
+        constraint_names: names of the constraints.
 
     Raises:
         CorruptArtifactError: the file is damaged or a column is missing.
     """
-    names = [bound["name"] for bound in dual["constraints"]]
     needed = ["constraint", "feasible", "reward"]
-    needed += [f"{prefix}_{name}" for name in names for prefix in ("multiplier", "predicted")]
+    needed += [f"{prefix}_{name}" for name in constraint_names for prefix in ("multiplier", "predicted")]
     return _require_columns(read_parquet(path), needed, path)
 
 
 def build_frontier_curves(
     frontier: pa.Table,
-    dual: Mapping[str, Any],
+    solved: ReportedSolution,
     evaluation: Mapping[str, Any] | None,
     published: Mapping[str, Sequence[PublishedPoint]] = MappingProxyType({}),
 ) -> list[FrontierCurve]:
@@ -194,21 +191,21 @@ def build_frontier_curves(
 
     Args:
         frontier: the content of ``frontier.parquet``.
-        dual: the content of ``dual.json``.
+        solved: the solution.
         evaluation: the content of ``evaluation.json``, or None before stage 2.
         published: others' results by constraint; shown where the constraint is a margin, as they are gains.
     """
     table = frontier.filter(frontier["feasible"])
     evaluated = {bound["name"]: bound for bound in evaluation["constraints"]} if evaluation is not None else {}
-    reward = dual["reward"]
+    reward = solved.reward
     curves = []
-    for bound in dual["constraints"]:
-        name = bound["name"]
+    for bound in solved.constraints:
+        name = bound.name
         rows = table.filter(pc.equal(table["constraint"], name))
         if rows.num_rows == 0:
             continue
-        is_margin = bound["margin"] is not None
-        origin = bound["reference"] if is_margin else 0.0
+        is_margin = bound.margin is not None
+        origin = bound.reference if is_margin else 0.0
         score_k = _floats(rows[f"predicted_{name}"]) - origin
         order_k = np.argsort(score_k, kind="stable")
         predicted_test, realised = None, None
@@ -216,16 +213,14 @@ def build_frontier_curves(
             predicted_test, realised = _test_outcomes(evaluated[name], evaluation["reward"], is_margin=is_margin)
         curves.append(
             FrontierCurve(
-                bound=Bound(name, bound["direction"], bound["demanded"]["threshold"] - origin),
+                bound=Bound(name, bound.direction, bound.demanded.threshold - origin),
                 is_margin=is_margin,
-                reward_name=reward["name"],
+                reward_name=reward.name,
                 score_k=score_k[order_k],
-                reward_k=_floats(rows["reward"])[order_k] - reward["reference"],
+                reward_k=_floats(rows["reward"])[order_k] - reward.reference,
                 multiplier_k=_floats(rows[f"multiplier_{name}"])[order_k],
-                reference=Outcome(Measured(bound["reference"] - origin), Measured(0.0)),
-                predicted=Outcome(
-                    Measured(bound["predicted"] - origin), Measured(reward["predicted"] - reward["reference"])
-                ),
+                reference=Outcome(Measured(bound.reference - origin), Measured(0.0)),
+                predicted=Outcome(Measured(bound.predicted - origin), Measured(reward.predicted - reward.reference)),
                 predicted_test=predicted_test,
                 realised=realised,
                 published=tuple(published.get(name, ())) if is_margin else (),
@@ -234,25 +229,25 @@ def build_frontier_curves(
     return curves
 
 
-def build_ladder_curves(dual: Mapping[str, Any]) -> list[LadderCurve]:
+def build_ladder_curves(solved: ReportedSolution) -> list[LadderCurve]:
     """The response ladder of every constraint that binds; none where prompts have too few responses for a second rung.
 
     Args:
-        dual: the content of ``dual.json``.
+        solved: the solution.
     """
-    rungs = dual["ladder"]["rungs"]
+    rungs = solved.ladder.rungs
     if len(rungs) < 2:
         return []
     return [
         LadderCurve(
-            name=bound["name"],
-            responses_r=np.array([rung["n_responses"] for rung in rungs]),
-            multiplier_r=np.array([rung["multipliers"][bound["name"]] for rung in rungs], dtype=np.float64),
-            lam_star=_measured(bound["multiplier"], bound["multiplier_ci95"]),
-            corrected=bound["multiplier_corrected"],
+            name=bound.name,
+            responses_r=np.array([rung.n_responses for rung in rungs]),
+            multiplier_r=np.array([rung.multipliers[bound.name] for rung in rungs], dtype=np.float64),
+            lam_star=_measured(bound.multiplier, bound.multiplier_ci95),
+            corrected=bound.multiplier_corrected,
         )
-        for bound in dual["constraints"]
-        if bound["multiplier"] > 0
+        for bound in solved.constraints
+        if bound.multiplier > 0
     ]
 
 
@@ -311,20 +306,19 @@ def read_training_curve(path: Path) -> TrainingCurve:
     )
 
 
-def read_examples(folder: Path, dual: Mapping[str, Any], *, n_prompts: int, n_each: int) -> list[PromptExamples]:
+def read_examples(folder: Path, solution: Solution, *, n_prompts: int, n_each: int) -> list[PromptExamples]:
     """The completions whose weight the tilt raises and lowers most, for the first prompts of the hand-off table.
 
     Args:
         folder: the folder ``tilted/`` of a run.
-        dual: the content of ``dual.json``, for the names of the scores.
+        solution: for the names of the scores.
         n_prompts: how many prompts.
         n_each: how many distinct completions from either end.
 
     Raises:
         CorruptArtifactError: no such table, a damaged file, or a column that is missing.
     """
-    labels = {CONSTRAINT_PREFIX + bound["name"]: bound["name"] for bound in dual["constraints"]}
-    names = {"reward": dual["reward"]["name"], **labels}
+    names = {"reward": solution.reward.name, **{CONSTRAINT_PREFIX + name: name for name in solution.names}}
     path = _tilted_files(folder)[0]
     needed = ["prompt_id", "prompt", "completion", "weight", *names]
     table = _require_columns(read_parquet(path), needed, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,9 +71,19 @@ def paper_style() -> Iterator[None]:
         yield
 
 
+class PaperFigure(Figure):
+    """A figure that no window system knows about, and that a notebook shows all the same."""
+
+    def _repr_png_(self) -> bytes:
+        sink = io.BytesIO()
+        with paper_style():
+            self.savefig(sink, format="png", metadata={"Software": None})
+        return sink.getvalue()
+
+
 def new_figure(*, height_inches: float) -> Figure:
-    """An empty figure of column width that no window system knows about."""
-    figure = Figure(figsize=(COLUMN_INCHES, height_inches), layout="constrained")
+    """An empty figure of column width."""
+    figure = PaperFigure(figsize=(COLUMN_INCHES, height_inches), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -29,7 +29,7 @@ def stage1_table(dual: Mapping[str, Any]) -> Group:
     Returns:
         A renderable for :class:`rich.console.Console`.
     """
-    return _render(stage1_view(dual))
+    return render_view(stage1_view(dual))
 
 
 def stage2_table(evaluation: Mapping[str, Any], dual: Mapping[str, Any]) -> Group:
@@ -42,7 +42,7 @@ def stage2_table(evaluation: Mapping[str, Any], dual: Mapping[str, Any]) -> Grou
     Returns:
         A renderable for :class:`rich.console.Console`.
     """
-    return _render(stage2_view(evaluation, dual))
+    return render_view(stage2_view(evaluation, dual))
 
 
 def print_stage1(dual: Mapping[str, Any], *, console: Console | None = None) -> None:
@@ -55,7 +55,8 @@ def print_stage2(evaluation: Mapping[str, Any], dual: Mapping[str, Any], *, cons
     (console or Console()).print(stage2_table(evaluation, dual))
 
 
-def _render(view: TableView) -> Group:
+def render_view(view: TableView) -> Group:
+    """A renderable of any table of results, for :class:`rich.console.Console`."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="")
     for place, head in enumerate(view.header):
         first = place == 0

@@ -1,6 +1,7 @@
 """What a table of results says, apart from where it is shown: the terminal and the page render the same cells.
 
-Values are in the user's own direction and units. Slack is positive where a constraint is satisfied.
+Values are in the user's own direction and units. Slack is positive where a constraint is satisfied
+(:mod:`pipeline.contracts.problem`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from pipeline.contracts.problem import Direction
+from pipeline.contracts.solution import SolvedConstraint
+from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution, Trust
 
 _GUARDS = ("reserve", "assurance", "score_error", "response_bias")
 
@@ -71,39 +76,43 @@ def stage1_view(dual: Mapping[str, Any]) -> TableView:
     Args:
         dual: the content of ``dual/dual.json``.
     """
-    reward = dual["reward"]
-    digits = decimals(reward["reference"], reward["predicted"], reward["predicted_ci95"], reward.get("heldout"))
+    solved = ReportedSolution.from_document(dual)
+    reward = solved.reward
+    digits = _reward_decimals(reward)
     rows = [
         Row(
             (
-                Cell(reward["name"], "reward"),
+                Cell(reward.name, "reward"),
                 Cell("maximise"),
-                Cell(number(reward["reference"], digits)),
+                Cell(number(reward.reference, digits)),
                 Cell(),
-                Cell(number(reward["predicted"], digits), interval(reward["predicted_ci95"], digits)),
-                Cell(number(reward.get("heldout"), digits)),
+                Cell(number(reward.predicted, digits), interval(reward.predicted_ci95, digits)),
+                Cell(number(reward.heldout, digits)),
             )
         )
     ]
-    for bound in dual["constraints"]:
-        digits = _bound_decimals(bound, bound["predicted"], bound["predicted_ci95"])
-        lam_digits = decimals(0.0, bound["multiplier"], bound["multiplier_ci95"])
+    for bound in solved.constraints:
+        digits = decimals(bound.reference, bound.threshold, bound.predicted, bound.predicted_ci95)
+        lam_digits = decimals(0.0, bound.multiplier, bound.multiplier_ci95)
         verdict = binding_verdict(bound)
         rows.append(
             Row(
                 (
-                    Cell(bound["name"], verdict),
-                    Cell(demanded(bound, digits), as_given(bound, digits)),
-                    Cell(number(bound["reference"], digits)),
-                    Cell(number(bound["multiplier"], lam_digits), interval(bound["multiplier_ci95"], lam_digits)),
-                    Cell(number(bound["predicted"], digits), interval(bound["predicted_ci95"], digits)),
-                    Cell(number(bound.get("heldout"), digits), _heldout_slack(bound, digits)),
+                    Cell(bound.name, verdict),
+                    Cell(
+                        demanded(bound.direction, bound.demanded.threshold, digits),
+                        as_given(bound.demanded.margin, digits),
+                    ),
+                    Cell(number(bound.reference, digits)),
+                    Cell(number(bound.multiplier, lam_digits), interval(bound.multiplier_ci95, lam_digits)),
+                    Cell(number(bound.predicted, digits), interval(bound.predicted_ci95, digits)),
+                    Cell(number(bound.heldout, digits), _heldout_slack(bound, digits)),
                 ),
                 _TONES[verdict],
             )
         )
     return TableView(
-        title=f"Stage 1: the tilted optimum, from {dual['n_samples']:,} samples of {dual['n_prompts']:,} prompts",
+        title=f"Stage 1: the tilted optimum, from {solved.n_samples:,} samples of {solved.n_prompts:,} prompts",
         header=(
             Cell("score", "verdict"),
             Cell("demanded", "as given"),
@@ -113,23 +122,23 @@ def stage1_view(dual: Mapping[str, Any]) -> TableView:
             Cell("held-out", "slack"),
         ),
         rows=tuple(rows),
-        verdict=_trust_sentence(dual["trust"]),
-        tone=_TONES[dual["trust"]["verdict"]],
+        verdict=_trust_sentence(solved.trust),
+        tone=_TONES[solved.trust.verdict],
         facts=(
-            ("reward", _reward_path(reward, number(reward["predicted"], _reward_decimals(reward)), "predicted")),
-            ("KL", _predicted_kl(dual)),
-            ("ESS", _effective_sample_size(dual)),
-            ("ladder", _ladder(dual)),
-            *_safeguards(dual),
+            ("reward", _predicted_reward(reward)),
+            ("KL", _predicted_kl(solved)),
+            ("ESS", _effective_sample_size(solved)),
+            ("ladder", _ladder(solved)),
+            *_safeguards(solved),
             (
                 "solution",
                 (
-                    f"{dual['status']}: KKT residual {dual['kkt_residual']:.0e}, "
-                    f"duality gap {dual['duality_gap']:.0e}, beta {dual['beta']:g}"
+                    f"{solved.status}: KKT residual {solved.kkt_residual:.0e}, "
+                    f"duality gap {solved.duality_gap:.0e}, beta {solved.beta:g}"
                 ),
             ),
         ),
-        warnings=tuple(text for text in dual["warnings"] if text not in dual["trust"]["reasons"]),
+        warnings=tuple(text for text in solved.warnings if text not in solved.trust.reasons),
     )
 
 
@@ -140,13 +149,14 @@ def stage2_view(evaluation: Mapping[str, Any], dual: Mapping[str, Any]) -> Table
         evaluation: the content of ``evaluation/evaluation.json``.
         dual: the content of ``dual/dual.json`` it was trained from.
     """
-    multipliers = {bound["name"]: bound for bound in dual["constraints"]}
+    stage1 = ReportedSolution.from_document(dual)
+    solved_bounds = {bound.name: bound for bound in stage1.constraints}
     reward = evaluation["reward"]
     digits = decimals(reward["reference"], reward["predicted"], reward["realised"], reward["ci95"])
     rows = [
         Row(
             (
-                Cell(dual["reward"]["name"], "reward"),
+                Cell(stage1.reward.name, "reward"),
                 Cell("maximise"),
                 Cell(),
                 Cell(number(reward["reference"], digits)),
@@ -156,16 +166,16 @@ def stage2_view(evaluation: Mapping[str, Any], dual: Mapping[str, Any]) -> Table
         )
     ]
     for bound in evaluation["constraints"]:
-        solved = multipliers[bound["name"]]
-        stated = {**bound, "margin": bound.get("margin", solved.get("margin"))}
-        digits = _bound_decimals(bound, bound["realised"], bound["ci95"])
-        lam_digits = decimals(0.0, solved["multiplier"], solved["multiplier_ci95"])
+        solved = solved_bounds[bound["name"]]
+        margin = bound.get("margin", solved.demanded.margin)
+        digits = _realised_decimals(bound)
+        lam_digits = decimals(0.0, solved.multiplier, solved.multiplier_ci95)
         rows.append(
             Row(
                 (
                     Cell(bound["name"], bound["status"]),
-                    Cell(demanded(bound, digits), as_given(stated, digits)),
-                    Cell(number(solved["multiplier"], lam_digits)),
+                    Cell(demanded(bound["direction"], bound["threshold"], digits), as_given(margin, digits)),
+                    Cell(number(solved.multiplier, lam_digits)),
                     Cell(number(bound["reference"], digits)),
                     Cell(number(bound["predicted"], digits)),
                     Cell(number(bound["realised"], digits), interval(bound["ci95"], digits)),
@@ -190,13 +200,13 @@ def stage2_view(evaluation: Mapping[str, Any], dual: Mapping[str, Any]) -> Table
         verdict=verdict_sentence(evaluation),
         tone=_TONES[evaluation["status"]],
         facts=(
-            ("reward", _realised_reward(dual["reward"]["name"], evaluation["reward"])),
-            *_gains(dual["reward"]["name"], evaluation),
+            ("reward", _realised_reward(stage1.reward.name, evaluation["reward"])),
+            *_gains(stage1.reward.name, evaluation),
             ("KL", _realised_kl(evaluation["kl"])),
             ("closed fraction", _closed_fraction(evaluation["lagrangian"])),
-            ("ESS", _effective_sample_size(dual)),
+            ("ESS", _effective_sample_size(stage1)),
         ),
-        warnings=(*dual.get("warnings", ()), *evaluation.get("warnings", ())),
+        warnings=(*stage1.warnings, *evaluation.get("warnings", ())),
     )
 
 
@@ -211,38 +221,30 @@ def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
     for bound in sorted(bounds, key=lambda bound: bound["status"] != status):  # the one that decides comes first
         if bound["status"] == "satisfied":
             continue
-        digits = _bound_decimals(bound, bound["realised"], bound["ci95"])
+        digits = _realised_decimals(bound)
         threshold, found = number(bound["threshold"], digits), interval(bound["ci95"], digits)
         if bound["status"] == "undecided":
             lines.append(f"{bound['name']} cannot be told from its threshold: {threshold} lies inside {found}.")
         else:
-            miss = number(abs(slack(bound, bound["realised"])), digits)
+            miss = number(abs(bound["realised"] - bound["threshold"]), digits)
             lines.append(
                 f"{bound['name']} misses its threshold {threshold} by {miss}: all of {found} is on the wrong side."
             )
     return "\n".join([f"{status.upper()}: {lines[0]}", *lines[1:]])
 
 
-def binding_verdict(bound: Mapping[str, Any]) -> str:
+def binding_verdict(bound: SolvedConstraint) -> str:
     """Whether a constraint costs reward: ``binding`` where its multiplier is positive."""
-    return "binding" if bound["multiplier"] > 0 else "inactive"
+    return "binding" if bound.multiplier > 0 else "inactive"
 
 
-def slack(bound: Mapping[str, Any], value: float) -> float:
-    """How far a value is on the right side of a constraint's threshold, score units; negative on the wrong side."""
-    distance: float = value - bound["threshold"]
-    return distance if bound["direction"] == ">=" else -distance
-
-
-def demanded(bound: Mapping[str, Any], digits: int) -> str:
+def demanded(direction: Direction, threshold: float, digits: int) -> str:
     """``>= 0.400``: what the user asked for, without the safeguards of the dual."""
-    threshold = bound.get("demanded", bound)["threshold"]
-    return f"{bound['direction']} {number(threshold, digits)}"
+    return f"{direction} {number(threshold, digits)}"
 
 
-def as_given(bound: Mapping[str, Any], digits: int) -> str:
+def as_given(margin: float | None, digits: int) -> str:
     """``ref + 0.800`` where the threshold was given as a margin, else empty."""
-    margin = bound.get("demanded", bound).get("margin")
     if margin is None:
         return ""
     return f"ref {'-' if margin < 0 else '+'} {number(abs(margin), digits)}"
@@ -337,19 +339,21 @@ def _flatten(values: Iterable[float | Sequence[float | None] | None]) -> Iterabl
             yield value
 
 
-def _bound_decimals(bound: Mapping[str, Any], value: float, ends: Sequence[float] | None) -> int:
-    return decimals(bound["reference"], bound["threshold"], value, ends)
+def _realised_decimals(bound: Mapping[str, Any]) -> int:
+    return decimals(bound["reference"], bound["threshold"], bound["realised"], bound["ci95"])
 
 
-def _reward_decimals(reward: Mapping[str, Any]) -> int:
-    return decimals(reward["reference"], reward["predicted"], reward.get("predicted_ci95"), reward.get("heldout"))
+def _reward_decimals(reward: ReportedReward) -> int:
+    return decimals(reward.reference, reward.predicted, reward.predicted_ci95, reward.heldout)
 
 
-def _reward_path(reward: Mapping[str, Any], found: str, how: str) -> str:
+def _predicted_reward(reward: ReportedReward) -> str:
     digits = _reward_decimals(reward)
-    heldout = reward.get("heldout")
-    tail = "" if heldout is None else f" (held-out {number(heldout, digits)})"
-    return f"{reward['name']} {number(reward['reference'], digits)} reference -> {found} {how}{tail}"
+    tail = "" if reward.heldout is None else f" (held-out {number(reward.heldout, digits)})"
+    return (
+        f"{reward.name} {number(reward.reference, digits)} reference -> {number(reward.predicted, digits)} predicted"
+        f"{tail}"
+    )
 
 
 def _realised_reward(name: str, reward: Mapping[str, Any]) -> str:
@@ -360,10 +364,9 @@ def _realised_reward(name: str, reward: Mapping[str, Any]) -> str:
     )
 
 
-def _heldout_slack(bound: Mapping[str, Any], digits: int) -> str:
+def _heldout_slack(bound: ReportedConstraint, digits: int) -> str:
     """Slack on held-out prompts: for a margin, over the reference policy on those same prompts."""
-    found = bound.get("heldout_slack")
-    return "" if found is None else signed(found, digits)
+    return "" if bound.heldout_slack is None else signed(bound.heldout_slack, digits)
 
 
 def _gains(reward_name: str, evaluation: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -378,9 +381,9 @@ def _gains(reward_name: str, evaluation: Mapping[str, Any]) -> Iterable[tuple[st
         yield "gain", ", ".join(parts)
 
 
-def _predicted_kl(dual: Mapping[str, Any]) -> str:
-    kl = dual["kl"]
-    return f"{kl['predicted']:.3f} nats a prompt from the reference (at most {kl['log_samples']:.2f} can show)"
+def _predicted_kl(solved: ReportedSolution) -> str:
+    kl = solved.kl
+    return f"{kl.predicted:.3f} nats a prompt from the reference (at most {kl.log_samples:.2f} can show)"
 
 
 def _realised_kl(kl: Mapping[str, Any]) -> str:
@@ -396,53 +399,51 @@ def _closed_fraction(lagrangian: Mapping[str, Any]) -> str:
     return f"{fraction:.2f} {ends}".rstrip() + "  (0: the reference, 1: the tilted optimum)"
 
 
-def _trust_sentence(trust: Mapping[str, Any]) -> str:
+def _trust_sentence(trust: Trust) -> str:
     """Empty where there is nothing to say."""
-    if trust["verdict"] == "ok":
+    if trust.verdict == "ok":
         return ""
-    lines = [f"{trust['verdict'].upper()}: {trust['reasons'][0]}.", *(f"{text}." for text in trust["reasons"][1:])]
-    if trust["advice"]:
-        lines.append(f"Advice: {', '.join(trust['advice'])}.")
+    lines = [f"{trust.verdict.upper()}: {trust.reasons[0]}.", *(f"{text}." for text in trust.reasons[1:])]
+    if trust.advice:
+        lines.append(f"Advice: {', '.join(trust.advice)}.")
     return "\n".join(lines)
 
 
-def _ladder(dual: Mapping[str, Any]) -> str:
+def _ladder(solved: ReportedSolution) -> str:
     """How the multipliers move with the number of responses, and where they go."""
-    rungs = dual["ladder"]["rungs"]
+    rungs = solved.ladder.rungs
     parts = []
-    for bound in dual["constraints"]:
-        if not bound["multiplier"]:
+    for bound in solved.constraints:
+        if not bound.multiplier:
             continue
-        name = bound["name"]
-        values = [rung["multipliers"][name] for rung in rungs]
-        digits = decimals(0.0, bound["multiplier"], bound["multiplier_ci95"])
-        path = " <- ".join(number(value, digits) for value in values)
-        corrected = bound["multiplier_corrected"]
+        digits = decimals(0.0, bound.multiplier, bound.multiplier_ci95)
+        path = " <- ".join(number(rung.multipliers[bound.name], digits) for rung in rungs)
+        corrected = bound.multiplier_corrected
         tail = (
             ""
             if corrected is None
             else f"; corrected for finite responses, as the intervals are, {number(corrected, digits)}"
         )
-        parts.append(f"{name} {path}{tail}")
-    responses = ", ".join(f"{rung['n_responses']:g}" for rung in rungs)
+        parts.append(f"{bound.name} {path}{tail}")
+    responses = ", ".join(f"{rung.n_responses:g}" for rung in rungs)
     return "; ".join(parts) + f" (lambda* from {responses} responses)" if parts else "no multiplier is positive"
 
 
-def _safeguards(dual: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+def _safeguards(solved: ReportedSolution) -> Iterable[tuple[str, str]]:
     parts = []
-    for bound in dual["constraints"]:
-        guard = bound["safeguard"]
-        added = [f"{name.replace('_', ' ')} {guard[name]:.3g}" for name in _GUARDS if guard[name]]
+    for bound in solved.constraints:
+        guard = {name: getattr(bound.safeguard, name) for name in _GUARDS}
+        added = [f"{name.replace('_', ' ')} {amount:.3g}" for name, amount in guard.items() if amount]
         if added:
-            parts.append(f"{bound['name']} {' + '.join(added)} beyond the demand")
+            parts.append(f"{bound.name} {' + '.join(added)} beyond the demand")
     if parts:
-        yield "safeguards", f"{'; '.join(parts)}, for {dual['reward']['price_of_safeguards']:.3g} of reward"
+        yield "safeguards", f"{'; '.join(parts)}, for {solved.reward.price_of_safeguards:.3g} of reward"
 
 
-def _effective_sample_size(dual: Mapping[str, Any]) -> str:
-    diagnostics = dual["diagnostics"]
-    typical = math.exp(dual["kl"]["log_samples"])  # geometric mean of the responses a prompt has
+def _effective_sample_size(solved: ReportedSolution) -> str:
+    diagnostics = solved.diagnostics
+    typical = math.exp(solved.kl.log_samples)  # geometric mean of the responses a prompt has
     return (
-        f"median {diagnostics['ess_median']:.1f} of {typical:.0f} responses; "
-        f"below 2 on {100 * diagnostics['ess_fraction_below_2']:.1f}% of prompts"
+        f"median {diagnostics.ess_median:.1f} of {typical:.0f} responses; "
+        f"below 2 on {100 * diagnostics.ess_fraction_below_2:.1f}% of prompts"
     )

@@ -16,8 +16,18 @@ _CONFIGS = RECIPES / "accelerate_configs"
 
 
 def process_number() -> int:
-    """Number of this process among those that a launcher started together; 0 without a launcher."""
-    return int(os.environ.get("RANK", "0"))
+    """Number of this process among those that a launcher started together; 0 without a launcher.
+
+    Raises:
+        InputError: the environment holds something else than a launcher sets.
+    """
+    number = _launched("RANK", default=0)
+    if number >= _launched("WORLD_SIZE", default=1):
+        raise InputError(
+            f"the environment says RANK={number} of WORLD_SIZE={_launched('WORLD_SIZE', default=1)}; a launcher sets "
+            "both, so that RANK is below WORLD_SIZE: unset what is left over"
+        )
+    return number
 
 
 def require_one_process(steps: Sequence[str]) -> None:
@@ -26,9 +36,19 @@ def require_one_process(steps: Sequence[str]) -> None:
     Raises:
         InputError: a launcher started several processes.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = _launched("WORLD_SIZE", default=1)
     if count > 1 and tuple(steps) != ("train",):
         raise InputError(f"{count} processes were launched for {', '.join(steps)}; launch `dualign train` alone")
+
+
+def _launched(name: str, *, default: int) -> int:
+    """A number that a launcher sets; an empty variable is none."""
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdecimal():
+        raise InputError(f"the environment says {name}={text!r}; a launcher sets a number: unset it")
+    return int(text)
 
 
 def find_accelerate_config(name: str) -> Path:

@@ -3,58 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Union
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, GetCoreSchemaHandler, Tag
+from pydantic_core import CoreSchema
 
-from pipeline.scorers.column import ColumnSettings, check_column, column_identity, start_column
-from pipeline.scorers.kind import TOKEN_IDS, ScorerBase, ScorerKind
-from pipeline.scorers.log_ratio import LogRatioSettings, check_log_ratio, log_ratio_identity, start_log_ratio
-from pipeline.scorers.python_function import PythonSettings, check_function, function_identity, start_function
-from pipeline.scorers.safe_rlhf_score import SafeRlhfSettings, check_score_model, start_score_model
-from pipeline.scorers.sequence_classification import SequenceClassificationSettings, check_classifier, start_classifier
-from pipeline.scorers.text_models import same_text, text_identity
+from pipeline.scorers.column import ColumnSettings
+from pipeline.scorers.kind import ScorerSettings
+from pipeline.scorers.log_ratio import LogRatioSettings
+from pipeline.scorers.python_function import PythonSettings
+from pipeline.scorers.safe_rlhf_score import SafeRlhfSettings
+from pipeline.scorers.sequence_classification import SequenceClassificationSettings
 
-SCORER_SETTINGS: Mapping[str, type[ScorerBase]] = {
-    "sequence_classification": SequenceClassificationSettings,
-    "safe_rlhf_score": SafeRlhfSettings,
-    "log_ratio": LogRatioSettings,
-    "python": PythonSettings,
-    "column": ColumnSettings,
+KINDS: dict[str, type[ScorerSettings]] = {
+    kind.kind_name(): kind
+    for kind in (
+        SequenceClassificationSettings,
+        SafeRlhfSettings,
+        LogRatioSettings,
+        PythonSettings,
+        ColumnSettings,
+    )
 }
-"""The settings of each kind of scorer; a further kind is a row here and in ``ScorerSettings``."""
+"""The kinds by name; a further one is a row here."""
+
+DEFAULT_KIND = SequenceClassificationSettings.kind_name()
+"""The kind of a scorer whose recipe does not say."""
 
 
-def _scorer_kind(scorer: Any) -> Any:
-    if isinstance(scorer, Mapping):
-        return scorer.get("kind", "sequence_classification")
-    return getattr(scorer, "kind", None)
+def kind_of(scorer: Mapping[str, Any]) -> type[ScorerSettings] | None:
+    """The kind of a scorer as the recipe writes it; None where there is no such kind."""
+    return KINDS.get(_kind_name(scorer))
 
 
-ScorerSettings = Annotated[
-    Annotated[SequenceClassificationSettings, Tag("sequence_classification")]
-    | Annotated[SafeRlhfSettings, Tag("safe_rlhf_score")]
-    | Annotated[LogRatioSettings, Tag("log_ratio")]
-    | Annotated[PythonSettings, Tag("python")]
-    | Annotated[ColumnSettings, Tag("column")],
-    Discriminator(_scorer_kind),
-]
-"""A score. Its bound, and whether it is one from below or from above, belong to the constraint that uses it."""
+def _kind_name(scorer: Mapping[str, Any]) -> str:
+    return str(scorer.get("kind", DEFAULT_KIND))
 
 
-KINDS: Mapping[str, ScorerKind] = {
-    "sequence_classification": ScorerKind(check_classifier, same_text, text_identity, start_classifier),
-    "safe_rlhf_score": ScorerKind(check_score_model, same_text, text_identity, start_score_model),
-    "log_ratio": ScorerKind(check_log_ratio, None, log_ratio_identity, start_log_ratio, lambda _: TOKEN_IDS),
-    "python": ScorerKind(
-        check_function, None, function_identity, start_function, lambda _: TOKEN_IDS, uses_device=False
-    ),
-    "column": ScorerKind(
-        check_column,
-        None,
-        column_identity,
-        start_column,
-        lambda settings: (settings.column,) if settings.table is None else (),
-        uses_device=False,
-    ),
-}
+def _tag(scorer: Any) -> str | None:
+    if isinstance(scorer, ScorerSettings):
+        return scorer.kind_name()
+    return _kind_name(scorer) if isinstance(scorer, Mapping) else None
+
+
+class _OfItsKind:
+    """Validates a scorer by the settings of its kind, and no others: a fault is of that kind alone."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        del source
+        rows = tuple(Annotated[kind, Tag(name)] for name, kind in KINDS.items())
+        return handler.generate_schema(Annotated[Union[rows], Discriminator(_tag)])  # noqa: UP007  # no `|` of a tuple
+
+
+AnyScorerSettings = Annotated[ScorerSettings, _OfItsKind()]
+"""A scorer of any kind of the table."""

@@ -6,13 +6,14 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.contracts.artifacts import content_sha256
 from pipeline.contracts.section import Positive
-from pipeline.scorers.kind import Check, ScorerBase, affine_of
+from pipeline.contracts.tables import TOKEN_IDS
+from pipeline.scorers.kind import Check, ScorerSettings
 from pipeline.scorers.models import Models, ModelSettings
 from pipeline.scorers.text_models import absolute_template
 from stage1_dual.checkpoints import check_causal_checkpoint, check_template
@@ -20,8 +21,12 @@ from stage1_dual.sampling.rendering import load_tokenizer
 from stage1_dual.scoring.log_ratio import LogRatioScorer, read_pairs, require_same_tokenizer
 
 
-class LogRatioSettings(ScorerBase, ModelSettings):
+class LogRatioSettings(ScorerSettings, ModelSettings):
     """The implicit reward of a preference-tuned policy: ``scale`` times the log-ratio to its reference."""
+
+    not_identity: ClassVar = frozenset(
+        {"model", "revision", "reference", "calibration", "min_accuracy", "batch_tokens"}
+    )
 
     kind: Literal["log_ratio"]
     reference: ModelSettings | None = None
@@ -37,51 +42,60 @@ class LogRatioSettings(ScorerBase, ModelSettings):
     """How the pairs' prompts are rendered; without it by the reference's chat template."""
     batch_tokens: Positive = 4096
 
-    def checkpoints(self) -> dict[str, ModelSettings]:
-        """The tuned policy and, where the scorer names one, its reference."""
-        return {"": self, **({"reference": self.reference} if self.reference is not None else {})}
-
     @model_validator(mode="after")
     def _accuracy_of_pairs(self) -> Self:
         if self.min_accuracy is not None and self.calibration is None:
             raise ValueError("gives `min_accuracy` without `calibration`; give the table of pairs to judge")
         return self
 
+    def checkpoints(self) -> dict[str, ModelSettings | None]:
+        """The tuned policy and its reference."""
+        return {"": self, "reference": self.reference}
 
-def check_log_ratio(settings: LogRatioSettings, models: Models) -> Iterator[Check]:
-    if "" in models:
-        yield partial(check_causal_checkpoint, models[""].path, revision=models[""].revision)
-    yield partial(check_template, settings.template, reads_prompt=True)
-    if settings.calibration is not None:
-        yield partial(read_pairs, Path(settings.calibration))
-    local = all(inner in models and models[inner].is_folder for inner in ("", "reference"))
-    if local and importlib.util.find_spec("transformers") is not None:
-        yield partial(_check_tokenizers, models[""].path, models["reference"].path)
+    @property
+    def tokens_at_once(self) -> int:
+        """Padded tokens of a batch."""
+        return self.batch_tokens
+
+    def reads(self) -> tuple[str, ...]:
+        """The token ids that were sampled."""
+        return TOKEN_IDS
+
+    def check(self, models: Models) -> Iterator[Check]:
+        """The tuned policy, the template, the pairs, and the two tokenizers where both models are here."""
+        if "" in models:
+            yield partial(check_causal_checkpoint, models[""].path, revision=models[""].revision)
+        yield partial(check_template, self.template, reads_prompt=True)
+        if self.calibration is not None:
+            yield partial(read_pairs, Path(self.calibration))
+        local = all(inner in models and models[inner].is_folder for inner in ("", "reference"))
+        if local and importlib.util.find_spec("transformers") is not None:
+            yield partial(_check_tokenizers, models[""].path, models["reference"].path)
+
+    def identity(self, models: Models) -> str:
+        """Of both checkpoints."""
+        return content_sha256({"tuned": models[""].identity, "reference": models["reference"].identity})
+
+    @classmethod
+    def start(cls, scorers: Sequence[Self], models: Models) -> Callable[..., LogRatioScorer]:
+        """One pair of policies a pass."""
+        (one,) = scorers
+        return partial(
+            LogRatioScorer,
+            models[""].path,
+            reference=models["reference"].path,
+            revision=models[""].revision,
+            reference_revision=models["reference"].revision,
+            scale=one.scale,
+            affine=one.affine,
+            dtype=one.dtype,
+            max_length=one.max_length,
+            calibration=None if one.calibration is None else str(Path(one.calibration).absolute()),
+            min_accuracy=one.min_accuracy,
+            template=absolute_template(one.template),
+            token_budget=one.batch_tokens,
+        )
 
 
 def _check_tokenizers(tuned: str, reference: str) -> None:
     require_same_tokenizer(load_tokenizer(tuned), load_tokenizer(reference), checkpoint=tuned, reference=reference)
-
-
-def log_ratio_identity(settings: LogRatioSettings, models: Models) -> str:
-    del settings
-    return content_sha256({"tuned": models[""].identity, "reference": models["reference"].identity})
-
-
-def start_log_ratio(settings: Sequence[LogRatioSettings], models: Models) -> Callable[..., LogRatioScorer]:
-    one = settings[0]
-    return partial(
-        LogRatioScorer,
-        models[""].path,
-        reference=models["reference"].path,
-        revision=models[""].revision,
-        reference_revision=models["reference"].revision,
-        scale=one.scale,
-        affine=affine_of(one),
-        dtype=one.dtype,
-        max_length=one.max_length,
-        calibration=None if one.calibration is None else str(Path(one.calibration).absolute()),
-        min_accuracy=one.min_accuracy,
-        template=absolute_template(one.template),
-        token_budget=one.batch_tokens,
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipeline.contracts.artifacts import checkpoint_sha256, content_sha256
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.section import Dtype, Section, nearest
 
 EMBEDDED = "embedded:"
@@ -143,7 +143,7 @@ def _fetch(name: str, revision: str, *, setting: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError
     except ImportError as error:
-        raise MissingExtraError(package="huggingface_hub", extra="sample", purpose="a model of the Hub") from error
+        raise import_failure(error, package="huggingface_hub", extra="sample", purpose="a model of the Hub") from error
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(_FILES)))
     except (OSError, ValueError, HfHubHTTPError) as error:

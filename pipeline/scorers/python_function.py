@@ -5,42 +5,53 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field
 
 from pipeline.contracts.artifacts import file_sha256
-from pipeline.scorers.kind import Check, ScorerBase, affine_of
+from pipeline.contracts.tables import TOKEN_IDS
+from pipeline.scorers.kind import Check, ScorerSettings
 from pipeline.scorers.models import Models
 from stage1_dual.scoring.python_function import PythonScorer, find_source, import_function
 
 
-class PythonSettings(ScorerBase):
+class PythonSettings(ScorerSettings):
     """A function of the user's."""
+
+    not_identity: ClassVar = frozenset({"folder"})
+    uses_device: ClassVar = False
+    folder_setting: ClassVar = "folder"
 
     kind: Literal["python"]
     function: str
     """``module:name``."""
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the function."""
     folder: str | None = None
     """Where the module is looked for first, before the current folder; the recipe's own folder where not given."""
 
+    def reads(self) -> tuple[str, ...]:
+        """The token ids, of which a function may make use."""
+        return TOKEN_IDS
 
-def _folders(settings: PythonSettings) -> tuple[str, ...]:
-    return (*([settings.folder] if settings.folder is not None else []), str(Path.cwd()))
+    def check(self, models: Models) -> Iterator[Check]:
+        """That the module is there and has the function."""
+        del models
+        yield partial(import_function, self.function, folders=self._folders())
 
+    def identity(self, models: Models) -> str:
+        """Of the module's source."""
+        del models
+        return file_sha256(find_source(self.function, folders=self._folders()))
 
-def check_function(settings: PythonSettings, models: Models) -> Iterator[Check]:
-    del models
-    yield partial(import_function, settings.function, folders=_folders(settings))
+    @classmethod
+    def start(cls, scorers: Sequence[Self], models: Models) -> Callable[..., PythonScorer]:
+        """One function a pass."""
+        del models
+        (one,) = scorers
+        folders = tuple(str(Path(folder).resolve()) for folder in one._folders())
+        return partial(PythonScorer, one.function, folders=folders, settings=one.settings, affine=one.affine)
 
-
-def function_identity(settings: PythonSettings, models: Models) -> str:
-    del models
-    return file_sha256(find_source(settings.function, folders=_folders(settings)))
-
-
-def start_function(settings: Sequence[PythonSettings], models: Models) -> Callable[..., PythonScorer]:
-    del models
-    one = settings[0]
-    folders = tuple(str(Path(folder).resolve()) for folder in _folders(one))
-    return partial(PythonScorer, one.function, folders=folders, settings=one.settings, affine=affine_of(one))
+    def _folders(self) -> tuple[str, ...]:
+        return (*([self.folder] if self.folder is not None else []), str(Path.cwd()))

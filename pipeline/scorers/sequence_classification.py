@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pipeline.scorers.kind import Check, affine_of
-from pipeline.scorers.models import Models
-from pipeline.scorers.text_models import TextScorerSettings, text_arguments
-from stage1_dual.checkpoints import check_scorer_checkpoint, check_template
+from pipeline.scorers.models import Source
+from pipeline.scorers.text_models import TextScorerSettings
+from stage1_dual.checkpoints import check_scorer_checkpoint
 from stage1_dual.scoring.outputs import HeadOutput
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
 
@@ -17,27 +14,17 @@ from stage1_dual.scoring.sequence_classification import SequenceClassificationSc
 class SequenceClassificationSettings(TextScorerSettings):
     """One head of a sequence classifier; scorers of one checkpoint, read alike, share its forward pass."""
 
+    scorer: ClassVar = SequenceClassificationScorer
+
     kind: Literal["sequence_classification"] = "sequence_classification"
     head: int | str = 0
     """Index of the head, or its label."""
     output: Literal["logit", "probability"] = "logit"
 
+    def check_checkpoint(self, source: Source) -> None:
+        """That it is a sequence classifier with the head and a template."""
+        check_scorer_checkpoint(source.path, head=self.head, template=self.template, revision=source.revision)
 
-def check_classifier(settings: SequenceClassificationSettings, models: Models) -> Iterator[Check]:
-    if "" in models:
-        yield partial(
-            check_scorer_checkpoint,
-            models[""].path,
-            head=settings.head,
-            template=settings.template,
-            revision=models[""].revision,
-        )
-    else:
-        yield partial(check_template, settings.template)
-
-
-def start_classifier(
-    settings: Sequence[SequenceClassificationSettings], models: Models
-) -> Callable[..., SequenceClassificationScorer]:
-    outputs = tuple(HeadOutput(one.head, one.output, affine_of(one)) for one in settings)
-    return partial(SequenceClassificationScorer, models[""].path, outputs=outputs, **text_arguments(settings, models))
+    def head_output(self) -> HeadOutput:
+        """The logit of the head, or its probability."""
+        return HeadOutput(self.head, self.output, self.affine)

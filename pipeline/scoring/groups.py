@@ -1,4 +1,4 @@
-"""From the scorers of a recipe to what computes them: the one table of kinds, checks, and shared forward passes."""
+"""From the scorers of a recipe to what computes them: checks, and shared forward passes."""
 
 from __future__ import annotations
 
@@ -10,22 +10,8 @@ from typing import Any
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import ConfigError, InputError
 from pipeline.run.run import Run
-from pipeline.scorers.kinds import KINDS
-from pipeline.scorers.log_ratio import LogRatioSettings
-from pipeline.scorers.models import EMBEDDED, Locate, ModelSettings, Source, resolve_model
+from pipeline.scorers.models import EMBEDDED, Locate, Source, resolve_model
 from stage1_dual.scoring.protocol import Scorer
-
-# Where and how a scorer reads, as opposed to what it computes; what it reads is in the identity.
-_NOT_IDENTITY = {
-    "model",
-    "revision",
-    "reference",
-    "batch_tokens",
-    "calibration",
-    "min_accuracy",
-    "folder",
-    "table",
-}
 
 
 @dataclass(frozen=True)
@@ -65,7 +51,7 @@ def check_scorers(config: RunConfig, embedded: Iterable[str], *, locate: Locate 
     faults: list[str] = []
     for name, settings in config.scorers.items():
         models: dict[str, Source] = {}
-        for inner, (setting, model) in _models(config, name).items():
+        for inner, (setting, model) in config.models_of(name).items():
             try:
                 path = locate(model, places, setting=setting)
             except InputError as error:
@@ -73,13 +59,14 @@ def check_scorers(config: RunConfig, embedded: Iterable[str], *, locate: Locate 
             else:
                 if path is not None and not model.model.startswith(EMBEDDED):
                     models[inner] = Source(path, model.revision)
-        quantised = config.reference.quantization is not None
-        if isinstance(settings, LogRatioSettings) and settings.reference is None and quantised:
-            faults.append(
-                f"`scorers.{name}`: the run's reference is quantised, which a log-ratio does not read; give it a "
-                "`reference` of its own"
+        if config.reference.quantization is not None:
+            faults.extend(
+                f"`scorers.{name}`: the run's reference is quantised, which no scorer reads; give it a "
+                f"`{inner}` of its own"
+                for inner, model in settings.checkpoints().items()
+                if model is None
             )
-        for check in KINDS[settings.kind].check(settings, models):
+        for check in settings.check(models):
             try:
                 check()
             except InputError as error:
@@ -100,34 +87,23 @@ def group_scorers(run: Run, names: Sequence[str]) -> list[ScorerGroup]:
         settings = run.config.scorers[name]
         models[name] = {
             inner: Source(run.model(model, setting), model.revision)
-            for inner, (setting, model) in _models(run.config, name).items()
+            for inner, (setting, model) in run.config.models_of(name).items()
         }
-        share = KINDS[settings.kind].share
-        key: Hashable = name if share is None else (settings.kind, share(settings, models[name]))
+        common = settings.shared_settings()
+        key: Hashable = name if common is None else (type(settings), tuple(models[name].items()), common)
         shared.setdefault(key, []).append(name)
     groups = []
     for members in shared.values():
         settings_of = [run.config.scorers[name] for name in members]
-        first, kind = settings_of[0], KINDS[settings_of[0].kind]
+        first, places = settings_of[0], models[members[0]]
         groups.append(
             ScorerGroup(
                 names=tuple(members),
-                settings=tuple(one.model_dump(mode="json", exclude=_NOT_IDENTITY) for one in settings_of),
-                identity=kind.identity(first, models[members[0]]),
-                start=kind.start(settings_of, models[members[0]]),
-                reads=kind.reads(first),
-                uses_device=kind.uses_device,
+                settings=tuple(one.identity_settings() for one in settings_of),
+                identity=first.identity(places),
+                start=first.start(settings_of, places),
+                reads=first.reads(),
+                uses_device=first.uses_device,
             )
         )
     return groups
-
-
-def _models(config: RunConfig, name: str) -> dict[str, tuple[str, ModelSettings]]:
-    """The models of a scorer by the name of their setting within it: (setting of the recipe, model)."""
-    scorer = config.scorers[name]
-    models = {
-        inner: (f"scorers.{name}.{inner}".removesuffix("."), model) for inner, model in scorer.checkpoints().items()
-    }
-    if isinstance(scorer, LogRatioSettings):
-        models.setdefault("reference", ("reference", config.reference))
-    return models

@@ -228,7 +228,7 @@ def apply_length_rule(rows: JoinedScores, on_length: OnLength) -> JoinedScores:
 
 def reference_scores(run: Run, split: str, *, names: Sequence[str] | None = None) -> JoinedScores:
     """The reference's scored samples of a split; ``names`` as of :func:`policy_scores`."""
-    samples, scores = run.folder / "samples", run.folder / "scores"
+    samples, scores = run.samples, run.scores
     return policy_scores(run, samples=samples, scores=scores, split=split, names=names)
 
 
@@ -263,5 +263,5 @@ def all_scores(
         reward=reward,
         constraints=constraints,
         split=split,
-        max_unscored=sum(read_manifest(scores / name).counts["failed"] for name in named),
+        max_unscored=sum(read_manifest(scores / name).count("failed") for name in named),
     )

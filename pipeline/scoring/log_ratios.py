@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import ShardedTable, read_parquet
-from pipeline.contracts.tables import SPLITS
+from pipeline.contracts.tables import SPLITS, TOKEN_IDS
+from pipeline.networks import load_network
 from pipeline.run.execution import local_device
 from pipeline.run.run import Run
 from pipeline.scoring.joined import JoinedScores
@@ -20,22 +21,21 @@ if TYPE_CHECKING:
 
 
 _TOKEN_BUDGET = 16384
-_IDS = ("prompt_token_ids", "completion_token_ids")
 
 
-def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str) -> list[np.ndarray]:
-    """Values of log pi_theta(y|x) - log pi_ref(y|x) on the policy's samples, nats, one array a prompt, as in ``rows``.
+def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str) -> np.ndarray:
+    """Values of log pi_theta(y|x) - log pi_ref(y|x) on the policy's samples, nats, one for each of ``rows``.
 
     Both by the training stack in float32, on the sampled token ids: a sampler's own log-probabilities are never mixed
     with another arithmetic's in one ratio.
     """
-    table = run.samples_table(policy_samples).read(split, columns=["prompt_id", "sample_index", *_IDS])
+    table = run.samples_table(policy_samples).read(split, columns=["prompt_id", "sample_index", *TOKEN_IDS])
     table = table.take(rows.find_in(table)[0])
     logp = {
-        "policy": _score(run, table, load_network(str(run.folder / "policy"), dtype="float32"), "policy"),
+        "policy": _score(run, table, load_policy(str(run.policy), dtype="float32"), "policy"),
         "reference": _score(run, table, _load_reference(run, dtype="float32"), "reference"),
     }
-    return np.split(logp["policy"] - logp["reference"], rows.starts[1:])
+    return np.asarray(logp["policy"] - logp["reference"])
 
 
 def check_sampler_logp(run: Run, samples: ShardedTable) -> dict[str, float]:
@@ -65,27 +65,22 @@ def check_sampler_logp(run: Run, samples: ShardedTable) -> dict[str, float]:
     return found
 
 
-def load_network(model: str, *, dtype: str) -> PreTrainedModel:
+def load_policy(model: str, *, dtype: str) -> PreTrainedModel:
     """A causal language model as the training stack computes with it, on this process's device.
 
     Raises:
-        InputError: the model cannot be loaded.
+        InputError: the model cannot be loaded, or a weight of it is missing, unexpected or of another shape.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    try:
-        network: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=getattr(torch, dtype), trust_remote_code=False, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{model} cannot be loaded: {error}") from error
-    on_device: PreTrainedModel = network.to(local_device()).eval()
+    network = load_network(AutoModelForCausalLM, model, dtype=getattr(torch, dtype), what="the policy")
+    on_device: PreTrainedModel = network.to(local_device())
     return on_device
 
 
 def _load_reference(run: Run, *, dtype: str) -> PreTrainedModel:
-    return load_network(run.model(run.config.reference, "reference"), dtype=dtype)
+    return load_policy(run.model(run.config.reference, "reference"), dtype=dtype)
 
 
 def _score(run: Run, table: pa.Table, network: PreTrainedModel, role: str) -> np.ndarray:
@@ -93,7 +88,7 @@ def _score(run: Run, table: pa.Table, network: PreTrainedModel, role: str) -> np
 
     return score_sequences(
         network,
-        list(zip(*(table[name].to_pylist() for name in _IDS), strict=True)),
+        list(zip(*(table[name].to_pylist() for name in TOKEN_IDS), strict=True)),
         token_budget=_TOKEN_BUDGET,
         show_progress=run.show_progress,
         description=f"log-probabilities, {role}",
@@ -105,5 +100,5 @@ def _some_samples(samples: ShardedTable, n_rows: int, *, seed: int) -> pa.Table:
     rng = np.random.default_rng(seed)
     paths = [path for split in SPLITS for path in samples.paths(split)]
     chosen = [paths[place] for place in sorted(rng.permutation(len(paths))[:4])]
-    rows = pa.concat_tables(read_parquet(path, columns=[*_IDS, "sampler_logp"]) for path in chosen)
+    rows = pa.concat_tables(read_parquet(path, columns=[*TOKEN_IDS, "sampler_logp"]) for path in chosen)
     return rows.take(np.sort(rng.permutation(rows.num_rows)[:n_rows]))

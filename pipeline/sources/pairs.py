@@ -107,6 +107,7 @@ def read_pairs(config: RunConfig, *, test_prompts: Set[str]) -> ReadPairs:
 
 
 def pair_settings(config: RunConfig) -> PairSettings:
+    """Where the pairs come from, of a recipe that trains on some."""
     assert config.training.pairs is not None  # the callers ask first
     return config.training.pairs
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config.sections import PromptSettings
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.messages import plain_messages
 from pipeline.contracts.table_files import FORMATS, TableFile, file_format, find_table, list_files
 from pipeline.contracts.table_rows import TableRows
@@ -219,7 +219,7 @@ def _data_set_tables(settings: PromptSettings, section: str) -> Iterator[_Source
     try:
         import datasets
     except ImportError as error:
-        raise MissingExtraError(package="datasets", extra="train", purpose="reading a data set") from error
+        raise import_failure(error, package="datasets", extra="train", purpose="reading a data set") from error
     what = f"`{section}.source`"
     if is_hub_id(settings.source) and not Path(settings.source).is_dir() and settings.revision is None:
         raise InputError(f"{what} is {settings.source!r}, on the Hub; give its `{section}.revision` too")
@@ -285,7 +285,9 @@ def _local_files(settings: PromptSettings) -> dict[str, list[TableFile]] | None:
         return None
     read = {path.resolve() for paths in files.values() for path in paths}
     present, hidden = list_files(folder, what="the source")
-    _say_left_out(folder, [str(path.relative_to(folder)) for path in (*present, *hidden) if path.resolve() not in read])
+    _say_left_out(
+        folder, [str(path.relative_to(folder)) for path in (*present, *hidden) if path.resolve() not in read]
+    )
     return {
         split: [TableFile(path, FORMATS[path.suffix.lower()], {}) for path in paths] for split, paths in files.items()
     }

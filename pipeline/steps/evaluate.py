@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,18 @@ from pipeline.contracts.artifacts import (
     write_json,
 )
 from pipeline.contracts.errors import InputError, require_extra
-from pipeline.evaluation import SampleScoresByPrompt, evaluate_policy
+from pipeline.contracts.solution import Solution
+from pipeline.evaluation import evaluate_policy
 from pipeline.microworld import gold_scores
-from pipeline.report import print_stage2
+from pipeline.report.terminal import print_stage2
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
+from pipeline.sampling.policies import trained_policy
+from pipeline.sampling.policy_samples import sample_policy
 from pipeline.scoring.categories import means_by_category, prompt_categories
-from pipeline.scoring.joined import JoinedScores, policy_scores, reference_scores
+from pipeline.scoring.joined import policy_scores, reference_scores
 from pipeline.scoring.log_ratios import log_ratios
-from pipeline.steps.sample import SampledPolicy, sample_policy
-from pipeline.steps.score import score_samples
+from pipeline.scoring.sample_scores import score_samples
 
 _EVALUATION_SEED = 1_000_003
 """Added to the run's seed for the policy's samples: with equal seeds the two policies' samples would be correlated."""
@@ -40,31 +41,34 @@ def evaluate(run: Run) -> None:
     from stage2_policy.saving import write_model_card
 
     started = time.monotonic()
-    folder, config = run.folder / "evaluation", run.config
+    folder, config = run.evaluation, run.config
     demands = {name: bound.model_dump(mode="json") for name, bound in config.constraints.items()}
     settings = {**config.evaluation.model_dump(mode="json"), "constraints": demands, "seed": config.seed}
     inputs = {name: read_manifest(run.folder / name).identity for name in ("policy", "dual", "samples")}
     begin_step(folder, settings=settings, inputs=inputs, remedy=remedy("evaluate"))
-    dual = read_json(run.folder / "dual" / "dual.json")
+    path = run.folder / "dual" / "dual.json"
+    dual = read_json(path)
+    solution = Solution.from_document(dual, source=path)
     if is_complete(folder):
         log.info("evaluate: done before, kept")
     else:
         sample_policy(
             run,
-            SampledPolicy("policy", str((run.folder / "policy").absolute())),
-            folder=folder / "samples",
+            trained_policy(run),
+            run.evaluated,
             step="evaluate",
-            splits=("test",),
             samples_per_prompt=config.evaluation.samples_per_prompt,
             seed=config.seed + _EVALUATION_SEED,
         )
-        score_samples(run, samples=folder / "samples", folder=folder / "scores", splits=("test",), step="evaluate")
-        evaluation = compare_policy(run, dual=dual, samples=folder / "samples", scores=folder / "scores", split="test")
+        score_samples(run, run.evaluated, step="evaluate")
+        evaluation = compare_policy(
+            run, solution=solution, samples=folder / "samples", scores=folder / "scores", split="test"
+        )
         if run.uses_embedded:
             evaluation["gold"] = gold_means(run, samples=folder / "samples", split="test")
         evaluation |= {"seed": config.seed, "inputs": inputs, "environment": environment()}
         write_json(folder / "evaluation.json", evaluation)
-        write_model_card(run.folder / "policy", dual=dual, evaluation=evaluation)
+        write_model_card(run.policy, dual=dual, evaluation=evaluation)
         finish_step(
             run.name,
             folder,
@@ -80,15 +84,15 @@ def evaluate(run: Run) -> None:
 
 def read_status(run: Run) -> str:
     """The verdict of the run's evaluation: ``satisfied``, ``undecided`` or ``violated``."""
-    return str(read_json(run.folder / "evaluation" / "evaluation.json")["status"])
+    return str(read_json(run.evaluation / "evaluation.json")["status"])
 
 
-def compare_policy(run: Run, *, dual: Mapping[str, Any], samples: Path, scores: Path, split: str) -> dict[str, Any]:
+def compare_policy(run: Run, *, solution: Solution, samples: Path, scores: Path, split: str) -> dict[str, Any]:
     """What the run's policy does beside what the reference does and what the dual predicted.
 
     Args:
         run: the run; its demands are judged.
-        dual: content of its ``dual.json``, which gives lambda* and beta.
+        solution: of its dual.
         samples: folder of the policy's samples table.
         scores: holds a folder with a score table for each scorer.
         split: of the prompts.
@@ -111,13 +115,11 @@ def compare_policy(run: Run, *, dual: Mapping[str, Any], samples: Path, scores: 
         raise InputError(f"no {split} prompt has responses of both the reference and the policy that take part")
     reference_rows, policy_rows = reference_rows.of_prompts(both), policy_rows.of_prompts(both)
     evaluation = evaluate_policy(
-        reference=_by_prompt(reference_rows),
-        policy=_by_prompt(policy_rows),
-        log_ratio=log_ratios(run, policy_samples=samples, rows=policy_rows, split=split),
-        reward_name=dual["reward"]["name"],
+        reference=reference_rows,
+        policy=policy_rows,
+        log_ratio_n=log_ratios(run, policy_samples=samples, rows=policy_rows, split=split),
+        solution=solution,
         constraints=config.demanded_constraints(),
-        lam_star=np.array([entry["multiplier"] for entry in dual["constraints"]]),
-        beta=dual["beta"],
         n_replicates=config.evaluation.bootstrap_replicates,
         rng=np.random.default_rng(config.seed),
     )
@@ -128,16 +130,11 @@ def compare_policy(run: Run, *, dual: Mapping[str, Any], samples: Path, scores: 
     return evaluation
 
 
-def _by_prompt(rows: JoinedScores) -> SampleScoresByPrompt:
-    _, reward, constraints = rows.by_prompt()
-    return SampleScoresByPrompt(reward, constraints)
-
-
 def gold_means(run: Run, *, samples: Path, split: str) -> dict[str, dict[str, float]]:
     """Means of the world's ground truth over the samples of a split, so that proxy and gold can be compared."""
     texts = {row["prompt_id"]: row["prompt"][-1]["content"] for row in run.prompts_table().to_pylist()}
     means: dict[str, dict[str, float]] = {}
-    for role, folder in (("reference", run.folder / "samples"), ("realised", samples)):
+    for role, folder in (("reference", run.samples), ("realised", samples)):
         table = run.samples_table(folder).read(split, columns=["prompt_id", "completion"])
         gold = [
             gold_scores(texts[prompt], completion)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +14,79 @@ from jinja2 import Environment, StrictUndefined
 from pipeline.contracts.artifacts import atomic_write_bytes, read_json, read_manifest
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import ShardedTable, read_parquet
-from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SPLITS, tilted_schema
+from pipeline.contracts.solution import Solution
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, tilted_schema
 from pipeline.dual.solving import tilted_weights
-from pipeline.report import print_stage1
+from pipeline.report.terminal import print_stage1
+from pipeline.run.response_set import ResponseSet
 from pipeline.run.run import Run
 from pipeline.run.step import derived_step_is_current, finish_step, log
 from pipeline.scoring.joined import JoinedScores, all_scores, reference_scores
-from pipeline.sources.pairs import PAIRS_SECTION
 
 
-def tilt_pairs(run: Run, dual: Mapping[str, Any]) -> None:
-    """Write ``pairs/tilted/``, the hand-off table of the pairs of which both responses have all scores.
-
-    Args:
-        run: the run.
-        dual: content of ``dual.json``.
+def export(run: Run) -> None:
+    """Write the tilted tables: every response with its scores and its weight under the tilted policy.
 
     Raises:
-        InputError: no pair has all scores.
+        InputError: no pair of a data set has all scores.
     """
+    path = run.dual / "dual.json"
+    dual = read_json(path)
+    for responses in run.response_sets():
+        _export_set(run, responses, dual)
+    print_stage1(dual)
+
+
+def _export_set(run: Run, responses: ResponseSet, dual: Mapping[str, Any]) -> None:
     started = time.monotonic()
-    folder, names = run.pairs / "tilted", (run.config.reward, *run.config.constraints)
-    inputs = {
-        "dual": read_manifest(run.folder / "dual").identity,
-        **{
-            f"pairs/{name}": read_manifest(run.pairs / name).identity
-            for name in ("prompts", "samples", *(f"scores/{name}" for name in names))
-        },
-    }
+    folder = responses.tilted
+    inputs = {"dual": read_manifest(run.dual).identity, **_made_from(run, responses)}
     if derived_step_is_current(folder, step="export", settings={}, inputs=inputs):
         return
-    rows, _ = all_scores(run, samples=run.pairs / "samples", scores=run.pairs / "scores", split="train")
-    whole = _whole_pairs(rows)
-    n_pairs = read_manifest(run.pairs / "samples").counts["pairs"]
-    if whole.n_samples == 0:
-        raise InputError(f"none of the {n_pairs} pairs of `{PAIRS_SECTION}` has all scores of both responses")
     files, n_rows = write_tilted_table(
         folder,
-        prompts=run.prompts_table(run.pairs / "prompts"),
-        samples=run.samples_table(run.pairs / "samples"),
-        scored={"train": whole},
-        dual=dual,
+        prompts=run.prompts_table(responses.prompts),
+        samples=run.samples_table(responses.samples),
+        scored={split: _scored(run, responses, split) for split in responses.splits},
+        solution=Solution.from_document(dual, source=run.dual / "dual.json"),
         metadata=run.table_metadata(),
     )
-    counts = {"rows": n_rows, "pairs": n_rows // 2, "unscored": n_pairs - n_rows // 2}
+    counts = {"rows": n_rows}
+    if responses.paired:
+        counts |= {"pairs": n_rows // 2, "unscored": _count_pairs(responses) - n_rows // 2}
+        log.info("export: %d pairs of the data set to train on", counts["pairs"])
+    else:
+        write_dataset_card(folder, dual=dual, n_rows=n_rows, run=run.name, inputs=inputs)
     finish_step(run.name, folder, "export", settings={}, inputs=inputs, files=files, counts=counts, started=started)
-    log.info("export: %d pairs of the data set to train on", counts["pairs"])
+
+
+def _made_from(run: Run, responses: ResponseSet) -> dict[str, str]:
+    """The artifacts of a set that its tilted table is made from; the samples' scores stand in the dual."""
+    names = ["prompts", "samples"]
+    if responses.paired:
+        names += [f"scores/{name}" for name in (run.config.reward, *run.config.constraints)]
+    return {responses.prefix + name: read_manifest(responses.root / name).identity for name in names}
+
+
+def _scored(run: Run, responses: ResponseSet, split: str) -> JoinedScores:
+    """The responses of a set that take part; of pairs, those of which both responses have all scores.
+
+    Raises:
+        InputError: none of the pairs has.
+    """
+    if not responses.paired:
+        return reference_scores(run, split)
+    rows, _ = all_scores(run, samples=responses.samples, scores=responses.scores, split=split)
+    whole = _whole_pairs(rows)
+    if whole.n_samples == 0:
+        raise InputError(
+            f"none of the {_count_pairs(responses)} pairs of `{responses.setting}` has all scores of both responses"
+        )
+    return whole
+
+
+def _count_pairs(responses: ResponseSet) -> int:
+    return read_manifest(responses.samples).count("pairs")
 
 
 def _whole_pairs(rows: JoinedScores) -> JoinedScores:
@@ -67,31 +94,6 @@ def _whole_pairs(rows: JoinedScores) -> JoinedScores:
     pair_n = np.stack([rows.prompt_n, rows.sample_index_n // 2])
     _, place_n, count = np.unique(pair_n, axis=1, return_inverse=True, return_counts=True)
     return rows.select(count[place_n.ravel()] == 2)
-
-
-def export(run: Run) -> None:
-    """Write the tilted table: every response with its scores and its weight under the tilted policy."""
-    started = time.monotonic()
-    folder = run.folder / "tilted"
-    inputs = {name: read_manifest(run.folder / name).identity for name in ("prompts", "samples", "dual")}
-    dual = read_json(run.folder / "dual" / "dual.json")
-    if not derived_step_is_current(folder, step="export", settings={}, inputs=inputs):
-        files, n_rows = write_tilted_table(
-            folder,
-            prompts=run.prompts_table(),
-            samples=run.samples_table(run.folder / "samples"),
-            scored={split: reference_scores(run, split) for split in SPLITS},
-            dual=dual,
-            metadata=run.table_metadata(),
-        )
-        write_dataset_card(folder, dual=dual, n_rows=n_rows, run=run.name, inputs=inputs)
-        counts = {"rows": n_rows}
-        finish_step(
-            run.name, folder, "export", settings={}, inputs=inputs, files=files, counts=counts, started=started
-        )
-    if run.config.training.pairs is not None:
-        tilt_pairs(run, dual)
-    print_stage1(dual)
 
 
 _CARD = Path(__file__).parent / "dataset_card.md.jinja"
@@ -104,7 +106,7 @@ def write_tilted_table(
     prompts: pa.Table,
     samples: ShardedTable,
     scored: Mapping[str, JoinedScores],
-    dual: Mapping[str, Any],
+    solution: Solution,
     metadata: Mapping[str, str],
 ) -> tuple[dict[str, str], int]:
     """Join prompts, completions, scores and weights by key and write them, one file of samples in memory at a time.
@@ -114,18 +116,18 @@ def write_tilted_table(
         prompts: the prompts table.
         samples: the samples table.
         scored: the scored samples of each split.
-        dual: content of ``dual.json``.
+        solution: whose weights they get.
         metadata: key-value metadata of every file.
 
     Returns:
         The path of each file relative to the folder and its sha256, and the number of rows.
     """
-    names = [entry["name"] for entry in dual["constraints"]]
+    names = solution.names
     table = ShardedTable(folder=folder, schema=tilted_schema(names), metadata=metadata)
     about = {row["prompt_id"]: row for row in prompts.select(["prompt_id", "prompt", "category"]).to_pylist()}
     n_rows = 0
     for split, rows in scored.items():
-        weight_n = tilted_weights(rows, dual)
+        weight_n = tilted_weights(rows, solution)
         pieces = (
             _tilted_rows(read_parquet(path, columns=[*SAMPLE_KEY, "completion"]), rows, weight_n, about, names, split)
             for path in samples.paths(split)
@@ -139,10 +141,19 @@ def write_tilted_table(
 def write_dataset_card(
     folder: Path, *, dual: Mapping[str, Any], n_rows: int, run: str, inputs: Mapping[str, str]
 ) -> None:
-    """Write the card that Hugging Face tools and people read first."""
+    """Write the card that Hugging Face tools and people read first.
+
+    Args:
+        folder: of the table.
+        dual: content of ``dual.json``.
+        n_rows: of the table.
+        run: name of the run.
+        inputs: identity of each artifact the table was made from.
+    """
     environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701  # Markdown, not HTML
     template = environment.from_string(_CARD.read_text(encoding="utf-8"))
-    text = template.render(dual=dual, n_rows=n_rows, run=run, inputs=inputs)
+    solution = Solution.from_document(dual)
+    text = template.render(solution=solution, dual=dual, n_rows=n_rows, run=run, inputs=inputs)
     atomic_write_bytes(folder / "README.md", text.encode())
 
 
@@ -151,7 +162,7 @@ def _tilted_rows(
     scored: JoinedScores,
     weight_n: np.ndarray,
     about: Mapping[str, Mapping[str, Any]],
-    names: list[str],
+    names: Sequence[str],
     split: str,
 ) -> pa.Table:
     found, row_n = scored.find_in(samples)

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.config.sections import TrainingSettings
+from pipeline.config.sections import ReferenceSettings, TrainingSettings
 from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.errors import InputError, require_extra
 from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
+from pipeline.networks import require_safe_adapter
 from pipeline.run.run import Run
 from pipeline.scorers.models import EMBEDDED, Locate, resolve_model
 from pipeline.scoring.groups import check_scorers
+from stage2_policy.settings import require_trackers
+
+_TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "peft")
 
 
 def check_run(run: Run, steps: Sequence[str]) -> None:
     """Check the packages and the models that the planned steps need; fetches models that are not here.
 
     Raises:
-        InputError: a folder that is not there, not a checkpoint, of another kind, or without template or head.
+        InputError: a folder that is not there, not a checkpoint, of another kind, or without template or head; what
+            training needs is not here.
         MissingExtraError: a package that a planned step needs is not installed.
     """
     check_packages(run, steps)
     if {"prepare", "sample", "score"} & set(steps):
         check_models(run)
-    if "train" in steps:
-        _check_initial(run.config.training)
+    if "sample" in steps:
+        _check_weights(run)
+    if {"sample", "train"} & set(steps):
+        check_training(run)
 
 
 def check_packages(run: Run, steps: Sequence[str]) -> None:
@@ -39,7 +47,9 @@ def check_packages(run: Run, steps: Sequence[str]) -> None:
     if {"sample", "score", "evaluate"} & set(steps) and run.config.execution.kind == "ray":
         require_extra("ray", "ray", purpose="`execution: ray`")
     if "train" in steps:
-        require_extra("train", "torch", "transformers", "accelerate", "peft", purpose="training")
+        require_extra("train", *_TRAINING_PACKAGES, purpose="training")
+        if run.config.training.adapter == "qlora":
+            require_extra("qlora", "bitsandbytes", purpose="`training.adapter: qlora`")
     if {"prepare", "sample", "score"} & set(steps) and run.config.reference.adapter is not None:
         require_extra("train", "peft", purpose="`reference.adapter`")
 
@@ -66,6 +76,8 @@ def check_models(run: Run, *, locate: Locate = resolve_model) -> None:
         check_policy_checkpoint(model, template=reference.template)
     if reference.adapter is not None and not (Path(reference.adapter) / "adapter_config.json").is_file():
         raise InputError(f"`reference.adapter` is {reference.adapter!r}; it must be a folder with adapter_config.json")
+    if reference.adapter is not None:
+        require_safe_adapter(reference.adapter, what="`reference.adapter`")
     if reference.quantization is not None and run.config.sampling.engine != "vllm":
         raise InputError(
             f"`reference.quantization` is {reference.quantization!r}, which is vLLM's to do, but `sampling.engine` is "
@@ -74,18 +86,68 @@ def check_models(run: Run, *, locate: Locate = resolve_model) -> None:
     check_scorers(run.config, embedded, locate=locate)
 
 
-def _check_initial(training: TrainingSettings) -> None:
-    if training.initial is None:
+def _check_weights(run: Run) -> None:
+    """Compare the weights of the reference with those its class has, whichever engine samples it.
+
+    An engine may leave out what it does not know, or draw what is missing.
+
+    Raises:
+        InputError: a weight is missing, unexpected or of another shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from pipeline.networks import check_weights
+
+    reference = run.config.reference
+    folder = None if reference.model.startswith(EMBEDDED) else resolve_model(reference, {}, setting="reference")
+    if folder is not None and reference.quantization is None:
+        check_weights(AutoModelForCausalLM, folder, what="the policy")
+
+
+def check_training(run: Run, *, locate: Locate = resolve_model) -> None:
+    """Check what training needs besides settings that are right each for itself, before anything is sampled.
+
+    Nothing is checked on a machine that cannot train: where packages are missing, training is meant for another one.
+
+    Args:
+        run: the run.
+        locate: finds the reference; the layers of an adapter are not checked where it does not.
+
+    Raises:
+        InputError: a tracker that is not installed, a start that is not there or of another shape, or an adapter on
+            layers that the reference has not.
+    """
+    training = run.config.training
+    if any(importlib.util.find_spec(name) is None for name in _TRAINING_PACKAGES):
         return
-    if not (Path(training.initial) / "config.json").is_file():
+    require_trackers(training.report_to)
+    if training.initial is not None:
+        _check_initial(training, Path(training.initial))
+    if training.adapter != "none" and training.lora_target_modules != "all-linear":
+        _check_layers(run.config.reference, training.lora_target_modules, locate=locate)
+
+
+def _check_layers(reference: ReferenceSettings, modules: str | Sequence[str], *, locate: Locate) -> None:
+    from transformers import AutoConfig
+
+    from stage2_policy.adapters import check_target_modules
+
+    if reference.model.startswith(EMBEDDED):  # a Llama, which `prepare` builds
+        check_target_modules(AutoConfig.for_model("llama", num_hidden_layers=1), modules)
+    elif (folder := locate(reference, {}, setting="reference")) is not None:
+        check_target_modules(AutoConfig.from_pretrained(folder), modules)
+
+
+def _check_initial(training: TrainingSettings, initial: Path) -> None:
+    if not (initial / "config.json").is_file():
         raise InputError(f"`training.initial` is {training.initial!r}; it must be the folder of a checkpoint")
-    if training.adapter != "none" and not (Path(training.initial) / "adapter" / "adapter_config.json").is_file():
+    if training.adapter != "none" and not (initial / "adapter" / "adapter_config.json").is_file():
         raise InputError(
             f"`training.initial` is {training.initial!r} and `training.adapter` {training.adapter!r}; it must be the "
             "folder of a policy that was trained with an adapter, which is in its adapter/"
         )
     if training.adapter != "none":
-        shape = read_json(Path(training.initial) / "adapter" / "adapter_config.json")
+        shape = read_json(initial / "adapter" / "adapter_config.json")
         for setting, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
             if shape.get(name) != getattr(training, setting):
                 raise InputError(

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict
 
 from pipeline.contracts.artifacts import content_sha256, file_sha256, is_complete, read_manifest
-from pipeline.report import write_report
+from pipeline.report.page import write_report
 from pipeline.run.run import Run
 from pipeline.run.step import derived_step_is_current, finish_step, log
 

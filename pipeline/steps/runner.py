@@ -20,15 +20,15 @@ from pipeline.contracts.artifacts import (
     run_lock,
 )
 from pipeline.contracts.errors import CorruptArtifactError, InputError
+from pipeline.run.response_set import ResponseSet, known_response_sets
 from pipeline.run.run import Run
 from pipeline.run.step import log, reopen
-from pipeline.sources.prompts import limit_prompts, read_prompts
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.export import export
 from pipeline.steps.preflight import check_run
 from pipeline.steps.prepare import prepare
 from pipeline.steps.report import report
-from pipeline.steps.sample import sample, show_prompts
+from pipeline.steps.sample import sample
 from pipeline.steps.score import score
 from pipeline.steps.solve import solve
 from pipeline.steps.train import train
@@ -36,36 +36,23 @@ from pipeline.steps.train import train
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its subcommand's summary, the folder it owns, and the function that fills it."""
+    """One step: the folder it owns, and the function that fills it."""
 
-    summary: str
     folder: str
     perform: Callable[[Run], None]
 
 
 STEPS: dict[str, Step] = {
-    "prepare": Step("write the prompts; build the embedded world where a recipe uses it", "prompts", prepare),
-    "sample": Step("draw responses from the reference policy", "samples", sample),
-    "score": Step("score the responses", "scores", score),
-    "solve": Step("minimise the dual and certify the answer", "dual", solve),
-    "export": Step("write the tilted table", "tilted", export),
-    "train": Step("fine-tune once on the tilted responses", "policy", train),
-    "evaluate": Step("compare the trained policy with the prediction", "evaluation", evaluate),
-    "report": Step("write the figures and the page", "report", report),
+    "prepare": Step("prompts", prepare),
+    "sample": Step("samples", sample),
+    "score": Step("scores", score),
+    "solve": Step("dual", solve),
+    "export": Step("tilted", export),
+    "train": Step("policy", train),
+    "evaluate": Step("evaluation", evaluate),
+    "report": Step("report", report),
 }
-
-_OF_PAIRS: dict[str, tuple[str, ...]] = {
-    "sample": ("pairs/prompts", "pairs/samples"),
-    "score": ("pairs/scores",),
-    "export": ("pairs/tilted",),
-}
-"""What a step leaves besides its own folder where the recipe trains on the pairs of a data set."""
-
-STAGES: dict[str, tuple[str, ...]] = {
-    "stage1": ("prepare", "sample", "score", "solve", "export"),
-    "stage2": ("train", "evaluate", "report"),
-    "run": tuple(STEPS),
-}
+"""In the order of :data:`pipeline.steps.order.SUMMARIES`."""
 
 
 def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -> None:
@@ -79,12 +66,12 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
     Raises:
         DualignError: whatever makes a step stop; finished work is kept.
     """
+    check_run(run, names)  # first: what is refused leaves nothing behind, and costs nothing that was done before
     require_writable(run.folder)
     with run_lock(run.folder):
         if redo_from is not None:
             _discard_from(run, redo_from)
         _require_own_artifacts(run)
-        check_run(run, names)
         for name in names:
             _require_earlier_steps(run, name, names)
             STEPS[name].perform(run)
@@ -92,34 +79,22 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
             _write_config(run)
 
 
-def preview_samples(run: Run, *, n_prompts: int = 2) -> str:
-    """What the reference would read of the first prompts, token ids included, and how it would be sampled.
-
-    Nothing is written.
-
-    Raises:
-        InputError: the prompts, the tokenizer or the template cannot be used.
-    """
-    check_run(run, ("sample",))
-    if is_complete(run.folder / "prompts"):
-        table = run.prompts_table()
-    elif run.uses_embedded:
-        raise InputError(f"the embedded world of run `{run.name}` is not built; `dualign prepare` builds it")
-    else:
-        table = limit_prompts(read_prompts(run.config.prompts)[0], run.config.prompts.limit)
-    rows = table.slice(0, n_prompts).to_pylist()
-    return show_prompts(run, prompts=[(row["prompt_id"], row["prompt"]) for row in rows])
+def _folders(step: str, sets: Sequence[ResponseSet]) -> dict[str, str | None]:
+    """The folders that a step makes, within the run, each with the setting that asks for it, if one does."""
+    folders: dict[str, str | None] = {STEPS[step].folder: None}
+    for responses in sets:
+        folders |= {responses.prefix + name: responses.setting for name in responses.made_by.get(step, ())}
+    return folders
 
 
 def _require_earlier_steps(run: Run, name: str, planned: Sequence[str]) -> None:
     order = list(STEPS)
     needed = ["solve", "export"] if name == "report" else order[: order.index(name)]
     for earlier in needed:
-        of_pairs = _OF_PAIRS.get(earlier, ()) if run.config.training.pairs is not None else ()
-        for folder in (STEPS[earlier].folder, *of_pairs):
+        for folder, setting in _folders(earlier, run.response_sets()).items():
             done = is_complete(run.folder / folder) if earlier != "score" else (run.folder / folder).is_dir()
             if not done and earlier not in planned:
-                what = f" for `training.pairs` (no {folder})" if folder in of_pairs else ""
+                what = f" for `{setting}` (no {folder})" if setting is not None else ""
                 raise InputError(
                     f"`dualign {name}` needs the step `{earlier}` of run `{run.name}`, which is not done{what}; run "
                     "it first"
@@ -128,10 +103,10 @@ def _require_earlier_steps(run: Run, name: str, planned: Sequence[str]) -> None:
 
 def _require_own_artifacts(run: Run) -> None:
     """A run that was copied under another name is whole; a manifest of another run beside files of this one is not."""
-    folders = [run.folder / step.folder for name, step in STEPS.items() if name != "score"]
-    folders += [run.pairs / name for name in ("prompts", "samples", "tilted")]
-    folders += sorted([*(run.folder / "scores").glob("*"), *(run.pairs / "scores").glob("*")])
-    for folder in (*folders, run.folder / "evaluation" / "samples"):
+    names = [step.folder for step in STEPS.values()]
+    for responses in known_response_sets(run.folder):
+        names += [*responses.scored_tables(), responses.prefix + responses.tilted.name]
+    for folder in (run.folder / name for name in dict.fromkeys(names)):
         if not is_complete(folder) or (found := read_manifest(folder)).run == run.name:
             continue
         for name, recorded in found.files.items():
@@ -147,7 +122,7 @@ def _discard_from(run: Run, first: str) -> None:
     discarded = [
         (name, run.folder / folder)
         for name in order[order.index(first) :]
-        for folder in (STEPS[name].folder, *_OF_PAIRS.get(name, ()))
+        for folder in _folders(name, known_response_sets(run.folder))
     ]
     for name, folder in discarded:
         if folder.is_symlink():

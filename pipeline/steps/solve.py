@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.contracts.artifacts import environment, file_sha256, read_manifest, write_json
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.solution import Solution
 from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.run.run import Run
@@ -29,7 +30,7 @@ def reference_problem(run: Run, split: str) -> DualProblem:
 def solve(run: Run) -> None:
     """Minimise the dual, certify the answer, and write ``dual.json`` and the frontier."""
     started = time.monotonic()
-    folder, config = run.folder / "dual", run.config
+    folder, config = run.dual, run.config
     settings = {
         "beta": config.beta,
         "reward": config.reward,
@@ -40,16 +41,14 @@ def solve(run: Run) -> None:
     inputs = {
         **{name: read_manifest(run.folder / name).identity for name in ("prompts", "samples")},
         **{
-            f"scores/{name}": read_manifest(run.folder / "scores" / name).identity
+            f"scores/{name}": read_manifest(run.scores / name).identity
             for name in (config.reward, *config.constraints)
         },
     }
     if derived_step_is_current(folder, step="solve", settings=settings, inputs=inputs):
         return
     constraints = config.demanded_constraints()
-    everything, n_unscored = all_scores(
-        run, samples=run.folder / "samples", scores=run.folder / "scores", split="train"
-    )
+    everything, n_unscored = all_scores(run, samples=run.samples, scores=run.scores, split="train")
     train, test = apply_length_rule(everything, config.solve.on_length), reference_scores(run, "test")
     for split, rows in (("train", train), ("test", test)):
         if rows.n_samples == 0:
@@ -70,10 +69,11 @@ def solve(run: Run) -> None:
         rng=np.random.default_rng(config.seed),
     )
     dual = _describe_samples(run, solved.content, train, everything=everything, n_unscored=n_unscored)
-    for entry in dual["constraints"]:
-        added = sum(entry["safeguard"][name] for name in ("reserve", "assurance", "score_error"))
+    solution = Solution.from_document(dual)
+    for bound in solution.constraints:
+        added = bound.safeguard.reserve + bound.safeguard.assurance + bound.safeguard.score_error
         if added:
-            log.info("solve: %s is asked for %.3g beyond the demand, as its safeguards say", entry["name"], added)
+            log.info("solve: %s is asked for %.3g beyond the demand, as its safeguards say", bound.name, added)
     frontier = sweep_constraints(solved.problem, constraints, n_points=config.solve.frontier_points)
     write_frontier(folder / "frontier.parquet", frontier, metadata=run.table_metadata())
     write_json(folder / "dual.json", {**dual, "seed": config.seed, "inputs": inputs, "environment": environment()})
@@ -84,7 +84,7 @@ def solve(run: Run) -> None:
         settings=settings,
         inputs=inputs,
         files={name: file_sha256(folder / name) for name in ("dual.json", "frontier.parquet")},
-        counts={"prompts": dual["n_prompts"], "samples": dual["n_samples"]},
+        counts={"prompts": solution.n_prompts, "samples": solution.n_samples},
         started=started,
     )
 
@@ -94,19 +94,20 @@ def _describe_samples(
 ) -> dict[str, Any]:
     """What ``dual.json`` says about the samples besides the solution."""
     names = (run.config.reward, *run.config.constraints)
-    manifest = read_manifest(run.folder / "samples")
+    manifest = read_manifest(run.samples)
     truncation = describe_truncation(everything, run.config.solve.on_length, names=names)
     faults = describe_faults(
         sampling=manifest.settings,
         truncation=truncation,
         n_unscored=n_unscored,
         n_prompts_lost=len(everything.prompt_ids) - len(train.prompt_ids),
-        n_unsampled=manifest.counts["failed"],
-        n_prompts_left_out=read_manifest(run.folder / "prompts").counts.get("left_out", 0),
+        n_unsampled=manifest.count("failed"),
+        n_prompts_left_out=read_manifest(run.prompts).counts.get("left_out", 0),
     )
     for fault in faults:
         log.warning("solve: %s", fault)
-    policies = {"reference": (train, None), "predicted": (train, tilted_weights(train, dual))}
+    weight_n = tilted_weights(train, Solution.from_document(dual))
+    policies = {"reference": (train, None), "predicted": (train, weight_n)}
     return {
         **dual,
         "by_category": means_by_category(policies, prompt_categories(run), names=names),

@@ -5,38 +5,41 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.artifacts import begin_step, checkpoint_sha256, file_sha256, is_complete, read_manifest
 from pipeline.contracts.errors import require_extra
+from pipeline.contracts.shards import read_parquet
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
 
 if TYPE_CHECKING:
-    from stage2_policy.settings import TrainSettings
     from stage2_policy.trainer import TrainResult
 
 
-_SPEED_ONLY = ("tokens_per_microbatch", "gradient_checkpointing", "report_to")
+_PROMPTS_SERVED = 64
+"""Prompts on which the template saved with a policy must give the token ids it was trained on."""
+
+_SPEED_ONLY = {"tokens_per_microbatch", "gradient_checkpointing", "report_to"}
 """Training settings that change no result."""
+
+_BEFORE_IT_WAS_A_SETTING = {"max_grad_norm": 1.0}
+"""What a younger setting always was before a recipe could set it. At that value it is not recorded, so that a policy
+trained then is still the one that is asked for."""
 
 
 def train(run: Run) -> None:
     """Fine-tune the reference once on the tilted samples."""
     started = time.monotonic()
-    folder = run.folder / "policy"
+    folder = run.policy
     # Lambda and beta are not among the settings: they are in the dual, which is an input, and so are the pairs.
     initial = run.config.training.initial
-    recorded = {
-        **run.config.training.model_dump(mode="json", exclude={*_SPEED_ONLY, "initial", "pairs"}),
-        "seed": run.config.seed,
-    }
-    samples = read_manifest(run.folder / "samples")
-    pairs = ("pairs/samples", "pairs/tilted") if run.config.training.pairs is not None else ()
+    recorded = recorded_settings(run.config)
+    tables = [responses.prefix + name for responses in run.response_sets() for name in ("samples", "tilted")]
     inputs = {
-        **{name: read_manifest(run.folder / name).identity for name in ("tilted", "dual", "samples", *pairs)},
-        "reference": samples.inputs["reference"],
+        **{name: read_manifest(run.folder / name).identity for name in ("dual", *tables)},
+        "reference": read_manifest(run.samples).inputs["reference"],
         **({"initial": checkpoint_sha256(Path(initial))} if initial is not None else {}),
     }
     begin_step(folder, settings=recorded, inputs=inputs, remedy=remedy("train"))
@@ -76,31 +79,46 @@ def perform_training(run: Run) -> TrainResult:
     training = run.config.training
     return train_policy(
         reference=Path(run.model(run.config.reference, "reference")),
-        samples=run.folder / "samples",
-        tilted=run.folder / "tilted",
-        dual=run.folder / "dual",
-        output=run.folder / "policy",
-        settings=train_settings(run.config),
+        samples=run.samples,
+        tilted=run.tilted,
+        dual=run.dual,
+        output=run.policy,
+        settings=training,
+        seed=run.config.seed,
         show_progress=run.show_progress,
         initial=None if training.initial is None else Path(training.initial),
-        pairs=None if training.pairs is None else run.pairs,
-        reference_logp=run.folder / "reference_logp",
+        pairs=run.trained_on.root if run.trained_on.paired else None,
+        reference_logp=run.reference_logp,
         chat_template=_own_chat_template(run),
     )
 
 
-def train_settings(config: RunConfig) -> TrainSettings:
-    """The settings of training as stage 2 takes them; where it starts and what is read are not among them."""
-    from stage2_policy.settings import TrainSettings
+def recorded_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that determine the policy, as the manifest has them."""
+    settings = {
+        **config.training.model_dump(mode="json", exclude={*_SPEED_ONLY, "initial", "pairs"}),
+        "seed": config.seed,
+    }
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in _BEFORE_IT_WAS_A_SETTING or value != _BEFORE_IT_WAS_A_SETTING[name]
+    }
 
-    return TrainSettings(**config.training.model_dump(exclude={"initial", "pairs"}), seed=config.seed)
+
+def _some_prompts(run: Run) -> list[Any]:
+    """Messages of a few of the prompts that are trained on."""
+    table = run.folder / "tilted" / "data"
+    shards = [read_parquet(path, columns=["prompt_id", "prompt"]) for path in sorted(table.glob("train-*"))[:1]]
+    first = {row["prompt_id"]: row["prompt"] for shard in shards for row in shard.slice(0, 4_096).to_pylist()}
+    return list(first.values())[:_PROMPTS_SERVED]
 
 
 def _own_chat_template(run: Run) -> str | None:
-    """The chat template that the recipe gives the reference; None where it is the tokenizer's own."""
-    from stage1_dual.sampling.rendering import load_tokenizer, resolve_chat_template
+    """The chat template that gives users of the policy the token ids it was trained on; None for the tokenizer's."""
+    from stage1_dual.sampling.rendering import load_tokenizer, served_template
 
     reference = run.config.reference
-    if reference.template is None:
-        return None
-    return resolve_chat_template(load_tokenizer(run.model(reference, "reference")), reference.template)
+    tokenizer = load_tokenizer(run.model(reference, "reference"))
+    template = served_template(tokenizer, _some_prompts(run), template=reference.template, day=reference.template_date)
+    return None if template == tokenizer.chat_template else template

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 from tqdm import tqdm
 
 from pipeline.contracts.artifacts import (
@@ -26,6 +27,7 @@ from pipeline.contracts.artifacts import (
 from pipeline.contracts.errors import CorruptArtifactError, DualignError, InputError
 from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.solution import Solution, SolvedConstraint, SolvedReward
 from pipeline.contracts.tables import (
     CONSTRAINT_PREFIX,
     PROMPTS,
@@ -36,6 +38,7 @@ from pipeline.contracts.tables import (
     prompt_id,
     tilted_schema,
 )
+from pipeline.run.response_set import ResponseSet, known_response_sets
 from stage1_dual.sampling.protocol import THE_POLICY
 
 _CHANCE = 1e-9
@@ -80,6 +83,23 @@ class Validation:
     faults: list[str] = field(default_factory=list)
 
 
+class _CheckedConstraint(SolvedConstraint):
+    predicted: float
+    slack: float
+
+
+class _CheckedReward(SolvedReward):
+    reference: float
+    predicted: float
+
+
+class _CheckedSolution(Solution):
+    """A solution with what can be computed again from the tilted table."""
+
+    reward: _CheckedReward
+    constraints: Annotated[tuple[_CheckedConstraint, ...], Field(strict=False)]
+
+
 def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
     """Check schemas, keys, counts, hashes, lineage, BOS, seeds, signs, weights and repeated samples of a run.
 
@@ -105,25 +125,10 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
         *((f"hashes of {name}", _bound(_check_files, folder / name, complete[name])) for name in complete),
         ("prompts", lambda: _check_prompts(folder / "prompts")),
     ]
-    checks += [
-        (name, _bound(_check_samples, folder, folder / name, complete[name]))
-        for name in ("samples", "evaluation/samples")
-        if name in complete
-    ]
-    for name in complete:
-        if "scores/" in name:
-            whose = folder / name.partition("scores/")[0]
-            prompts = (whose if name.startswith("pairs") else folder) / "prompts"
-            checks.append((name, _bound(_check_scores, prompts, whose / "samples", folder / name, complete[name])))
-    if "pairs/samples" in complete:
-        checks.append(("pairs/prompts", lambda: _check_prompts(folder / "pairs" / "prompts")))
-        checks.append(("pairs/samples", lambda: _check_pairs(folder, complete["pairs/samples"])))
     if "dual" in complete:
         checks.append(("dual", lambda: _check_dual(folder)))
-        if "tilted" in complete:
-            checks.append(("tilted", lambda: _check_tilted(folder, folder)))
-        if "pairs/tilted" in complete:
-            checks.append(("pairs/tilted", lambda: _check_tilted(folder, folder / "pairs")))
+    for responses in known_response_sets(folder):
+        checks += _checks_of_set(folder, responses, complete)
     for description, check in tqdm(checks, desc="validating", unit=" checks", disable=not show_progress):
         try:
             found.faults += check()
@@ -132,21 +137,31 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
     return found
 
 
+def _checks_of_set(
+    run: Path, responses: ResponseSet, complete: Mapping[str, Manifest]
+) -> Iterator[tuple[str, Callable[[], Iterator[str]]]]:
+    samples, tilted = (responses.prefix + path.name for path in (responses.samples, responses.tilted))
+    if samples in complete:
+        if responses.paired:
+            yield f"{responses.prefix}prompts", _bound(_check_prompts, responses.prompts)
+            yield samples, _bound(_check_pairs, run, responses, complete[samples])
+        else:
+            yield samples, _bound(_check_samples, responses, complete[samples])
+    for name in responses.scored_tables():
+        if name.startswith(f"{responses.prefix}scores/") and name in complete:
+            yield name, _bound(_check_scores, responses, run / name, complete[name])
+    if tilted in complete and "dual" in complete:
+        yield tilted, _bound(_check_tilted, run, responses)
+
+
 def _bound(check: Callable[..., Iterator[str]], *arguments: object) -> Callable[[], Iterator[str]]:
     return lambda: check(*arguments)
 
 
 def _artifacts(folder: Path) -> list[str]:
     """The artifacts that were begun, upstream first."""
-    names = [
-        "prompts",
-        "samples",
-        *(f"scores/{path.name}" for path in sorted(folder.glob("scores/*")) if path.is_dir()),
-    ]
-    names += ["dual", "tilted", "pairs/prompts", "pairs/samples"]
-    names += [f"pairs/scores/{path.name}" for path in sorted(folder.glob("pairs/scores/*")) if path.is_dir()]
-    names += ["pairs/tilted", "policy", "evaluation/samples"]
-    names += [f"evaluation/scores/{path.name}" for path in sorted(folder.glob("evaluation/scores/*")) if path.is_dir()]
+    sampled, pairs, evaluated = (responses.scored_tables() for responses in known_response_sets(folder))
+    names = [*sampled, "dual", "tilted", *pairs, "pairs/tilted", "policy", *evaluated]
     names += ["evaluation", "report", "multishot"]
     return [name for name in names if (folder / name).is_dir()]
 
@@ -168,8 +183,7 @@ def _check_lineage(folder: Path, manifests: Mapping[str, Manifest]) -> Iterator[
                 if not (folder / source).is_dir() or checkpoint_sha256(folder / source) != recorded:
                     yield f"{folder / name}: was drawn from another `{source}` than the one in the run"
                 continue
-            part = next((part for part in ("evaluation", "pairs") if name.startswith(f"{part}/")), None)
-            upstream = f"{part}/{source}" if part is not None and source == "samples" else source
+            upstream = _prefix(folder, name) + source if source == "samples" else source
             if upstream == "prompts" and (name == "prompts" or name.endswith("samples")):
                 continue  # a hash of the prompts themselves, which are checked by it below
             if upstream.partition("/")[0] not in _UPSTREAM:
@@ -181,6 +195,11 @@ def _check_lineage(folder: Path, manifests: Mapping[str, Manifest]) -> Iterator[
                     f"{folder / name}: was made from another `{source}` than the one in the run "
                     f"({recorded[:12]} then, {manifests[upstream].identity[:12]} now)"
                 )
+
+
+def _prefix(run: Path, name: str) -> str:
+    """What the names of the artifacts begin with that are of the same set of responses."""
+    return next((one.prefix for one in known_response_sets(run) if one.prefix and name.startswith(one.prefix)), "")
 
 
 def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -217,8 +236,9 @@ def _check_prompts(folder: Path) -> Iterator[str]:
         yield f"{folder}: unknown splits {sorted(unknown)}"
 
 
-def _check_samples(run: Path, folder: Path, manifest: Manifest) -> Iterator[str]:
-    prompts = _read_prompts(run / "prompts")
+def _check_samples(responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
+    folder = responses.samples
+    prompts = _read_prompts(responses.prompts)
     n_samples = int(manifest.settings["samples_per_prompt"])
     bos = manifest.details.get("bos_token_id")
     table = ShardedTable(folder=folder, schema=SAMPLES, metadata={})
@@ -242,10 +262,10 @@ def _check_samples(run: Path, folder: Path, manifest: Manifest) -> Iterator[str]
     # Of another distribution, the sampler's log-probabilities do not say how many repeats chance makes.
     if all(manifest.settings[name] == value for name, value in asdict(THE_POLICY).items()):
         yield from _check_repeats(folder, table)
-    if n_rows != manifest.counts["rows"]:
+    if n_rows != manifest.count("rows"):
         yield f"{folder}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
-    missing = manifest.counts["prompts"] * n_samples - n_rows
-    if missing != manifest.counts["failed"]:
+    missing = manifest.count("prompts") * n_samples - n_rows
+    if missing != manifest.count("failed"):
         yield f"{folder}: {missing} rows are missing, {manifest.counts['failed']} failures in the manifest"
     all_seeds = np.concatenate([np.empty(0, np.int64), *seeds])
     repeated = len(all_seeds) - len(np.unique(all_seeds))
@@ -309,12 +329,12 @@ def _check_repeats(folder: Path, table: ShardedTable) -> Iterator[str]:
             )
 
 
-def _check_pairs(run: Path, manifest: Manifest) -> Iterator[str]:
+def _check_pairs(run: Path, responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
     """Whole pairs of train prompts, none of them a test prompt of the run, each response with its end token."""
-    folder = run / "pairs" / "samples"
+    folder = responses.samples
     everything = _read_prompts(run / "prompts")
     test = set(everything.filter(pc.equal(everything["split"], "test"))["prompt_id"].to_pylist())
-    known = set(_read_prompts(run / "pairs" / "prompts")["prompt_id"].to_pylist())
+    known = set(_read_prompts(responses.prompts)["prompt_id"].to_pylist())
     reads: dict[str, tuple[int, ...]] = {}
     keys: list[tuple[str, int]] = []
     for path in ShardedTable(folder=folder, schema=SAMPLES, metadata={}).paths("train"):
@@ -337,13 +357,13 @@ def _check_pairs(run: Path, manifest: Manifest) -> Iterator[str]:
     alone = sum((prompt, index ^ 1) not in there for prompt, index in keys)
     if alone:
         yield f"{folder}: {alone} responses have no partner"
-    if len(keys) != manifest.counts["rows"]:
+    if len(keys) != manifest.count("rows"):
         yield f"{folder}: {len(keys)} rows, {manifest.counts['rows']} in the manifest"
 
 
-def _check_scores(prompts_folder: Path, samples: Path, folder: Path, manifest: Manifest) -> Iterator[str]:
-    prompts = PromptPlaces(_read_prompts(prompts_folder)["prompt_id"].to_pylist())
-    drawn = ShardedTable(folder=samples, schema=SAMPLES, metadata={})
+def _check_scores(responses: ResponseSet, folder: Path, manifest: Manifest) -> Iterator[str]:
+    prompts = PromptPlaces(_read_prompts(responses.prompts)["prompt_id"].to_pylist())
+    drawn = ShardedTable(folder=responses.samples, schema=SAMPLES, metadata={})
     table = ShardedTable(folder=folder, schema=SCORES, metadata={})
     n_rows = 0
     for split in SPLITS:
@@ -358,44 +378,42 @@ def _check_scores(prompts_folder: Path, samples: Path, folder: Path, manifest: M
             known = (place >= 0) & (index >= 0) & (index < width)
             known[known] = there[place[known], index[known]]
             if not known.all():
-                yield f"{path}: {np.count_nonzero(~known)} scores of samples that are not in {samples}"
+                yield f"{path}: {np.count_nonzero(~known)} scores of samples that are not in {responses.samples}"
             infinite = rows.num_rows - pc.sum(pc.is_finite(rows["value"])).as_py() if rows.num_rows else 0
             if infinite:
                 yield f"{path}: {infinite} scores are not finite"
-    if n_rows != manifest.counts["rows"]:
+    if n_rows != manifest.count("rows"):
         yield f"{folder}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
+
+
+def _read_dual(run: Path) -> _CheckedSolution:
+    path = run / "dual" / "dual.json"
+    return _CheckedSolution.from_document(read_json(path), source=path)
 
 
 def _check_dual(run: Path) -> Iterator[str]:
     path = run / "dual" / "dual.json"
-    dual = read_json(path)
-    for entry in dual["constraints"]:
-        name, sign = entry["name"], 1.0 if entry["direction"] == ">=" else -1.0
-        if entry["multiplier"] < 0:
-            yield f"{path}: the multiplier of {name} is {entry['multiplier']:g}; it must not be negative"
-        slack = sign * (entry["predicted"] - entry["threshold"])
-        if abs(slack - entry["slack"]) > 1e-9 * max(1.0, abs(entry["threshold"])):
+    for bound in _read_dual(run).constraints:
+        # By its own means: a fault in the sign that the solve used would hide itself.
+        sign = 1.0 if bound.direction == ">=" else -1.0
+        slack = sign * (bound.predicted - bound.threshold)
+        tolerance = 1e-9 * max(1.0, abs(bound.threshold))
+        if abs(slack - bound.slack) > tolerance:
             yield (
-                f"{path}: the slack of {name} is {entry['slack']:g}, but predicted {entry['predicted']:g} against "
-                f"{entry['direction']} {entry['threshold']:g} gives {slack:g}"
+                f"{path}: the slack of {bound.name} is {bound.slack:g}, but predicted {bound.predicted:g} against "
+                f"{bound.direction} {bound.threshold:g} gives {slack:g}"
             )
-        if entry["margin"] is not None and abs(entry["reference"] + entry["margin"] - entry["threshold"]) > 1e-9 * max(
-            1.0, abs(entry["threshold"])
-        ):
-            yield f"{path}: the threshold of {name} is not its reference plus its margin"
+        if bound.margin is not None and abs(bound.reference + bound.margin - bound.threshold) > tolerance:
+            yield f"{path}: the threshold of {bound.name} is not its reference plus its margin"
 
 
-def _check_tilted(run: Path, base: Path) -> Iterator[str]:
-    """Weights that sum to one and, of the samples, give back the predicted means; scores as in the score tables.
-
-    ``base`` holds tilted table, scores and prompts: the run itself, or its folder of pairs.
-    """
-    dual = read_json(run / "dual" / "dual.json")
-    names = {dual["reward"]["name"]: "reward"}
-    names |= {entry["name"]: CONSTRAINT_PREFIX + entry["name"] for entry in dual["constraints"]}
-    schema = tilted_schema([entry["name"] for entry in dual["constraints"]])
-    prompts = PromptPlaces(_read_prompts(base / "prompts")["prompt_id"].to_pylist())
-    table = ShardedTable(folder=base / "tilted", schema=schema, metadata={})
+def _check_tilted(run: Path, responses: ResponseSet) -> Iterator[str]:
+    """Weights that sum to one and, of the samples, give back the predicted means; scores as in the score tables."""
+    solution = _read_dual(run)
+    names = {solution.reward.name: "reward", **{name: CONSTRAINT_PREFIX + name for name in solution.names}}
+    schema = tilted_schema(solution.names)
+    prompts = PromptPlaces(_read_prompts(responses.prompts)["prompt_id"].to_pylist())
+    table = ShardedTable(folder=responses.tilted, schema=schema, metadata={})
     for split in SPLITS:
         weight_p = np.zeros(len(prompts))
         count_p = np.zeros(len(prompts))
@@ -415,29 +433,30 @@ def _check_tilted(run: Path, base: Path) -> Iterator[str]:
         there = count_p > 0
         n_off = np.count_nonzero(np.abs(weight_p[there] - 1) > _WEIGHT_TOLERANCE)
         if n_off:
-            yield f"{base / 'tilted'}: the weights of {n_off} {split} prompts do not sum to 1"
-        yield from _check_against_scores(base, split, table, prompts, names)
-        if split != "train" or base != run:
+            yield f"{responses.tilted}: the weights of {n_off} {split} prompts do not sum to 1"
+        yield from _check_against_scores(responses, split, table, prompts, names)
+        if split != "train" or responses.paired:  # the dual was solved on what was sampled
             continue
-        for entry in (dual["reward"], *dual["constraints"]):
-            reference, predicted = sums[entry["name"]]
+        entries: tuple[_CheckedReward | _CheckedConstraint, ...] = (solution.reward, *solution.constraints)
+        for entry in entries:
+            reference, predicted = sums[entry.name]
             means = {
-                "reference": float((reference[there] / count_p[there]).mean()),
-                "predicted": float(predicted[there].mean()),
+                "reference": (entry.reference, float((reference[there] / count_p[there]).mean())),
+                "predicted": (entry.predicted, float(predicted[there].mean())),
             }
-            for kind, mean in means.items():
-                if abs(mean - entry[kind]) > _MEAN_TOLERANCE * max(1.0, largest[entry["name"]]):
+            for kind, (recorded, mean) in means.items():
+                if abs(mean - recorded) > _MEAN_TOLERANCE * max(1.0, largest[entry.name]):
                     yield (
-                        f"{run / 'dual' / 'dual.json'}: the {kind} mean of {entry['name']} is {entry[kind]:g}; the "
+                        f"{run / 'dual' / 'dual.json'}: the {kind} mean of {entry.name} is {recorded:g}; the "
                         f"tilted table gives {mean:g} (a sign, a weight or a score differs)"
                     )
 
 
 def _check_against_scores(
-    base: Path, split: str, table: ShardedTable, prompts: PromptPlaces, names: Mapping[str, str]
+    responses: ResponseSet, split: str, table: ShardedTable, prompts: PromptPlaces, names: Mapping[str, str]
 ) -> Iterator[str]:
     for name, column in names.items():
-        scores = ShardedTable(folder=base / "scores" / name, schema=SCORES, metadata={})
+        scores = ShardedTable(folder=responses.scores / name, schema=SCORES, metadata={})
         scored = [read_parquet(path, columns=[*SAMPLE_KEY, "value"]) for path in scores.paths(split)]
         tilted = [read_parquet(path, columns=[*SAMPLE_KEY, column]) for path in table.paths(split)]
         if not tilted or not scored:
@@ -449,4 +468,4 @@ def _check_against_scores(
         at = order[np.minimum(np.searchsorted(keys[1], keys[0], sorter=order), len(order) - 1)]
         same = (keys[1][at] == keys[0]) & (theirs["value"].to_numpy()[at] == ours[column].to_numpy())
         if not same.all():
-            yield f"{base / 'tilted'}: {np.count_nonzero(~same)} {split} rows have another {name} than scores/{name}"
+            yield f"{responses.tilted}: {np.count_nonzero(~same)} {split} rows have another {name} than scores/{name}"

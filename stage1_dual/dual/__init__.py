@@ -4,15 +4,18 @@
     solution = solve_dual(problem)      # certified, or an error that says why and what to do
     problem.tilted_weights(solution.multipliers)
 
+Print a problem or a solution to read it as a table.
+
 The sign convention, everywhere: a constraint score g is higher-better, slack = E[g] - threshold >= 0 means satisfied,
-and lam >= 0. This module is the whole public interface; it imports neither torch nor pandas.
+and lam >= 0. This module is the whole public interface: other packages import from here and from no module below. It
+imports neither torch nor pandas, and no part of SciPy before something needs it.
 """
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.blocks import SampleBlock
 from stage1_dual.dual.certificate import Certificate, certify
 from stage1_dual.dual.diagnostics import Diagnostics, diagnose
-from stage1_dual.dual.dual_function import DualEvaluation, Normaliser, build_normaliser, evaluate_dual, tilt
+from stage1_dual.dual.dual_function import DualEvaluation, build_normaliser, evaluate_dual, tilt
 from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError, NotCertifiedError
 from stage1_dual.dual.feasibility import AttainableMeans, Feasibility
@@ -32,25 +35,27 @@ from stage1_dual.dual.on_disk import OnDiskPartition, group_on_disk
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.response_ladder import LadderRung, ResponseLadder, climb_ladder
 from stage1_dual.dual.samples import Partition, PassRunner, SampleScores
-from stage1_dual.dual.solver import solve_dual
+from stage1_dual.dual.solver import MAX_EVALUATIONS, DualMinimum, minimise_dual, solve_dual
 from stage1_dual.dual.tail_index import pareto_k
 from stage1_dual.dual.threads import ThreadExecutor
 from stage1_dual.dual.tightening import Demand, TightenedSolution, correct_response_bias, solve_tightened
-from stage1_dual.dual.tilting import Tilt
+from stage1_dual.dual.tilting import Normaliser, Tilt
 from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
+from stage1_dual.dual.uncertainty import Uncertainty, quantify_uncertainty
 
 __all__ = [
     "LIMITS",
+    "MAX_EVALUATIONS",
     "AttainableMeans",
     "BootstrapIntervals",
     "Certificate",
     "Demand",
     "Diagnostics",
     "DualEvaluation",
+    "DualMinimum",
     "DualProblem",
     "DualSolution",
     "Estimates",
-    "PassRunner",
     "Feasibility",
     "Frontier",
     "GroupedSamples",
@@ -63,17 +68,19 @@ __all__ = [
     "NotCertifiedError",
     "OnDiskPartition",
     "Partition",
+    "PassRunner",
     "PromptSample",
     "ResponseBias",
     "ResponseLadder",
     "SampleBlock",
     "SampleScores",
-    "UngroupedScores",
     "StandardErrors",
     "ThreadExecutor",
     "TightenedSolution",
     "Tilt",
     "Trust",
+    "Uncertainty",
+    "UngroupedScores",
     "bootstrap_intervals",
     "build_normaliser",
     "certify",
@@ -84,8 +91,10 @@ __all__ = [
     "group_in_memory",
     "group_on_disk",
     "judge_trust",
+    "minimise_dual",
     "pareto_k",
     "predict_heldout",
+    "quantify_uncertainty",
     "sandwich_standard_errors",
     "solve_dual",
     "solve_frontier",

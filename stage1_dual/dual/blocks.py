@@ -1,4 +1,8 @@
-"""Centred scores of some whole prompts, and what they are like before any tilt."""
+"""Centred scores of some whole prompts, and what they are like before any tilt.
+
+Nothing here depends on thresholds, multipliers or beta, and nothing knows where a block lies: partitions of blocks and
+passes over them are in :mod:`stage1_dual.dual.samples`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,7 @@ class SampleBlock:
 
     @cached_property
     def facts(self) -> BlockFacts:
-        """What the scores are like before any tilt."""
+        """What the scores are like before any tilt; found once, then kept."""
         segments = self.segments
         pivot_i = self.shift_ip[:, 0].copy()
         moments = [tile.moments for _, tile in self.tiles]
@@ -56,7 +60,7 @@ class SampleBlock:
 
     @cached_property
     def moments(self) -> BlockMoments:
-        """What the centred scores are like before any tilt."""
+        """The moments of the centred scores under the reference; found once, then kept."""
         segments = self.segments
         largest_i = np.maximum(self.values_in.max(axis=1), -self.values_in.min(axis=1))
         unit_i, scaled_in = np.ones(len(largest_i)), self.values_in
@@ -74,13 +78,13 @@ class SampleBlock:
 
     @property
     def reward_n(self) -> FloatArray:
-        """R minus its shift, reward units, shape (n,)."""
+        """The reward minus its shift, reward units, shape (n,)."""
         reward_n: FloatArray = self.values_in[0]
         return reward_n
 
     @property
     def scores_mn(self) -> FloatArray:
-        """G minus its shift, score units, shape (m, n)."""
+        """The scores minus their shifts, score units, shape (m, n)."""
         return self.values_in[1:]
 
     @property
@@ -93,6 +97,11 @@ class SampleBlock:
     def score_shift_mp(self) -> FloatArray:
         """Shift of the scores, score units, shape (m, p)."""
         return self.shift_ip[1:]
+
+    @property
+    def reference_means_mp(self) -> FloatArray:
+        """E_{pi_ref}[g] of each prompt, score units, shape (m, p)."""
+        return self.score_shift_mp + self.segments.mean(self.scores_mn)
 
     @classmethod
     def from_scores(
@@ -178,7 +187,9 @@ class SampleBlock:
 
 @dataclass(frozen=True, eq=False)
 class BlockMoments:
-    """Of the centred scores of some prompts; axis i is the reward, then the m constraint scores.
+    """First and second moments of the centred scores of some prompts.
+
+    Axis i is the reward, then the m constraint scores.
 
     Attributes:
         largest_i: largest size of a score, score units, shape (1 + m,).
@@ -194,7 +205,7 @@ class BlockMoments:
 
     @classmethod
     def combine(cls, parts: Sequence[BlockMoments]) -> BlockMoments:
-        """Of all prompts."""
+        """The moments of all prompts from those of their blocks or tiles."""
         largest_i = reduce(np.maximum, [part.largest_i for part in parts])
         unit_i = np.ones_like(largest_i)
         covariances = [part.covariance_sum_ii for part in parts]
@@ -207,7 +218,9 @@ class BlockMoments:
 
 @dataclass(frozen=True, eq=False)
 class BlockFacts:
-    """Of one block; axis i is the reward, then the m constraint scores.
+    """What the scores of one block are like: what :class:`~stage1_dual.dual.samples.SampleFacts` is combined from.
+
+    Axis i is the reward, then the m constraint scores.
 
     Attributes:
         n_prompts: prompts in it.

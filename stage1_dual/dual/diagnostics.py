@@ -47,7 +47,7 @@ class Diagnostics:
 
 
 def diagnose(problem: DualProblem, solution: DualSolution) -> Diagnostics:
-    """Diagnose ``solution`` of ``problem``."""
+    """What the weights at ``solution`` of ``problem`` are like: effective sample sizes, tails, and what to warn of."""
     counts_p = problem.samples.counts_p
     k_p = pareto_k(problem, solution.multipliers)
     known = ~np.isnan(k_p)

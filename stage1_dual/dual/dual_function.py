@@ -6,22 +6,27 @@
 
 (One-Shot Safety Alignment, Huang et al., arXiv:2405.19544; the derivatives are those of any log-partition function.)
 On samples E_{y~pi_ref} is a mean over the prompt's responses and E_x a mean over prompts.
+
+Beside it the two other passes over a whole problem at given multipliers: the tilted policy by prompt, and what turns
+single rows into weights. What they do on one block is in :mod:`stage1_dual.dual.tilting`. Nothing here looks for
+multipliers (:mod:`stage1_dual.dual.solver`) or judges them (:mod:`stage1_dual.dual.certificate`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stage1_dual.dual.blocks import SampleBlock
-from stage1_dual.dual.segments import FloatArray, IntArray, combine, scratch, weighted_products
-from stage1_dual.dual.tilting import TAME_NATS, Tilt, cap_exponents, tilt_block, unnormalised_weights, weigh_block
+from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.segments import FloatArray, combine, scratch, weighted_products
+from stage1_dual.dual.tilting import Normaliser, Tilt, cap_exponents, normalise_block, tilt_block
 
-if TYPE_CHECKING:
-    from stage1_dual.dual.problem import DualProblem
+# Exponents up to this many nats leave weights so even that a variance can be a difference of moments, and need no
+# shift to stay within float64.
+TAME_NATS = 15.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,36 +47,9 @@ class DualEvaluation:
     hess_mm: FloatArray
 
 
-@dataclass(frozen=True, eq=False)
-class Normaliser:
-    """What turns a row's scores into its tilted weight, prompt by prompt: for rows that are read one chunk at a time.
-
-    Attributes:
-        lam_m: multipliers, reward per score unit, shape (m,).
-        beta: KL strength, reward per nat.
-        log_mass_p: log of the sum over a prompt's responses of exp{(r + <lam, g>)/beta}, centred, nats, shape (p,).
-        reward_shift_p: what the rewards are centred on, reward units, shape (p,).
-        score_shift_mp: what the scores are centred on, score units, shape (m, p).
-    """
-
-    lam_m: FloatArray
-    beta: float
-    log_mass_p: FloatArray
-    reward_shift_p: FloatArray
-    score_shift_mp: FloatArray
-
-    def weights(self, prompt_n: IntArray, reward_n: FloatArray, scores_nm: FloatArray) -> FloatArray:
-        """Weights of rows, shape (n,); ``prompt_n`` holds the place of each row's prompt."""
-        centred_n = reward_n - self.reward_shift_p[prompt_n]
-        for lam, score_n, shift_p in zip(self.lam_m, scores_nm.T, self.score_shift_mp, strict=True):
-            centred_n += lam * (score_n - shift_p[prompt_n])
-        with np.errstate(under="ignore"):
-            return np.exp(centred_n / self.beta - self.log_mass_p[prompt_n])
-
-
 def build_normaliser(problem: DualProblem, lam_m: FloatArray) -> Normaliser:
     """The normaliser of the tilted policy at ``lam_m``, shape (m,), in one pass over the samples."""
-    parts = list(problem.samples.map(partial(_normalise_block, lam_m=lam_m, beta=problem.beta)))
+    parts = list(problem.samples.map(partial(normalise_block, lam_m=lam_m, beta=problem.beta)))
     log_mass_p, reward_shift_p, score_shift_mp = (
         np.concatenate([part[place] for part in parts], axis=-1) for place in range(3)
     )
@@ -105,20 +83,6 @@ def tilt(problem: DualProblem, lam_m: FloatArray) -> Tilt:
     function = partial(tilt_block, lam_m=lam_m, beta=problem.beta, thresholds_m=problem.thresholds_m)
     parts = [vars(part) for part in problem.samples.map(function)]
     return Tilt(**{f.name: np.concatenate([part[f.name] for part in parts], axis=-1) for f in fields(Tilt)})
-
-
-def tilted_weights(problem: DualProblem, lam_m: FloatArray) -> FloatArray:
-    """Weights of all rows as they are kept, grouped by prompt, shape (n,)."""
-    return np.concatenate(list(problem.samples.map(partial(weigh_block, lam_m=lam_m, beta=problem.beta))))
-
-
-def _normalise_block(
-    block: SampleBlock, *, lam_m: FloatArray, beta: float
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    with np.errstate(under="ignore"):
-        _, _, log_z_p = unnormalised_weights(block, lam_m, beta)
-    # Copies: views would keep the whole partition they were read with.
-    return log_z_p + np.log(block.segments.counts_p), block.reward_shift_p.copy(), block.score_shift_mp.copy()
 
 
 def _evaluate_block(

@@ -1,19 +1,29 @@
-"""The answer to a dual problem."""
+"""The answer to a dual problem: multipliers with what was proved of them.
+
+How certain they are, given which prompts were drawn, is another matter (:mod:`stage1_dual.dual.inference`), and so is
+how far to trust them (:mod:`stage1_dual.dual.trust`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stage1_dual.dual.certificate import Certificate, find_dependent_constraints
+import numpy as np
+
+from stage1_dual.dual.certificate import KKT_TOLERANCE, Certificate, find_dependent_constraints
+from stage1_dual.dual.display import Display, number, some
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
 
 
 @dataclass(frozen=True, eq=False)
 class DualSolution:
-    """Certified multipliers and what the tilted policy is predicted to do.
+    """Certified multipliers and what the tilted policy is predicted to do. Printed, it is a table.
 
     Attributes:
+        constraint_names: one name per constraint.
+        thresholds: absolute thresholds solved for, score units, shape (m,).
+        beta: KL strength solved for, reward per nat.
         multipliers: lam*, reward per score unit, shape (m,), non-negative. Also the shadow prices: the optimal
             value falls by lam*_j per unit of threshold j.
         dual_value: D(lam*), reward units.
@@ -30,6 +40,9 @@ class DualSolution:
         dependent_constraints: names of active constraints among which the split of lam* is not unique.
     """
 
+    constraint_names: tuple[str, ...]
+    thresholds: FloatArray
+    beta: float
     multipliers: FloatArray
     dual_value: float
     primal_value: float
@@ -44,12 +57,40 @@ class DualSolution:
     ess_p: FloatArray
     dependent_constraints: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        """A table of the constraints, with the certificate's figures."""
+        return self._display().text()
+
+    def _repr_html_(self) -> str:
+        """The same table as HTML, for notebooks."""
+        return self._display().html()
+
+    def _display(self) -> Display:
+        columns = (self.thresholds, self.multipliers, self.predicted_constraints, self.slack)
+        return Display(
+            "DualSolution: certified",
+            [
+                ("certificate", f"KKT residual {self.kkt_residual:.1e}, at most {KKT_TOLERANCE:g}"),
+                ("dual value", f"{number(self.dual_value)}, gap to the primal {self.duality_gap:.1e}"),
+                ("beta", number(self.beta)),
+                ("reward", f"predicted {number(self.predicted_reward)}"),
+                ("KL", f"predicted {number(self.predicted_kl)} nats a prompt"),
+                ("effective sample size", f"median {number(float(np.median(self.ess_p)))} responses a prompt"),
+                *([("not unique among", some(self.dependent_constraints))] if self.dependent_constraints else []),
+            ],
+            ("constraint", "threshold", "multiplier", "predicted", "slack"),
+            [(name, *map(number, values)) for name, *values in zip(self.constraint_names, *columns, strict=True)],
+        )
+
 
 def build_solution(
     problem: DualProblem, lam_m: FloatArray, certificate: Certificate, *, n_evaluations: int
 ) -> DualSolution:
     """Gather the solution at certified multipliers ``lam_m``, shape (m,)."""
     return DualSolution(
+        constraint_names=problem.constraint_names,
+        thresholds=problem.thresholds_m,
+        beta=problem.beta,
         multipliers=lam_m,
         dual_value=certificate.dual_value,
         primal_value=certificate.primal_value,

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pipeline.contracts.errors import DualignError
-
-if TYPE_CHECKING:
-    import numpy as np
+from stage1_dual.dual.segments import FloatArray
 
 
 @dataclass(frozen=True)
@@ -27,10 +24,10 @@ class InfeasibilityCertificate:
             (``reference + t * (threshold - reference)``), or None when no t >= 0 helps or the scale is undefined.
     """
 
-    thresholds: np.ndarray
-    direction: np.ndarray
+    thresholds: FloatArray
+    direction: FloatArray
     support_value: float
-    best_attainable: np.ndarray
+    best_attainable: FloatArray
     largest_feasible_scale: float | None
 
 

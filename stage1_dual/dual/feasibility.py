@@ -151,6 +151,8 @@ class AttainableMeans:
 
     def _largest_step(self, base_v: FloatArray, direction_v: FloatArray, *, enough: float) -> _Step:
         """Largest t with base + t * direction dominated by A, by column generation; stops once t > ``enough``."""
+        # Imported where it is used: it takes longer to import than most problems to solve, and one constraint has no
+        # linear program.
         from scipy.optimize import linprog
 
         n_varying = len(base_v)

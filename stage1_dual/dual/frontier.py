@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.contracts.errors import InputError
+from stage1_dual.dual.arguments import validate_multipliers
 from stage1_dual.dual.certificate import Certificate
 from stage1_dual.dual.dual_function import tilt
 from stage1_dual.dual.feasibility import AttainableMeans
-from stage1_dual.dual.problem import DualProblem, validate_multipliers
+from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
 from stage1_dual.dual.solver import DualMinimum, certify_minimum, continue_minimum, minimise_dual, proves_feasibility
 
@@ -112,7 +113,7 @@ def threshold_at_multipliers(problem: DualProblem, lam: ArrayLike) -> FloatArray
 
 @dataclass(frozen=True, eq=False)
 class _Point:
-    """A certified point."""
+    """A point of the frontier with its certificate, which is valid."""
 
     minimum: DualMinimum
     certificate: Certificate

@@ -1,4 +1,8 @@
-"""What the tilted policy does on prompts that were not used to find lambda*."""
+"""What the tilted policy does on prompts that were not used to find lam*.
+
+Here are the means over such prompts and their intervals by Student's t. Intervals on the prompts that lam* was found
+on, which know that it was, are in :mod:`stage1_dual.dual.inference`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from stage1_dual.dual.arguments import require_level, require_prompts, validate_multipliers, validate_relative
 from stage1_dual.dual.dual_function import tilt
-from stage1_dual.dual.problem import DualProblem, validate_multipliers
-from stage1_dual.dual.prompt_sums import block_reference_means, require_level, require_prompts, validate_relative
+from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
 
 
@@ -57,16 +61,17 @@ def predict_heldout(
             the reference.
 
     Raises:
-        InputError: fewer than two prompts, a level outside (0, 1), or multipliers that are not m finite,
-            non-negative numbers.
+        InputError: fewer than two prompts, a level outside (0, 1), multipliers that are not m finite, non-negative
+            numbers, or a mask of the wrong shape.
     """
+    # Imported where it is used: it takes twice as long to import as all of this package, which solves without it.
     from scipy.special import stdtrit
 
-    require_prompts(heldout)
+    require_prompts(heldout.n_prompts)
     require_level(level)
     tilted = tilt(heldout, validate_multipliers("lam", lam, heldout.n_constraints))
-    relative_m = validate_relative(heldout, thresholds_are_relative_m)
-    reference_error_mp = reference_means_mp(heldout) - heldout.reference_means_m[:, np.newaxis]
+    relative_m = validate_relative(thresholds_are_relative_m, heldout.n_constraints)
+    reference_error_mp = heldout.samples.reference_means_mp() - heldout.reference_means_m[:, np.newaxis]
     paired_slack_mp = tilted.slack_mp - np.where(relative_m[:, np.newaxis], reference_error_mp, 0.0)
     quantile = float(stdtrit(heldout.n_prompts - 1, 0.5 + level / 2))
 
@@ -90,11 +95,6 @@ def predict_heldout(
     )
 
 
-def reference_means_mp(problem: DualProblem) -> FloatArray:
-    """E_{pi_ref}[g] of each prompt, score units, shape (m, p)."""
-    return np.concatenate(list(problem.samples.map(block_reference_means)), axis=1)
-
-
 def _standard_error(values_p: FloatArray) -> FloatArray:
-    """Of the mean over the first axis, prompts."""
+    """The standard error of the mean over prompts, the first axis; shape (p, ...) to (...)."""
     return np.asarray(np.std(values_p, axis=0, ddof=1) / np.sqrt(len(values_p)), dtype=np.float64)

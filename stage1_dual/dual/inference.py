@@ -31,9 +31,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from pipeline.contracts.errors import InputError
+from stage1_dual.dual.arguments import require_level, require_prompts
+from stage1_dual.dual.display import Display, interval
 from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.problem import DualProblem
-from stage1_dual.dual.prompt_sums import PromptSums, PromptUnits, gather_units, require_level, require_prompts
+from stage1_dual.dual.prompt_sums import PromptSums, PromptUnits, gather_units
 from stage1_dual.dual.segments import FloatArray
 from stage1_dual.dual.solver import newton_step
 
@@ -72,9 +74,10 @@ class ResponseBias:
 
 @dataclass(frozen=True, eq=False)
 class BootstrapIntervals:
-    """Percentile intervals over replicates; the last axis of an interval is (low, high).
+    """Percentile intervals over replicates; the last axis of an interval is (low, high). Printed, it is a table.
 
     Attributes:
+        constraint_names: one name per constraint.
         level: nominal coverage.
         n_replicates: number of replicates.
         multipliers: shape (m, 2), reward per score unit.
@@ -85,6 +88,7 @@ class BootstrapIntervals:
         infeasible_fraction: share of the replicates in which that is so for some constraint.
     """
 
+    constraint_names: tuple[str, ...]
     level: float
     n_replicates: int
     multipliers: FloatArray
@@ -92,6 +96,29 @@ class BootstrapIntervals:
     policy: Estimates
     multiplier_replicates_bm: FloatArray
     infeasible_fraction: float
+
+    def __repr__(self) -> str:
+        """A table of the constraints' intervals."""
+        return self._display().text()
+
+    def _repr_html_(self) -> str:
+        """The same table as HTML, for notebooks."""
+        return self._display().html()
+
+    def _display(self) -> Display:
+        columns = (self.multipliers, self.optimum.constraints, self.policy.constraints, self.policy.slack)
+        return Display(
+            f"BootstrapIntervals: {self.level:.6g} of {self.n_replicates:,} replicates",
+            [
+                ("reward of the optimum", interval(self.optimum.reward)),
+                ("reward of the policy", interval(self.policy.reward)),
+                ("KL of the optimum", interval(self.optimum.kl)),
+                ("KL of the policy", interval(self.policy.kl)),
+                ("infeasible replicates", f"{self.infeasible_fraction:.1%}"),
+            ],
+            ("constraint", "multiplier", "optimum", "policy", "slack of the policy"),
+            [(name, *map(interval, values)) for name, *values in zip(self.constraint_names, *columns, strict=True)],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +165,7 @@ class PromptSample:
         Raises:
             InputError: fewer than two prompts, or a mask of the wrong shape.
         """
-        require_prompts(problem)
+        require_prompts(problem.n_prompts)
         return cls(problem, solution, gather_units(problem, solution, thresholds_are_relative_m))
 
     def bootstrap_intervals(
@@ -149,7 +176,11 @@ class PromptSample:
         level: float = 0.95,
         bias: ResponseBias | None = None,
     ) -> BootstrapIntervals:
-        """See :func:`bootstrap_intervals`."""
+        """Percentile intervals by a corrected Newton step per replicate; see :func:`bootstrap_intervals`.
+
+        Raises:
+            InputError: fewer than two replicates, or a level outside (0, 1).
+        """
         if n_replicates < 2:
             raise InputError(f"`n_replicates` is {n_replicates}; it must be at least 2")
         require_level(level)
@@ -174,6 +205,7 @@ class PromptSample:
             multipliers_bm = np.maximum(multipliers_bm - bias.multipliers, 0.0)
             optimum, policy = _moved(optimum, bias.optimum), _moved(policy, bias.policy)
         return BootstrapIntervals(
+            constraint_names=self.problem.constraint_names,
             level=level,
             n_replicates=n_replicates,
             multipliers=_percentiles(multipliers_bm, level),
@@ -184,7 +216,7 @@ class PromptSample:
         )
 
     def standard_errors(self) -> StandardErrors:
-        """See :func:`sandwich_standard_errors`."""
+        """Standard errors by the delta method; see :func:`sandwich_standard_errors`."""
         units, hess_mm = self.units, self.solution.hessian
         means, off = units.means(), units.deviations()
         free = self.solution.multipliers > 0
@@ -307,7 +339,7 @@ def _percentile_estimates(replicates: Estimates, level: float) -> Estimates:
 
 
 def _percentiles(replicates_b: FloatArray, level: float) -> FloatArray:
-    """Replicates first, to (..., 2)."""
+    """The interval of the replicates, shape (b, ...) to (..., 2)."""
     tail = (1.0 - level) / 2
     # An order statistic, not an interpolation between two: replicates may be infinite.
     return np.moveaxis(np.quantile(replicates_b, [tail, 1.0 - tail], axis=0, method="inverted_cdf"), 0, -1)

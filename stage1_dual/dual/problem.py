@@ -9,17 +9,38 @@ responses of a prompt, then over prompts: every prompt counts the same however m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.dual.dual_function import tilted_weights
+from stage1_dual.dual.arguments import (
+    as_float_array,
+    require_finite,
+    validate_beta,
+    validate_multipliers,
+    validate_names,
+    validate_thresholds,
+)
+from stage1_dual.dual.display import Display, number
 from stage1_dual.dual.samples import SampleScores
 from stage1_dual.dual.segments import FloatArray, IntArray
+from stage1_dual.dual.tilting import weigh_block
+
+
+class Frame(Protocol):
+    """Columns by name: a pandas DataFrame, a pyarrow Table, a mapping."""
+
+    def __getitem__(self, name: str, /) -> Any:
+        """The column, as something NumPy makes an array of.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,15 +69,15 @@ class RowLayout:
 
 @dataclass(frozen=True, eq=False)
 class DualProblem:
-    """A problem ready to solve.
+    """A problem that was checked and is ready to solve.
 
-    Make one with :meth:`from_arrays` or :meth:`from_rows`, which copy their inputs, or with :meth:`from_samples` for
-    scores that lie elsewhere.
+    Make one with :meth:`from_frame`, :meth:`from_rows` or :meth:`from_arrays`, which copy their inputs, or with
+    :meth:`from_samples` for scores that lie elsewhere. Printed, it is a table.
 
     Attributes:
         beta: KL strength, reward per nat, positive.
         thresholds_m: absolute thresholds b, score units, shape (m,).
-        constraint_names: one name per constraint, used in messages.
+        constraint_names: one name per constraint, for messages and tables.
         samples: the scores.
         rows: the caller's rows; None for :meth:`from_samples`.
     """
@@ -66,6 +87,31 @@ class DualProblem:
     constraint_names: tuple[str, ...]
     samples: SampleScores
     rows: RowLayout | None
+
+    def __repr__(self) -> str:
+        """A table of the constraints; of samples that no problem was made of before it takes a pass over them."""
+        return self._display().text()
+
+    def _repr_html_(self) -> str:
+        """The same table as HTML, for notebooks."""
+        return self._display().html()
+
+    def _display(self) -> Display:
+        facts = self.samples.facts
+        columns = (self.thresholds_m, facts.reference_means_m, self.thresholds_m - facts.reference_means_m)
+        return Display(
+            "DualProblem: maximise E[reward] - beta KL subject to E[score] >= threshold",
+            [
+                ("samples", f"{facts.n_samples:,} responses to {facts.n_prompts:,} prompts"),
+                ("beta", number(self.beta)),
+                ("reward", f"reference {number(facts.reference_reward)}, sd {number(facts.reward_scale)}"),
+            ],
+            ("constraint", "threshold", "reference", "margin", "sd"),
+            [
+                (name, *map(number, values))
+                for name, *values in zip(self.constraint_names, *columns, facts.score_scale_m, strict=True)
+            ],
+        )
 
     @classmethod
     def from_arrays(
@@ -89,14 +135,14 @@ class DualProblem:
         Raises:
             InputError: a value is NaN or infinite, a shape does not fit, beta is not positive, or there is no data.
         """
-        reward = _as_float_array("reward_pk", reward_pk)
+        reward = as_float_array("reward_pk", reward_pk)
         if reward.ndim != 2:
             raise InputError(f"`reward_pk` has shape {reward.shape}; it must be (prompts, responses)")
         if reward.size == 0:
             raise InputError(
                 f"`reward_pk` has shape {reward.shape}; it must hold at least one prompt and one response"
             )
-        scores = _as_float_array("constraints_pkm", constraints_pkm)
+        scores = as_float_array("constraints_pkm", constraints_pkm)
         if scores.ndim == 2:
             scores = scores[:, :, np.newaxis]
         if scores.ndim != 3 or scores.shape[:2] != reward.shape:
@@ -110,8 +156,8 @@ class DualProblem:
         try:
             samples = SampleScores.in_memory(reward.reshape(-1), scores_nm, counts_p)
         except InputError:
-            _require_finite("reward_pk", reward, axes="(prompt, response)")
-            _require_finite("constraints_pkm", scores, axes="(prompt, response, constraint)")
+            require_finite("reward_pk", reward, axes="(prompt, response)")
+            require_finite("constraints_pkm", scores, axes="(prompt, response, constraint)")
             raise
         problem = cls.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=constraint_names)
         return replace(problem, rows=RowLayout(np.arange(n_prompts), None, reward.shape))
@@ -140,12 +186,12 @@ class DualProblem:
         Raises:
             InputError: a value is NaN or infinite, a shape does not fit, beta is not positive, or there is no data.
         """
-        reward = _as_float_array("reward_n", reward_n)
+        reward = as_float_array("reward_n", reward_n)
         if reward.ndim != 1:
             raise InputError(f"`reward_n` has shape {reward.shape}; it must be (rows,)")
         if reward.size == 0:
             raise InputError("`reward_n` is empty; it must hold at least one row")
-        scores = _as_float_array("constraints_nm", constraints_nm)
+        scores = as_float_array("constraints_nm", constraints_nm)
         if scores.ndim == 1:
             scores = scores[:, np.newaxis]
         if scores.ndim != 2 or scores.shape[0] != reward.shape[0]:
@@ -162,11 +208,38 @@ class DualProblem:
         try:
             samples = SampleScores.in_memory(reward[sorted_n], scores[sorted_n], counts_p)
         except InputError:
-            _require_finite("reward_n", reward, axes="row")
-            _require_finite("constraints_nm", scores, axes="(row, constraint)")
+            require_finite("reward_n", reward, axes="row")
+            require_finite("constraints_nm", scores, axes="(row, constraint)")
             raise
         problem = cls.from_samples(samples, thresholds=thresholds, beta=beta, constraint_names=constraint_names)
         return replace(problem, rows=RowLayout(prompt_ids, order_n, reward.shape))
+
+    @classmethod
+    def from_frame(
+        cls, frame: Frame, *, prompt_id: str, reward: str, thresholds: Mapping[str, float], beta: float
+    ) -> DualProblem:
+        """Build from a frame with one row a response; constraints have the names of their columns.
+
+        Args:
+            frame: a pandas DataFrame, a pyarrow Table, or a mapping from names to arrays.
+            prompt_id: the column that says which prompt a row answers (integers or strings).
+            reward: the column to maximise, reward units.
+            thresholds: the columns that are constrained, with their absolute thresholds, score units.
+            beta: KL strength, reward per nat, positive.
+
+        Raises:
+            InputError: a column is not there, is not one column of finite numbers, or :meth:`from_rows` refuses it.
+        """
+        names = list(thresholds)
+        reward_n, *scores_mn = (_numbers(frame, name) for name in [reward, *names])
+        return cls.from_rows(
+            np.asarray(_column(frame, prompt_id)),
+            reward_n,
+            np.stack(scores_mn, axis=1) if names else np.empty((len(reward_n), 0)),
+            thresholds=[thresholds[name] for name in names],
+            beta=beta,
+            constraint_names=names,
+        )
 
     @classmethod
     def from_samples(
@@ -189,13 +262,13 @@ class DualProblem:
             InputError: thresholds, beta or names are not what they must be.
         """
         n_constraints = samples.n_constraints
-        positive_beta = _validate_beta(beta)
+        positive_beta = validate_beta(beta)
         with np.errstate(over="ignore"):
             largest_exponent = np.float64(samples.facts.largest_reward) / positive_beta
         if not np.isfinite(largest_exponent):
             raise InputError(f"`beta` is {positive_beta!r}: rewards divided by it overflow; use a larger beta")
-        thresholds_m = _validate_thresholds(thresholds, n_constraints)
-        names = _validate_names(constraint_names, n_constraints)
+        thresholds_m = validate_thresholds(thresholds, n_constraints)
+        names = validate_names(constraint_names, n_constraints)
         return cls(beta=positive_beta, thresholds_m=thresholds_m, constraint_names=names, samples=samples, rows=None)
 
     def with_thresholds(self, thresholds: ArrayLike) -> DualProblem:
@@ -204,7 +277,7 @@ class DualProblem:
         Raises:
             InputError: the thresholds are not finite or not m of them.
         """
-        return replace(self, thresholds_m=_validate_thresholds(thresholds, self.n_constraints))
+        return replace(self, thresholds_m=validate_thresholds(thresholds, self.n_constraints))
 
     def with_beta(self, beta: float) -> DualProblem:
         """The same samples and thresholds under another KL strength; no score is copied.
@@ -212,7 +285,7 @@ class DualProblem:
         Raises:
             InputError: beta is not a positive, finite number.
         """
-        return replace(self, beta=_validate_beta(beta))
+        return replace(self, beta=validate_beta(beta))
 
     def with_samples(self, samples: SampleScores) -> DualProblem:
         """The same thresholds and beta on other scores of the same constraints."""
@@ -225,7 +298,7 @@ class DualProblem:
 
     @property
     def n_samples(self) -> int:
-        """Number of responses over all prompts."""
+        """The number of responses over all prompts."""
         return self.samples.facts.n_samples
 
     @property
@@ -283,53 +356,24 @@ class DualProblem:
         """
         if self.rows is None:
             raise InputError("`tilted_weights` needs a problem made by `from_arrays` or `from_rows`")
-        return self.rows.to_caller(tilted_weights(self, validate_multipliers("lam", lam, self.n_constraints)))
+        lam_m = validate_multipliers("lam", lam, self.n_constraints)
+        weights = self.samples.map(partial(weigh_block, lam_m=lam_m, beta=self.beta))
+        return self.rows.to_caller(np.concatenate(list(weights)))
 
 
-def validate_multipliers(name: str, lam: ArrayLike, n_constraints: int) -> FloatArray:
-    """``lam`` as a fresh float64 array of shape (m,).
-
-    Raises:
-        InputError: it is not m finite, non-negative numbers.
-    """
-    lam_m = np.atleast_1d(_as_float_array(name, lam)).copy()
-    if lam_m.shape != (n_constraints,):
-        raise InputError(f"`{name}` has shape {lam_m.shape}; it must be ({n_constraints},), one per constraint")
-    if not bool(np.all(np.isfinite(lam_m) & (lam_m >= 0))):
-        raise InputError(f"`{name}` is {lam_m.tolist()}; multipliers must be finite and not negative")
-    return lam_m
-
-
-def _as_float_array(name: str, values: ArrayLike) -> FloatArray:
-    """A float64 array; the caller's own where it is one already."""
-    if isinstance(values, np.ma.MaskedArray) and bool(np.any(values.mask)):
-        raise InputError(f"`{name}` is a masked array with masked values; drop or fill those rows first")
+def _column(frame: Frame, name: str) -> Any:
     try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise InputError(f"`{name}` is not a rectangular array of numbers: {error}") from error
-    if array.dtype.kind not in "fiub" and not (array.dtype.kind == "O" and array.size):
-        raise InputError(f"`{name}` has dtype {array.dtype}; it must be an array of real numbers")
-    try:
-        return np.asarray(array, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"`{name}` has dtype {array.dtype}; it must be an array of real numbers: {error}") from error
+        return frame[name]
+    except KeyError:
+        raise InputError(f"the frame has no column {name!r}") from None
 
 
-def _require_finite(name: str, values: FloatArray, *, axes: str) -> None:
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad) == 0:
-        return
-    shown = ", ".join(f"{_format_index(index)} = {values[tuple(index)]}" for index in bad[:5])
-    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-    plural = "s" if len(bad) != 1 else ""
-    raise InputError(
-        f"`{name}` has {len(bad)} NaN or infinite value{plural}, at {axes}: {shown}{more}; all must be finite"
-    )
-
-
-def _format_index(index: NDArray[np.intp]) -> str:
-    return str(int(index[0])) if len(index) == 1 else str(tuple(int(i) for i in index))
+def _numbers(frame: Frame, name: str) -> FloatArray:
+    values_n = as_float_array(name, _column(frame, name))
+    if values_n.ndim != 1:
+        raise InputError(f"`{name}` has shape {values_n.shape}; it must be one column")
+    require_finite(name, values_n, axes="row")
+    return values_n
 
 
 def _group_prompts(prompt_id_n: ArrayLike, *, n_rows: int) -> tuple[NDArray[np.generic], IntArray]:
@@ -348,34 +392,3 @@ def _group_prompts(prompt_id_n: ArrayLike, *, n_rows: int) -> tuple[NDArray[np.g
     except TypeError as error:
         raise InputError(f"`prompt_id_n` mixes types that cannot be compared ({error}); use one type") from error
     return prompt_ids, prompt_of_row_n.reshape(-1).astype(np.int64)
-
-
-def _validate_thresholds(thresholds: ArrayLike, n_constraints: int) -> FloatArray:
-    thresholds_m = np.atleast_1d(_as_float_array("thresholds", thresholds)).copy()
-    if thresholds_m.shape != (n_constraints,):
-        raise InputError(
-            f"`thresholds` has shape {thresholds_m.shape}; it must be ({n_constraints},), one per constraint"
-        )
-    if not bool(np.all(np.isfinite(thresholds_m))):
-        raise InputError(f"`thresholds` is {thresholds_m.tolist()}; thresholds must be finite")
-    thresholds_m.flags.writeable = False
-    return thresholds_m
-
-
-def _validate_beta(beta: float) -> float:
-    try:
-        value = float(beta)
-    except (TypeError, ValueError):
-        raise InputError(f"`beta` is {beta!r}; it must be a positive, finite number") from None
-    if not (np.isfinite(value) and value > 0):
-        raise InputError(f"`beta` is {value!r}; it must be a positive, finite number")
-    return value
-
-
-def _validate_names(names: Sequence[str] | None, n_constraints: int) -> tuple[str, ...]:
-    if names is None:
-        return tuple(f"constraint_{j}" for j in range(n_constraints))
-    kept = tuple(names)
-    if isinstance(names, str) or len(kept) != n_constraints or len(set(kept)) != n_constraints:
-        raise InputError(f"`constraint_names` is {names!r}; it must be {n_constraints} distinct names")
-    return kept

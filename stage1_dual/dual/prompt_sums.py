@@ -1,4 +1,9 @@
-"""Sums by prompt at lambda*, and the units that are drawn with replacement."""
+"""Sums by prompt at lam*, and the units that are drawn with replacement.
+
+What an interval is made of, in one pass over the samples: the tilted means of each prompt and their derivatives,
+thrown together into at most 20,000 units. Nothing here is an interval: how intervals follow from these sums is in
+:mod:`stage1_dual.dual.inference`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from pipeline.contracts.errors import InputError
+from stage1_dual.dual.arguments import validate_relative
 from stage1_dual.dual.blocks import SampleBlock
 from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.problem import DualProblem
@@ -25,12 +30,26 @@ _MOST_UNITS = 20_000
 
 @dataclass(frozen=True, eq=False)
 class PromptSums:
-    """By prompt at lam*: values and their first two derivatives with respect to lam, on which every interval rests.
+    """Values by prompt at lam* and their first two derivatives with respect to lam, on which every interval rests.
 
-    With weights w proportional to exp(s / beta), s = r + <lam, g>, derivatives of tilted means are joint cumulants:
+    A field's first axis is that of the prompts, or of what stands in their place: units, replicates. With weights w
+    proportional to exp(s / beta), s = r + <lam, g>, derivatives of tilted means are joint cumulants:
     d E[f] = Cov(f, g) / beta and d^2 E[f] = K3(f, g, g) / beta^2. The KL is E[s] / beta - log Z, so that
-    d KL = Cov(s, g) / beta^2 and d^2 KL = Cov(g, g) / beta^2 + K3(s, g, g) / beta^3. The reach is the slack of the
-    best response to the prompt.
+    d KL = Cov(s, g) / beta^2 and d^2 KL = Cov(g, g) / beta^2 + K3(s, g, g) / beta^3.
+
+    Attributes:
+        reward_p: tilted mean of the reward, reward units, shape (p,).
+        scores_pm: tilted means of the constraint scores, score units, shape (p, m).
+        kl_p: KL from the reference policy, nats, shape (p,).
+        psi_pm: tilted means minus the thresholds, and minus the prompt's share of the reference mean's error where
+            the threshold is a margin over that mean, score units, shape (p, m).
+        reach_pm: ``psi_pm`` of the best response to the prompt for each constraint alone, score units, shape (p, m).
+        reward_slope_pm: d reward / d lam, shape (p, m).
+        scores_slope_pmm: d scores / d lam, shape (p, m, m): the Hessian of the dual is its mean.
+        kl_slope_pm: d KL / d lam, shape (p, m).
+        reward_bend_pmm: second derivative of the reward, shape (p, m, m).
+        scores_bend_pmmm: second derivative of the scores, shape (p, m, m, m).
+        kl_bend_pmm: second derivative of the KL, shape (p, m, m).
     """
 
     reward_p: FloatArray
@@ -51,10 +70,11 @@ class PromptUnits:
     """What is drawn with replacement: prompts, or where they are very many, groups of them thrown together at random.
 
     Attributes:
-        sums_uv: sums over the prompts of each unit of all fields of :class:`PromptSums`, less ``pivot_v`` a prompt.
-        sizes_u: prompts of each unit.
-        pivot_v: values near the means: means of large offsets would lose digits.
-        shapes: shapes of the fields without their first axis.
+        sums_uv: sums over the prompts of each unit of all fields of :class:`PromptSums`, less ``pivot_v`` a prompt,
+            one field after the other, shape (u, v).
+        sizes_u: the number of prompts in each unit, shape (u,).
+        pivot_v: values near the means, shape (v,): means of large offsets would lose digits.
+        shapes: shapes of the fields without their first axis, in the order of the fields.
     """
 
     sums_uv: FloatArray
@@ -64,19 +84,19 @@ class PromptUnits:
 
     @property
     def mean_v(self) -> FloatArray:
-        """Means over all prompts, less ``pivot_v``."""
+        """Means over all prompts of all fields, less ``pivot_v``, shape (v,)."""
         return np.asarray(np.sum(self.sums_uv, axis=0) / np.sum(self.sizes_u), dtype=np.float64)
 
     def means(self) -> PromptSums:
-        """Means over all prompts, with a first axis of length 1."""
+        """Means over all prompts, with a first axis of length 1 in place of that of the prompts."""
         return self._fields((self.mean_v + self.pivot_v)[np.newaxis])
 
     def deviations(self) -> PromptSums:
-        """Sums over each unit of what its prompts differ from the means by."""
+        """Sums over each unit of what its prompts differ from the means by: units in place of prompts."""
         return self._fields(self.sums_uv - self.sizes_u[:, np.newaxis] * self.mean_v)
 
     def replicate_means(self, rng: np.random.Generator, n_replicates: int) -> PromptSums:
-        """Means over units drawn with replacement: replicates in place of prompts."""
+        """Means over as many units as there are, drawn with replacement: replicates in place of prompts."""
         n_units = len(self.sizes_u)
         means_bv = np.empty((n_replicates, len(self.pivot_v)))
         at_once = max(1, _COUNTS_AT_ONCE // n_units)
@@ -88,35 +108,35 @@ class PromptUnits:
         return self._fields(means_bv + self.pivot_v)
 
     def standard_error(self, deviation_u: FloatArray) -> FloatArray:
-        """Of a mean over prompts, from its units' deviations; the first axis is that of the units."""
+        """The standard error of a mean over prompts from its units' deviations, shape (u, ...) to (...).
+
+        Units are independent, prompts within one are not told apart: the cluster-robust variance with its factor
+        u / (u - 1).
+        """
         n_units = len(self.sizes_u)
         square = np.sum(deviation_u**2, axis=0) * n_units / (n_units - 1)
         return np.asarray(np.sqrt(square) / np.sum(self.sizes_u), dtype=np.float64)
 
     def _fields(self, values_xv: FloatArray) -> PromptSums:
         ends = np.cumsum([math.prod(shape) for shape in self.shapes])
-        parts = np.split(values_xv, ends[:-1], axis=1)
-        return PromptSums(*(part.reshape(-1, *shape) for part, shape in zip(parts, self.shapes, strict=True)))
-
-
-def validate_relative(problem: DualProblem, relative: ArrayLike | None) -> NDArray[np.bool_]:
-    if relative is None:
-        return np.zeros(problem.n_constraints, dtype=np.bool_)
-    relative_m = np.atleast_1d(np.asarray(relative))
-    if relative_m.shape != (problem.n_constraints,) or relative_m.dtype != np.bool_:
-        raise InputError(
-            f"`thresholds_are_relative_m` is {relative!r}; it must be {problem.n_constraints} booleans, "
-            f"one per constraint"
-        )
-    return relative_m
-
-
-def block_reference_means(block: SampleBlock) -> FloatArray:
-    return block.score_shift_mp + block.segments.mean(block.scores_mn)
+        parts = zip(np.split(values_xv, ends[:-1], axis=1), self.shapes, strict=True)
+        return PromptSums(*(part_xv.reshape(len(values_xv), *shape) for part_xv, shape in parts))
 
 
 def gather_units(problem: DualProblem, solution: DualSolution, relative: ArrayLike | None) -> PromptUnits:
-    relative_m = validate_relative(problem, relative)
+    """The units of a problem at its solution, in one pass over the samples.
+
+    Up to 20,000 prompts are units of their own. More are thrown together at random into 20,000, always into the same.
+
+    Args:
+        problem: the problem solved.
+        solution: its solution.
+        relative: shape (m,), true where the threshold is a margin over the reference mean; None where none is.
+
+    Raises:
+        InputError: ``relative`` is not m booleans.
+    """
+    relative_m = validate_relative(relative, problem.n_constraints)
     function = partial(
         _block_sums,
         lam_m=solution.multipliers,
@@ -148,7 +168,7 @@ def gather_units(problem: DualProblem, solution: DualSolution, relative: ArrayLi
 def _block_sums(
     block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds_m: FloatArray, reference_m: FloatArray
 ) -> PromptSums:
-    """One block's prompts; ``reference_m`` is NaN where the threshold is absolute."""
+    """The sums of one block's prompts; ``reference_m`` is NaN where the threshold is absolute."""
     segments, n_constraints = block.segments, len(block.scores_mn)
     weights_n, tilted = weigh_and_tilt_block(block, lam_m=lam_m, beta=beta, thresholds_m=thresholds_m)
     with np.errstate(under="ignore"):
@@ -161,7 +181,7 @@ def _block_sums(
         scores_bend_mmmp = np.empty((n_constraints, n_constraints, n_constraints, segments.n_prompts))
         for row_n, bend_mmp in zip(deviation_mn, scores_bend_mmmp, strict=True):
             bend_mmp[:] = _seconds(segments, weighted_mn * row_n, deviation_mn) / beta**2
-    reference_error_mp = np.nan_to_num(block_reference_means(block) - reference_m[:, np.newaxis], nan=0.0)
+    reference_error_mp = np.nan_to_num(block.reference_means_mp - reference_m[:, np.newaxis], nan=0.0)
     kl_slope_mp = (reward_slope_mp + np.einsum("i,ijp->jp", lam_m, scores_slope_mmp)) / beta
     kl_bend_mmp = (scores_slope_mmp + reward_bend_mmp + np.einsum("i,ijkp->jkp", lam_m, scores_bend_mmmp)) / beta
     return PromptSums(
@@ -187,13 +207,3 @@ def _seconds(segments: Segments, weighted_in: FloatArray, deviation_jn: FloatArr
     for row_n, products_jp in zip(weighted_in, products_ijp, strict=True):
         products_jp[:] = segments.sum(deviation_jn * row_n)
     return products_ijp
-
-
-def require_prompts(problem: DualProblem) -> None:
-    if problem.n_prompts < 2:
-        raise InputError(f"an interval needs at least 2 prompts; the problem has {problem.n_prompts}")
-
-
-def require_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise InputError(f"`level` is {level!r}; it must lie between 0 and 1")

@@ -2,7 +2,7 @@
 
 Every quantity of the dual is a sum, a maximum or a list over prompts, hence a function of blocks of whole prompts
 followed by a reduction in a fixed order. Where the blocks lie (memory, disk) is a :class:`Partition`'s affair, where
-the function runs (threads, a cluster) an :class:`PassRunner`'s; the mathematics sees neither.
+the function runs (threads, a cluster) a :class:`PassRunner`'s; the mathematics sees neither.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Partition(Protocol):
 
     @property
     def n_prompts(self) -> int:
-        """Prompts in it."""
+        """The number of prompts it holds."""
 
     def blocks(self) -> Iterator[SampleBlock]:
         """The blocks in their fixed order."""
@@ -58,11 +58,11 @@ class InMemoryPartition:
 
     @property
     def n_prompts(self) -> int:
-        """Prompts in it."""
+        """The number of prompts it holds."""
         return self.block.segments.n_prompts
 
     def blocks(self) -> Iterator[SampleBlock]:
-        """The block."""
+        """The one block there is."""
         yield self.block
 
     def every(self, step: int, offset: int) -> InMemoryPartition:
@@ -97,6 +97,11 @@ class SampleScores:
     partitions: tuple[Partition, ...]
     executor: PassRunner
     n_constraints: int
+
+    def __repr__(self) -> str:
+        """Sizes only: what the scores are like is :attr:`facts`."""
+        n_prompts = sum(partition.n_prompts for partition in self.partitions)
+        return f"SampleScores({n_prompts:,} prompts, {self.n_constraints} constraints, {len(self.partitions):,} parts)"
 
     @classmethod
     def in_memory(
@@ -159,6 +164,10 @@ class SampleScores:
         with np.errstate(under="ignore"):
             return SampleFacts.combine(parts)
 
+    def reference_means_mp(self) -> FloatArray:
+        """E_{pi_ref}[g] of each prompt, score units, shape (m, p); one pass."""
+        return np.concatenate(list(self.map(_block_reference_means)), axis=1)
+
     @cached_property
     def counts_p(self) -> IntArray:
         """Responses of each prompt, shape (p,)."""
@@ -213,7 +222,7 @@ class SampleFacts:
 
     @classmethod
     def combine(cls, parts: Sequence[BlockFacts]) -> SampleFacts:
-        """From the facts of all blocks."""
+        """The facts about all samples from those of their blocks, in order."""
         n_prompts = sum(part.n_prompts for part in parts)
         moments = BlockMoments.combine([part.moments for part in parts])
         largest_i = moments.largest_i
@@ -254,3 +263,7 @@ def _map_partition(function: Callable[[SampleBlock], T], partition: Partition) -
 def _block_counts(block: SampleBlock) -> IntArray:
     # A copy: a view would keep the whole partition it was read with.
     return block.segments.counts_p.copy()
+
+
+def _block_reference_means(block: SampleBlock) -> FloatArray:
+    return block.reference_means_mp

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from pipeline.contracts.arrays import FloatArray as FloatArray
+
 IntArray = NDArray[np.int64]
 
 

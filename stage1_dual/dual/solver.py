@@ -14,14 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
+from stage1_dual.dual.arguments import validate_multipliers
 from stage1_dual.dual.certificate import Certificate, certify, require_certified
 from stage1_dual.dual.dual_function import evaluate_dual
 from stage1_dual.dual.dual_solution import DualSolution, build_solution
 from stage1_dual.dual.feasibility import AttainableMeans, require_feasible
-from stage1_dual.dual.problem import DualProblem, validate_multipliers
+from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray, IntArray
 
 MAX_EVALUATIONS = 300
+"""Newton's method gives up after this many evaluations of the dual; those on the way from larger betas not counted."""
 
 # A start either converges quickly or was not close enough to help.
 _WARM_EVALUATIONS = 20
@@ -78,7 +80,7 @@ class DualMinimum:
 
     @property
     def is_converged(self) -> bool:
-        """Whether it is worth a certificate."""
+        """Whether the residual is small enough for a certificate to be worth its pass."""
         return self.residual <= _RESIDUAL_ACCEPTED
 
 
@@ -230,7 +232,7 @@ def _find_start(problem: DualProblem) -> FloatArray | None:
 
 
 def _path_betas(problem: DualProblem) -> list[float]:
-    """From the beta asked for up to one that is easy."""
+    """The betas from the one asked for up to one that is easy, a constant factor apart."""
     betas = [problem.beta]
     while betas[-1] * _BETA_FACTOR < _EASY_BETA * problem.reward_scale:
         betas.append(betas[-1] * _BETA_FACTOR)
@@ -335,6 +337,7 @@ def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray) -> Fl
     unbounded = np.asarray(np.linalg.solve(regular, -gradient), dtype=np.float64)
     if bool(np.all(mu + unbounded >= 0)) and float(gradient @ unbounded) <= 0:
         return unbounded
+    # Imported where it is used: it takes as long to import as a solve, and most steps do without it.
     from scipy.optimize import nnls
 
     eigenvalues, eigenvectors = np.linalg.eigh(regular)

@@ -182,6 +182,7 @@ def correct_response_bias(tightened: TightenedSolution, ladder: ResponseLadder) 
 
 
 def _tightening(problem: DualProblem, solution: DualSolution, demand: Demand) -> tuple[FloatArray, FloatArray]:
+    # Imported where it is used: it takes twice as long to import as all of this package, which solves without it.
     from scipy.special import ndtri
 
     errors = sandwich_standard_errors(

@@ -1,4 +1,8 @@
-"""The tilted policy on a block of samples: weights, means, KL and effective sample sizes by prompt."""
+"""The tilted policy on one block of samples: weights, means, KL and effective sample sizes by prompt.
+
+The functions here know a block, multipliers and beta, and no problem: passes over all blocks of one are in
+:mod:`stage1_dual.dual.dual_function`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stage1_dual.dual.blocks import SampleBlock
-from stage1_dual.dual.segments import FloatArray, Segments, combine
-
-# Exponents up to this many nats leave weights so even that a variance can be a difference of moments, and need no
-# shift to stay within float64.
-TAME_NATS = 15.0
+from stage1_dual.dual.segments import FloatArray, IntArray, Segments, combine
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,33 @@ class Tilt:
     ess_p: FloatArray
 
 
+@dataclass(frozen=True, eq=False)
+class Normaliser:
+    """What turns a row's scores into its tilted weight, prompt by prompt: for rows that are read one chunk at a time.
+
+    Attributes:
+        lam_m: multipliers, reward per score unit, shape (m,).
+        beta: KL strength, reward per nat.
+        log_mass_p: log of the sum over a prompt's responses of exp{(r + <lam, g>)/beta}, centred, nats, shape (p,).
+        reward_shift_p: what the rewards are centred on, reward units, shape (p,).
+        score_shift_mp: what the scores are centred on, score units, shape (m, p).
+    """
+
+    lam_m: FloatArray
+    beta: float
+    log_mass_p: FloatArray
+    reward_shift_p: FloatArray
+    score_shift_mp: FloatArray
+
+    def weights(self, prompt_n: IntArray, reward_n: FloatArray, scores_nm: FloatArray) -> FloatArray:
+        """Weights of rows, shape (n,); ``prompt_n`` holds the place of each row's prompt."""
+        centred_n = reward_n - self.reward_shift_p[prompt_n]
+        for lam, score_n, shift_p in zip(self.lam_m, scores_nm.T, self.score_shift_mp, strict=True):
+            centred_n += lam * (score_n - shift_p[prompt_n])
+        with np.errstate(under="ignore"):
+            return np.exp(centred_n / self.beta - self.log_mass_p[prompt_n])
+
+
 def weigh_block(block: SampleBlock, *, lam_m: FloatArray, beta: float) -> FloatArray:
     """Tilted weights of one block, summing to 1 within a prompt, shape (n,)."""
     with np.errstate(under="ignore"):
@@ -43,7 +70,7 @@ def weigh_block(block: SampleBlock, *, lam_m: FloatArray, beta: float) -> FloatA
 
 
 def tilt_block(block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds_m: FloatArray) -> Tilt:
-    """The tilted policy on one block."""
+    """The tilted policy on the prompts of one block; thresholds in score units, shape (m,)."""
     return weigh_and_tilt_block(block, lam_m=lam_m, beta=beta, thresholds_m=thresholds_m)[1]
 
 
@@ -72,10 +99,25 @@ def weigh_and_tilt_block(
     return segments.divide(weights_n, total_p, out=weights_n), tilted
 
 
+def normalise_block(
+    block: SampleBlock, *, lam_m: FloatArray, beta: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The last three fields of the :class:`Normaliser` for the prompts of one block, in their order."""
+    with np.errstate(under="ignore"):
+        _, _, log_z_p = unnormalised_weights(block, lam_m, beta)
+    # Copies: views would keep the whole partition they were read with.
+    return log_z_p + np.log(block.segments.counts_p), block.reward_shift_p.copy(), block.score_shift_mp.copy()
+
+
 def unnormalised_weights(
     block: SampleBlock, lam_m: FloatArray, beta: float
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Fresh weights up to a factor of each prompt, shape (n,), their sums, and log E exp of centred scores, (p,)."""
+    """Weights up to a factor of each prompt, and what that factor is.
+
+    Returns:
+        The weights, a fresh array of shape (n,), of which each prompt's largest is 1; their sums, shape (p,); and
+        log E_{pi_ref} exp of the centred (r + <lam, g>)/beta, nats, shape (p,).
+    """
     segments = block.segments
     weights_n = combine(np.array([1.0, *lam_m]) / beta, block.values_in)
     largest_p = cap_exponents(segments, weights_n)
@@ -85,7 +127,7 @@ def unnormalised_weights(
 
 
 def cap_exponents(segments: Segments, exponent_n: FloatArray) -> FloatArray:
-    """Make the largest exponent of each prompt 0, in place; what it was, shape (p,)."""
+    """Subtract from the exponents, shape (n,), the largest of their prompt, in place; returns those, shape (p,)."""
     largest_p = segments.max(exponent_n)
     segments.subtract(exponent_n, largest_p, out=exponent_n)
     return largest_p

@@ -194,9 +194,10 @@ def _sufficient_beta(problem: DualProblem) -> float | None:
 
 
 def _sufficient_responses(ladder: ResponseLadder, diagnostics: Diagnostics) -> float | None:
-    """By extrapolating along the ladder: the effective sample size as a power of K, the KL as a line in log K.
+    """Responses a prompt that would do, extrapolated along the ladder.
 
-    Infinite where no number in reach will do, None where the ladder cannot tell.
+    The effective sample size is taken as a power of K, the KL as a line in log K. Infinite where no number in reach
+    will do, None where the ladder cannot tell.
     """
     if len(ladder.rungs) < 2 or not math.isfinite(ladder.rungs[1].kl):
         return None
@@ -220,6 +221,6 @@ def _sufficient_responses(ladder: ResponseLadder, diagnostics: Diagnostics) -> f
 
 
 def _round_up(value: float) -> float:
-    """To two digits."""
+    """The smallest number of two significant digits that is not below ``value``."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 1)
     return float(f"{math.ceil(value / unit * (1 - 1e-9)) * unit:.2g}")

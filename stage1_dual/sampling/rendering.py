@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import date
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jinja2 import TemplateError
 
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
+from stage1_dual.chat_templates import RenderingError, read_template, render_chat, require_repeatable, template_file
 from stage1_dual.checkpoints import check_prompt_template, is_local, is_prompt_template
 
 if TYPE_CHECKING:
@@ -25,12 +25,14 @@ class RenderedPrompt:
     Attributes:
         prompt_id: of the prompt.
         text: the rendered chat template, before tokenisation.
+        has_control_tokens: whether a message itself writes one of the tokenizer's special tokens.
         token_ids: its tokens, with exactly one BOS in front where the tokenizer has a BOS; shape (n,), int32.
     """
 
     prompt_id: str
     text: str
     token_ids: np.ndarray
+    has_control_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def load_tokenizer(checkpoint: str, *, revision: str | None = None) -> PreTraine
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise MissingExtraError(package="transformers", extra="sample", purpose="reading a tokenizer") from error
+        raise import_failure(error, package="transformers", extra="sample", purpose="reading a tokenizer") from error
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             checkpoint, revision=revision, trust_remote_code=False, local_files_only=is_local(checkpoint)
@@ -71,7 +73,7 @@ def read_max_positions(checkpoint: str, *, revision: str | None = None) -> int:
     try:
         from transformers import AutoConfig
     except ImportError as error:
-        raise MissingExtraError(package="transformers", extra="sample", purpose="reading a model") from error
+        raise import_failure(error, package="transformers", extra="sample", purpose="reading a model") from error
     try:
         config = AutoConfig.from_pretrained(
             checkpoint, revision=revision, trust_remote_code=False, local_files_only=is_local(checkpoint)
@@ -114,7 +116,9 @@ def resolve_chat_template(tokenizer: PreTrainedTokenizerBase, template: str | No
             )
         return str(tokenizer.chat_template)
     if not is_prompt_template(template):
-        return Path(template).read_text(encoding="utf-8")
+        path = template_file(template)
+        assert path is not None  # it was checked
+        return read_template(path, setting="reference.template")
     before, _, after = template.partition("{prompt}")
     # As a chat template it can be saved with the trained policy.
     return (
@@ -132,6 +136,8 @@ def render_prompts(
     template: str | None = None,
     max_new_tokens: int,
     max_positions: int,
+    day: date | None = None,
+    refuses_control_tokens: bool = False,
 ) -> tuple[list[RenderedPrompt], list[UnusablePrompt]]:
     """Apply the policy's chat template and tokenise, once for the whole run.
 
@@ -141,23 +147,29 @@ def render_prompts(
         template: see :func:`resolve_chat_template`.
         max_new_tokens: length limit of a completion, tokens.
         max_positions: length limit of prompt and completion together, tokens.
+        day: the date that a template which reads the clock is given.
+        refuses_control_tokens: whether a prompt whose messages write special tokens of the tokenizer is unusable.
 
     Returns:
         The prompts as the policy reads them, and those that it cannot read, each with the reason.
 
     Raises:
-        InputError: there is no chat template.
+        InputError: there is no chat template, or its rendering depends on anything but the messages.
     """
     chat_template = resolve_chat_template(tokenizer, template)
+    require_repeatable(chat_template, setting="reference.template", clock=day is not None)
+    control_tokens = special_tokens(tokenizer)
     rendered: list[RenderedPrompt] = []
     unusable: list[UnusablePrompt] = []
     for prompt_id, messages in prompts:
         try:
-            prompt = _render(tokenizer, prompt_id, messages, chat_template)
-        except TemplateError as error:
-            unusable.append(UnusablePrompt(prompt_id, f"the chat template refuses the prompt: {error}"))
+            prompt = _render(tokenizer, prompt_id, messages, chat_template, day, control_tokens)
+        except RenderingError as error:
+            unusable.append(UnusablePrompt(prompt_id, str(error)))
             continue
-        if len(prompt.token_ids) + max_new_tokens > max_positions:
+        if prompt.has_control_tokens and refuses_control_tokens:
+            unusable.append(UnusablePrompt(prompt_id, "a message writes special tokens of the tokenizer"))
+        elif len(prompt.token_ids) + max_new_tokens > max_positions:
             unusable.append(
                 UnusablePrompt(
                     prompt_id,
@@ -171,12 +183,69 @@ def render_prompts(
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, prompt_id: str, messages: Sequence[Mapping[str, str]], chat_template: str
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_id: str,
+    messages: Sequence[Mapping[str, str]],
+    chat_template: str,
+    day: date | None,
+    control_tokens: frozenset[str],
 ) -> RenderedPrompt:
-    conversation = [dict(message) for message in messages]
-    text = tokenizer.apply_chat_template(
-        conversation, chat_template=chat_template, tokenize=False, add_generation_prompt=True
-    )
-    assert isinstance(text, str)
+    text = render_chat(tokenizer, messages, chat_template=chat_template, add_generation_prompt=True, day=day)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return RenderedPrompt(prompt_id, text, np.array(with_one_bos(ids, tokenizer.bos_token_id), dtype=np.int32))
+    return RenderedPrompt(
+        prompt_id,
+        text,
+        np.array(with_one_bos(ids, tokenizer.bos_token_id), dtype=np.int32),
+        any(token in str(message["content"]) for message in messages for token in control_tokens),
+    )
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """The texts that a tokenizer reads as one control token wherever they stand."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return frozenset(added | set(tokenizer.all_special_tokens)) - {""}
+
+
+def served_template(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Iterable[Sequence[Mapping[str, str]]],
+    *,
+    template: str | None,
+    day: date | None = None,
+) -> str:
+    """The chat template to save with a policy: whoever applies it gets the token ids the policy was trained on.
+
+    Training reads exactly one BOS in front where the tokenizer has one, whether the template writes it or not; whoever
+    serves the policy has only what the template writes.
+
+    Args:
+        tokenizer: of the policy.
+        prompts: some conversations of the run.
+        template: of the recipe.
+        day: the date that a template which reads the clock is given.
+
+    Raises:
+        InputError: no template gives the token ids of the prompts.
+    """
+    own = resolve_chat_template(tokenizer, template)
+    usable = []
+    for messages in prompts:
+        try:
+            usable.append((messages, _render(tokenizer, "", messages, own, day, frozenset()).token_ids.tolist()))
+        except RenderingError:  # it was not sampled from
+            continue
+    for candidate in (own, "{{ bos_token }}" + own):
+        if all(_served_ids(tokenizer, messages, candidate, day) == ids for messages, ids in usable):
+            return candidate
+    raise InputError(
+        "the chat template of `reference.template` writes no or several BOS tokens, where the policy is trained with "
+        "one; as it stands it cannot be saved with the policy. Give a template that writes {{ bos_token }} once, first"
+    )
+
+
+def _served_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], template: str, day: date | None
+) -> list[int]:
+    text = render_chat(tokenizer, messages, chat_template=template, add_generation_prompt=True, day=day)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids

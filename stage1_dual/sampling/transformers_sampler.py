@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from pipeline.contracts.errors import InputError, MissingExtraError
-from stage1_dual.checkpoints import is_local
+from pipeline.contracts.errors import import_failure
+from pipeline.contracts.section import Dtype
+from pipeline.networks import load_network
 from stage1_dual.sampling.protocol import THE_POLICY, Distribution, FinishReason, SampledCompletion, SampleRequest
 from stage1_dual.sampling.rendering import load_tokenizer
 from stage1_dual.sampling.tokens import decode_completions, find_eos_token_ids
 
 if TYPE_CHECKING:
     import torch
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class TransformersSampler:
@@ -52,11 +51,10 @@ class TransformersSampler:
     ) -> None:
         try:
             import torch
-            from safetensors import SafetensorError
             from transformers import AutoModelForCausalLM
         except ImportError as error:
-            raise MissingExtraError(
-                package=error.name or "transformers", extra="sample", purpose="sampling with transformers"
+            raise import_failure(
+                error, package="transformers", extra="sample", purpose="sampling with transformers"
             ) from error
         self._checkpoint = checkpoint
         self._revision = revision
@@ -66,18 +64,10 @@ class TransformersSampler:
         self._batch_rows = batch_rows
         self._tokenizer = load_tokenizer(checkpoint, revision=revision)
         self._eos_token_ids = find_eos_token_ids(checkpoint, self._tokenizer, revision=revision)
-        try:
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                checkpoint,
-                revision=revision,
-                dtype=getattr(torch, dtype),
-                trust_remote_code=False,
-                use_safetensors=True,
-                local_files_only=is_local(checkpoint),
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"transformers cannot load {checkpoint}: {error}") from error
-        self._model = model.eval().to(device)
+        model = load_network(
+            AutoModelForCausalLM, checkpoint, dtype=getattr(torch, dtype), what="the policy", revision=revision
+        )
+        self._model = model.to(device)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

@@ -16,9 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
+from pipeline.contracts.section import Dtype
 from stage1_dual.checkpoints import is_local
 from stage1_dual.sampling.protocol import THE_POLICY, Distribution, FinishReason, SampledCompletion, SampleRequest
 from stage1_dual.sampling.rendering import load_tokenizer
@@ -41,8 +42,6 @@ _UNCHANGED_LOGITS = {
 _SEED = "dualign_seed"
 _DISTRIBUTION = "dualign_distribution"
 _DRAW_TOKENS = "DrawTokens"
-
-Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class VllmSampler:
@@ -228,7 +227,7 @@ def _start_engine(
         try:
             from vllm import LLM
         except ImportError as error:
-            raise MissingExtraError(package="vllm", extra="sample", purpose="sampling with vLLM") from error
+            raise import_failure(error, package="vllm", extra="sample", purpose="sampling with vLLM") from error
         try:
             return LLM(
                 model=checkpoint,

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_expit
 
 from pipeline.contracts.errors import InputError
 
@@ -61,6 +59,11 @@ def calibrate(chosen: np.ndarray, rejected: np.ndarray) -> Calibration:
     Raises:
         InputError: no pairs, or a score that is not finite.
     """
+    # Imported where they are used: they take longer to import than a small table to solve, and every command that
+    # knows the kinds of scorers imports this module.
+    from scipy.optimize import minimize_scalar
+    from scipy.special import expit, log_expit
+
     if len(chosen) == 0 or not (np.isfinite(chosen).all() and np.isfinite(rejected).all()):
         raise InputError("a calibration needs pairs of responses with finite scores")
     gap = chosen - rejected

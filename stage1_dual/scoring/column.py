@@ -24,10 +24,10 @@ SAMPLE_KEYS = ("sample_index", "completion")
 
 
 class ColumnScorer:
-    """Looks scores up.
+    """Looks scores up in a column of the samples or of a table.
 
-    Without a table the numbers are a column of the samples (``ScoreRequest.columns``). A table has a row for each sample:
-    its prompt by ``prompt_id`` or else by ``prompt`` (a text, that of the prompt's last message, or a list of
+    Without a table the numbers are a column of the samples (``ScoreRequest.columns``). A table has a row for each
+    sample: its prompt by ``prompt_id`` or else by ``prompt`` (a text, that of the prompt's last message, or a list of
     messages), and the sample by ``sample_index`` or else by ``completion``. A sample that is not in it, or has no
     number there, fails. ``scored_sha256`` is that of prompt and completion.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-from pipeline.contracts.errors import InputError
-from stage1_dual.checkpoints import is_local
-
-Dtype = Literal["float32", "bfloat16", "float16"]
+from pipeline.contracts.section import Dtype
+from pipeline.networks import load_network
 
 
 def load_model(
@@ -26,30 +24,15 @@ def load_model(
         InputError: the checkpoint cannot be loaded, or a weight is missing, unexpected or of another shape.
     """
     import torch
-    from safetensors import SafetensorError
 
-    try:
-        model, loading = model_class.from_pretrained(
-            checkpoint,
-            **({} if config is None else {"config": config}),
-            revision=revision,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=is_local(checkpoint),
-            ignore_mismatched_sizes=True,  # reported below, with the others
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"transformers cannot load the scorer {checkpoint}: {error}") from error
-    for kind in ("missing", "unexpected", "mismatched"):
-        keys = sorted(key if isinstance(key, str) else key[0] for key in loading[f"{kind}_keys"])
-        if keys:
-            raise InputError(
-                f"the scorer {checkpoint} has {len(keys)} {kind} weights ({', '.join(keys[:3])}): "
-                f"{type(model).__name__} would not be the trained model"
-            )
-    return model.eval()
+    return load_network(
+        model_class,
+        checkpoint,
+        dtype=getattr(torch, dtype),
+        what="the scorer",
+        revision=revision,
+        **({} if config is None else {"config": config}),
+    )
 
 
 def resolve_device(device: str) -> Any:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.messages import plain_messages
+from pipeline.contracts.section import Dtype
+from stage1_dual.chat_templates import read_template, render_chat, template_file
 from stage1_dual.checkpoints import check_template, is_text_template
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions, with_one_bos
 from stage1_dual.scoring.calibration import Calibration, calibrate
-from stage1_dual.scoring.loading import Dtype, load_model, resolve_device
+from stage1_dual.scoring.loading import load_model, resolve_device
 from stage1_dual.scoring.logprobs import TokenIds, response_logp
 from stage1_dual.scoring.outputs import Affine
 from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
@@ -81,8 +83,8 @@ class LogRatioScorer:
         try:
             from transformers import AutoModelForCausalLM
         except ImportError as error:
-            raise MissingExtraError(
-                package=error.name or "transformers", extra="sample", purpose="scoring with transformers"
+            raise import_failure(
+                error, package="transformers", extra="sample", purpose="scoring with transformers"
             ) from error
         check_template(template, reads_prompt=True)
         sources = ((checkpoint, revision), (reference, reference_revision))
@@ -205,13 +207,13 @@ def _render_prompt(
             raise InputError(f"a pair's prompt has {len(messages)} messages; a text template takes prompts of one")
         text = template.split("{completion}")[0].replace("{prompt}", messages[0]["content"])
     else:
-        rendered = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=None if template is None else Path(template).read_text(encoding="utf-8"),
-            tokenize=False,
+        path = None if template is None else template_file(template)
+        text = render_chat(
+            tokenizer,
+            messages,
+            chat_template=None if path is None else read_template(path, setting="template"),
             add_generation_prompt=True,
         )
-        text = str(rendered)
     return with_one_bos(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.bos_token_id)
 
 

@@ -24,7 +24,7 @@ class Affine:
     offset: float = 0.0
 
     def apply(self, raw: float) -> float:
-        """The value of one raw score."""
+        """What the raw score of a scorer is in the user's own direction and units."""
         return self.sign * raw + self.offset
 
 

@@ -8,10 +8,11 @@ import json
 import numbers
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from pipeline.contracts.errors import InputError
@@ -35,7 +36,7 @@ class PythonScorer:
         affine: from the function's numbers to the user's units.
 
     Raises:
-        InputError: there is no such module or function, or it cannot be imported.
+        InputError: there is no such module or function, it cannot be imported, or it ends the process.
     """
 
     def __init__(
@@ -55,9 +56,15 @@ class PythonScorer:
         """One result a row, in the order of the rows.
 
         Raises:
-            InputError: the function returned another number of values than rows, or something that is not a number.
+            InputError: the function returned another number of values than rows, or something that is not a number, or
+            ended the process instead.
         """
-        returned = self._function(list(rows), **self._settings)
+        try:
+            returned = self._function(list(rows), **self._settings)
+        except SystemExit as error:
+            raise InputError(f"{self._name} ended in sys.exit({error.code!r}); it must return one number a row") from (
+                error
+            )
         try:
             values = list(returned)
         except TypeError as error:
@@ -103,36 +110,34 @@ def find_source(function: str, *, folders: Sequence[str] = ()) -> Path:
     """The file of the module of ``module:name``, without importing anything.
 
     Raises:
-        InputError: not of that form, there is no such module, or another one of its name is in use.
+        InputError: not of that form, or there is no such module.
     """
-    module, _ = _split(function)
-    _add_folders(folders)
-    spec = _find_spec(module)
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        looked = ", ".join([*folders, "the installed packages"])
-        raise InputError(f"`function` is {function!r}; there is no module {module} in {looked}")
-    used = getattr(sys.modules.get(module), "__file__", None) or spec.origin
-    if Path(used) != Path(spec.origin):
-        raise InputError(f"`function` is {function!r}; {module} is already the name of {used}: rename {spec.origin}")
-    return Path(spec.origin)
+    return _find_spec(function, folders).source
 
 
 def import_function(function: str, *, folders: Sequence[str] = ()) -> Callable[..., Any]:
     """The function of ``module:name``.
 
+    A module in one of the folders is loaded by its path, under a name of its own: whatever it is called, it takes the
+    place of no package, and no package takes its. It may import its neighbours; nobody else can.
+
     Raises:
-        InputError: there is no such module or function, or it cannot be imported.
+        InputError: there is no such module or function, it cannot be imported, or it ends the process instead.
     """
-    find_source(function, folders=folders)
-    module_name, name = _split(function)
+    found = _find_spec(function, folders)
+    _, name = _split(function)
     try:
-        module: ModuleType = importlib.import_module(module_name)
+        module = found.load()
     except Exception as error:  # whatever the user's module raises is the user's to read
-        raise InputError(f"`function` is {function!r}; importing {module_name} failed: {error!r}") from error
-    found = getattr(module, name, None)
-    if not callable(found):
+        raise InputError(f"`function` is {function!r}; importing {found.source} failed: {error!r}") from error
+    except SystemExit as error:
+        raise InputError(
+            f"`function` is {function!r}; importing {found.source} ended in sys.exit({error.code!r})"
+        ) from (error)
+    imported = getattr(module, name, None)
+    if not callable(imported):
         raise InputError(f"`function` is {function!r}; {module.__file__} has no function {name!r}")
-    return found  # type: ignore[no-any-return]
+    return imported  # type: ignore[no-any-return]
 
 
 def _split(function: str) -> tuple[str, str]:
@@ -142,19 +147,105 @@ def _split(function: str) -> tuple[str, str]:
     return module, name
 
 
-def _find_spec(module: str) -> ModuleSpec | None:
-    """What would be imported, whatever is imported already."""
+@dataclass(frozen=True)
+class _FoundModule:
+    """A module to import.
+
+    Attributes:
+        name: by which it is imported.
+        source: its file.
+        folder: of the user's, in which it was found; None for an installed one.
+    """
+
+    name: str
+    source: Path
+    folder: Path | None
+
+    def load(self) -> ModuleType:
+        if self.folder is None:
+            return importlib.import_module(self.name)
+        _Neighbours.serve(self.folder)
+        # Its package goes first, so that relative imports find it.
+        top, *inner = self.name.split(".")
+        private = f"_dualign_{hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]}_{top}"
+        if private not in sys.modules:
+            _load_by_path(private, _module_file(self.folder / top) or self.folder / top)
+        return importlib.import_module(".".join([private, *inner]))
+
+
+def _find_spec(function: str, folders: Sequence[str]) -> _FoundModule:
+    name, _ = _split(function)
+    for folder in (Path(folder).resolve() for folder in folders):
+        file = _module_file(folder.joinpath(*name.split(".")))
+        if file is not None:
+            return _FoundModule(name, file, folder)
     places: Sequence[str] | None = sys.path
-    name, spec = "", None
-    for part in module.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = PathFinder.find_spec(name, places) if places is not None else None
+    spec, full = None, ""
+    for part in name.split("."):
+        full = f"{full}.{part}" if full else part
+        spec = PathFinder.find_spec(full, places) if places is not None else None
         places = spec.submodule_search_locations if spec is not None else None
-    return spec
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        looked = ", ".join([*folders, "the installed packages"])
+        raise InputError(f"`function` is {function!r}; there is no module {name} in {looked}")
+    return _FoundModule(name, Path(spec.origin), None)
 
 
-def _add_folders(folders: Sequence[str]) -> None:
-    for folder in reversed([str(Path(folder).resolve()) for folder in folders]):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-    importlib.invalidate_caches()
+def _module_file(place: Path) -> Path | None:
+    """The file of a module or package at a path without suffix."""
+    for file in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+        if file.is_file():
+            return file
+    return None
+
+
+def _load_by_path(name: str, file: Path) -> ModuleType:
+    """Load a module under a name; a folder without ``__init__.py`` is a package without code."""
+    if file.is_dir():
+        spec = ModuleSpec(name, None, is_package=True)
+        spec.submodule_search_locations = [str(file)]
+    else:
+        package = [str(file.parent)] if file.name == "__init__.py" else None
+        found = spec_from_file_location(name, file, submodule_search_locations=package)
+        assert found is not None  # it ends in .py
+        spec = found
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        if spec.loader is not None:
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+class _Neighbours:
+    """Finds modules in a user's folder, last of all, and for code of that folder alone.
+
+    On ``sys.path`` the folder would be everybody's: a file ``torchvision.py`` beside a recipe would be taken for the
+    package wherever that is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def serve(cls, folder: Path) -> None:
+        """Serve a folder from now on."""
+        if not any(isinstance(finder, cls) and finder.folder == folder for finder in sys.meta_path):
+            sys.meta_path.append(cls(folder))
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: object = None) -> ModuleSpec | None:
+        """See :class:`importlib.abc.MetaPathFinder`."""
+        del target
+        if path is not None or not self._asks():
+            return None
+        return PathFinder.find_spec(name, [str(self.folder)])
+
+    def _asks(self) -> bool:
+        """Whether the import statement that is being followed stands in a file of the folder."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and "importlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        return frame is not None and Path(frame.f_code.co_filename).is_relative_to(self.folder)

@@ -85,7 +85,7 @@ class ScoreReader(torch.nn.Module):
         self._model = model
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """As :meth:`SafeRlhfScoreModel.read`."""
+        """Read normalised scores off hidden states, as :meth:`SafeRlhfScoreModel.read` does."""
         return self._model.read(hidden)
 
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
+from pipeline.contracts.section import Dtype
 from stage1_dual.checkpoints import check_score_model_checkpoint, is_local
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions
 from stage1_dual.scoring.decoder_heads import DecoderHeads
-from stage1_dual.scoring.loading import Dtype, load_model, resolve_device
+from stage1_dual.scoring.loading import load_model, resolve_device
 from stage1_dual.scoring.outputs import HeadOutput, describe_outputs
-from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
-from stage1_dual.scoring.shared_prefix import PaddingCounts
-from stage1_dual.scoring.templates import ScorerTemplate
-from stage1_dual.scoring.text_scores import score_texts
+from stage1_dual.scoring.text_scores import TextScorer
 from stage1_dual.scoring.texts import OverLength, TextReader, check_max_length
 
 BEAVER_TEMPLATE = "BEGINNING OF CONVERSATION: USER: {prompt} ASSISTANT:{completion}"
 """How safe-rlhf writes a conversation; it appends the tokenizer's EOS, in training and where it scores samples."""
 
 
-class SafeRlhfScorer:
+class SafeRlhfScorer(TextScorer):
     """Scores with a score model of safe-rlhf (see :mod:`stage1_dual.scoring.safe_rlhf_model` for the format).
 
     The score is that of the last token, normalised as the checkpoint's configuration says. A cost is positive where a
@@ -58,28 +56,24 @@ class SafeRlhfScorer:
         share_prefixes: bool = True,
         device: str = "auto",
     ) -> None:
-        self._heads = [_index(output) for output in outputs]
-        for head in self._heads:
+        heads = [_index(output) for output in outputs]
+        for head in heads:
             check_score_model_checkpoint(checkpoint, head=head, template=template, revision=revision)
         positions = read_max_positions(checkpoint, revision=revision)
-        self._max_length = check_max_length(max_length, positions=positions, checkpoint=checkpoint)
         tokenizer = load_tokenizer(checkpoint, revision=revision)
-        self._template = ScorerTemplate(
-            tokenizer, template if template is not None else BEAVER_TEMPLATE + (tokenizer.eos_token or "")
-        )
-        self._reader = TextReader(
-            self._template,
-            max_length=self._max_length,
+        reader = TextReader(
+            tokenizer,
+            template if template is not None else BEAVER_TEMPLATE + (tokenizer.eos_token or ""),
+            max_length=check_max_length(max_length, positions=positions, checkpoint=checkpoint),
             over_length=over_length,
-            bos_token_id=tokenizer.bos_token_id,
         )
         try:
             from transformers import AutoConfig
 
             from stage1_dual.scoring.safe_rlhf_model import SafeRlhfScoreModel, ScoreReader, score_type
         except ImportError as error:
-            raise MissingExtraError(
-                package=error.name or "transformers", extra="sample", purpose="scoring with transformers"
+            raise import_failure(
+                error, package="transformers", extra="sample", purpose="scoring with transformers"
             ) from error
         config = AutoConfig.from_pretrained(
             checkpoint, revision=revision, trust_remote_code=False, local_files_only=is_local(checkpoint)
@@ -87,48 +81,22 @@ class SafeRlhfScorer:
         kind = score_type(config)
         model = load_model(SafeRlhfScoreModel, checkpoint, revision=revision, dtype=dtype, config=config)
         model.to(resolve_device(device))
-        self._description = {
-            "scorer": "safe_rlhf_score",
-            "model": checkpoint,
-            "revision": revision,
-            "dtype": dtype,
-            "max_length": self._max_length,
-            "over_length": over_length,
-            "template_sha256": self._template.sha256,
-            "score_type": kind,
-            "do_normalize": bool(getattr(config, "do_normalize", False)),
-            "outputs": describe_outputs(outputs),
-        }
-        self._outputs = tuple(outputs)
-        self._network: DecoderHeads | None = DecoderHeads(
-            model.model, ScoreReader(model), token_budget=token_budget, share_prefixes=share_prefixes
-        )
-
-    @property
-    def padding(self) -> PaddingCounts:
-        """Tokens computed so far."""
-        assert self._network is not None
-        return self._network.counts
-
-    def score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
-        """One result a row, in the order of the rows; equal texts are computed once."""
-        assert self._network is not None
-        return score_texts(
-            rows,
-            reader=self._reader,
-            logits=self._network.logits,
-            outputs=self._outputs,
-            heads=self._heads,
+        super().__init__(
+            DecoderHeads(model.model, ScoreReader(model), token_budget=token_budget, share_prefixes=share_prefixes),
+            reader=reader,
+            outputs=outputs,
+            heads=heads,
             independent=True,
+            description={
+                "scorer": "safe_rlhf_score",
+                "model": checkpoint,
+                "revision": revision,
+                "dtype": dtype,
+                "score_type": kind,
+                "do_normalize": bool(getattr(config, "do_normalize", False)),
+                "outputs": describe_outputs(outputs),
+            },
         )
-
-    def describe(self) -> Mapping[str, object]:
-        """The resolved settings of the scorer, JSON-serialisable."""
-        return self._description
-
-    def close(self) -> None:
-        """Free the model."""
-        self._network = None
 
 
 def _index(output: HeadOutput) -> int:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError, import_failure
+from pipeline.contracts.section import Dtype
 from stage1_dual.checkpoints import check_scorer_checkpoint, is_local, resolve_head
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions
 from stage1_dual.scoring.batches import batches_by_tokens
 from stage1_dual.scoring.decoder_heads import DecoderHeads
-from stage1_dual.scoring.loading import Dtype, load_model, resolve_device
+from stage1_dual.scoring.loading import load_model, resolve_device
 from stage1_dual.scoring.outputs import HeadOutput, describe_outputs
-from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.shared_prefix import PaddingCounts, can_share
-from stage1_dual.scoring.templates import ScorerTemplate
-from stage1_dual.scoring.text_scores import score_texts
+from stage1_dual.scoring.text_scores import TextScorer
 from stage1_dual.scoring.texts import OverLength, TextReader, check_max_length
 
 if TYPE_CHECKING:
     import torch
 
 
-class SequenceClassificationScorer:
+class SequenceClassificationScorer(TextScorer):
     """Scores with one or several heads of one classifier, all from one forward pass.
 
     A score is what the model's own forward pass gives for the row's text alone, whatever is computed beside it.
@@ -65,64 +64,35 @@ class SequenceClassificationScorer:
             check_scorer_checkpoint(checkpoint, head=output.head, template=template, revision=revision)
         model = _load_classifier(checkpoint, revision=revision, dtype=dtype).to(resolve_device(device))
         positions = _usable_positions(model, read_max_positions(checkpoint, revision=revision))
-        self._max_length = check_max_length(max_length, positions=positions, checkpoint=checkpoint)
-        self._outputs = tuple(outputs)
-        self._settings = {"revision": revision, "dtype": dtype, "over_length": over_length}
-        self._checkpoint = checkpoint
-        tokenizer = load_tokenizer(checkpoint, revision=revision)
-        self._template = ScorerTemplate(tokenizer, template)
-        self._reader = TextReader(
-            self._template,
-            max_length=self._max_length,
+        reader = TextReader(
+            load_tokenizer(checkpoint, revision=revision),
+            template,
+            max_length=check_max_length(max_length, positions=positions, checkpoint=checkpoint),
             over_length=over_length,
-            bos_token_id=tokenizer.bos_token_id,
         )
         config = model.config
-        self._labels: dict[int, str] = {int(index): str(label) for index, label in config.id2label.items()}
-        self._heads = [resolve_head(output.head, self._labels, checkpoint=checkpoint) for output in outputs]
-        self._independent = len(self._labels) == 1 or config.problem_type == "multi_label_classification"
+        labels: dict[int, str] = {int(index): str(label) for index, label in config.id2label.items()}
+        heads = [resolve_head(output.head, labels, checkpoint=checkpoint) for output in outputs]
         if config.problem_type == "regression" and any(output.output == "probability" for output in outputs):
             raise InputError(f"the scorer {checkpoint} is a regression: it has no probabilities; use `output: logit`")
-        self._network: DecoderNetwork | WholeNetwork | None = _network(
-            model, token_budget=token_budget, share_prefixes=share_prefixes
+        super().__init__(
+            _network(model, token_budget=token_budget, share_prefixes=share_prefixes),
+            reader=reader,
+            outputs=outputs,
+            heads=heads,
+            independent=len(labels) == 1 or config.problem_type == "multi_label_classification",
+            description={
+                "scorer": "sequence_classification",
+                "model": checkpoint,
+                "revision": revision,
+                "dtype": dtype,
+                "labels": [labels[index] for index in sorted(labels)],
+                "outputs": [
+                    {**output, "head_index": head}
+                    for output, head in zip(describe_outputs(outputs), heads, strict=True)
+                ],
+            },
         )
-
-    @property
-    def padding(self) -> PaddingCounts:
-        """Tokens computed so far."""
-        assert self._network is not None
-        return self._network.counts
-
-    def score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
-        """One result a row, in the order of the rows; equal texts are computed once."""
-        assert self._network is not None
-        return score_texts(
-            rows,
-            reader=self._reader,
-            logits=self._network.logits,
-            outputs=self._outputs,
-            heads=self._heads,
-            independent=self._independent,
-        )
-
-    def describe(self) -> Mapping[str, object]:
-        """The resolved settings of the scorer, JSON-serialisable."""
-        return {
-            "scorer": "sequence_classification",
-            "model": self._checkpoint,
-            **self._settings,
-            "labels": [self._labels[index] for index in sorted(self._labels)],
-            "max_length": self._max_length,
-            "template_sha256": self._template.sha256,
-            "outputs": [
-                {**output, "head_index": head}
-                for output, head in zip(describe_outputs(self._outputs), self._heads, strict=True)
-            ],
-        }
-
-    def close(self) -> None:
-        """Free the model."""
-        self._network = None
 
 
 class DecoderNetwork:
@@ -140,7 +110,7 @@ class DecoderNetwork:
 
     @property
     def counts(self) -> PaddingCounts:
-        """Tokens computed so far."""
+        """The tokens that went through the model so far, with and without padding."""
         return self._heads.counts
 
     def logits(self, token_ids: Sequence[Sequence[int]], groups: Sequence[Hashable]) -> np.ndarray:
@@ -203,8 +173,8 @@ def _load_classifier(checkpoint: str, *, revision: str | None, dtype: Dtype) -> 
         import torch
         from transformers import AutoConfig, AutoModelForSequenceClassification
     except ImportError as error:
-        raise MissingExtraError(
-            package=error.name or "transformers", extra="sample", purpose="scoring with transformers"
+        raise import_failure(
+            error, package="transformers", extra="sample", purpose="scoring with transformers"
         ) from error
     if dtype == "float32":
         return load_model(AutoModelForSequenceClassification, checkpoint, revision=revision, dtype=dtype)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.contracts.errors import InputError
+from stage1_dual.chat_templates import read_template, render_chat, require_repeatable, template_file
 from stage1_dual.checkpoints import check_template, is_text_template
 from stage1_dual.sampling.rendering import with_one_bos
 from stage1_dual.scoring.protocol import ScoreRequest
@@ -41,15 +41,17 @@ class ScorerTemplate:
         self._text = template if template is not None and is_text_template(template) else None
         self._chat: str | None = None
         if self._text is None:
-            self._chat = tokenizer.chat_template if template is None else Path(template).read_text(encoding="utf-8")
+            path = None if template is None else template_file(template)
+            self._chat = tokenizer.chat_template if path is None else read_template(path, setting="template")
             if not self._chat:
                 raise InputError(
                     f"the tokenizer of {tokenizer.name_or_path} has no chat template; give the scorer a `template`"
                 )
+            require_repeatable(self._chat, setting="template")
 
     @property
     def sha256(self) -> str:
-        """Of the template in use."""
+        """The SHA-256 of the template in use."""
         source = self._text if self._text is not None else self._chat
         assert source is not None
         return hashlib.sha256(source.encode()).hexdigest()
@@ -63,15 +65,15 @@ class ScorerTemplate:
         if self._text is not None:
             prompt = _single_message(row) if "{prompt}" in self._text else ""
             return _fill(self._text, prompt=prompt, completion=row.completion)
-        from jinja2 import TemplateError
-
-        conversation = [*(dict(message) for message in row.messages), {"role": "assistant", "content": row.completion}]
-        try:
-            text = self._tokenizer.apply_chat_template(conversation, chat_template=self._chat, tokenize=False)
-        except TemplateError as error:
-            raise InputError(f"the scorer's chat template refuses prompt {row.prompt_id}: {error}") from error
-        assert isinstance(text, str)
-        return text
+        conversation = [*row.messages, {"role": "assistant", "content": row.completion}]
+        return render_chat(
+            self._tokenizer,
+            conversation,
+            chat_template=self._chat,
+            add_generation_prompt=False,
+            template_name="the scorer's chat template",
+            prompt_name=f"prompt {row.prompt_id}",
+        )
 
     def encode(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """The tokens of rendered texts, uncut."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.scoring.protocol import RowFailure, ScoreRequest
 from stage1_dual.scoring.templates import ScorerTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OverLength = Literal["flag", "fail"]
 
@@ -38,19 +41,35 @@ class TextReader:
     flagged (``over_length="flag"``), or its row fails (``"fail"``).
 
     Args:
-        template: of the scorer.
+        tokenizer: of the scorer.
+        template: as :class:`~stage1_dual.scoring.templates.ScorerTemplate` takes it.
         max_length: longest text, tokens.
         over_length: what becomes of a longer one.
-        bos_token_id: of the tokenizer, None where it has none.
+
+    Raises:
+        InputError: there is no such template, or the tokenizer has no chat template.
     """
 
     def __init__(
-        self, template: ScorerTemplate, *, max_length: int, over_length: OverLength, bos_token_id: int | None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None,
+        *,
+        max_length: int,
+        over_length: OverLength,
     ) -> None:
-        self._template = template
+        self._template = ScorerTemplate(tokenizer, template)
         self._max_length = max_length
         self._over_length = over_length
-        self._bos_token_id = bos_token_id
+        self._bos_token_id = tokenizer.bos_token_id
+
+    def describe(self) -> dict[str, object]:
+        """How texts are read, JSON-serialisable."""
+        return {
+            "max_length": self._max_length,
+            "over_length": self._over_length,
+            "template_sha256": self._template.sha256,
+        }
 
     def read(self, rows: Sequence[ScoreRequest]) -> list[ReadText | RowFailure]:
         """One text a row, in the order of the rows; equal texts of a prompt are one object."""

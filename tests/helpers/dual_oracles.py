@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import cvxpy as cp
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from pipeline.contracts.arrays import FloatArray
 
 
 def naive_dual_value(r_pk: FloatArray, g_pkm: FloatArray, *, b_m: FloatArray, beta: float, lam_m: FloatArray) -> float:

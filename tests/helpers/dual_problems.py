@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.contracts.arrays import FloatArray
 from stage1_dual.dual import AttainableMeans, DualProblem
-
-FloatArray = NDArray[np.float64]
 
 
 def draw_scores(

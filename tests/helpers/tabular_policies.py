@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stage2_policy.objectives import Targets
+from stage2_policy.losses import Targets
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,14 @@ class Draws:
 def enumerate_shares(world: TabularWorld) -> Draws:
     """Every response once, standing for a share pi_ref(y) of the draws: its tilted weight is pi_lambda(y)."""
     shares = 1.0 / world.ref_logp.exp()
-    largest = (world.tilted * shares).max(dim=1, keepdim=True).values.expand_as(shares)
-    return _draws(world, world.tilted.flatten(), n_samples=shares.flatten(), largest=largest.flatten())
+    return _draws(world, world.tilted.flatten(), n_samples=shares.flatten())
 
 
 def enumerate_once(world: TabularWorld) -> Draws:
     """Every response once, each counting the same: what objectives need that compare the responses of a prompt."""
     weight = world.score.softmax(1)
     n_samples = torch.full_like(weight, weight.shape[1])
-    largest = weight.shape[1] * weight.max(dim=1, keepdim=True).values.expand_as(weight)
-    return _draws(world, weight.flatten(), n_samples=n_samples.flatten(), largest=largest.flatten())
+    return _draws(world, weight.flatten(), n_samples=n_samples.flatten())
 
 
 def draw_responses(world: TabularWorld, *, n_samples: int, group_size: int, seed: int) -> Draws:
@@ -67,7 +65,6 @@ def draw_responses(world: TabularWorld, *, n_samples: int, group_size: int, seed
     n_prompts, n_responses = world.score.shape
     drawn = torch.multinomial(world.ref_logp.exp(), n_samples, replacement=True, generator=generator)
     weight = world.score.gather(1, drawn).softmax(1)
-    largest = n_samples * weight.max(dim=1, keepdim=True).values.expand_as(weight)
     uniform = torch.rand(drawn.numel(), generator=generator, dtype=torch.float64)
     cell = (drawn + n_responses * torch.arange(n_prompts)[:, None]).flatten()
     return Draws(
@@ -78,7 +75,6 @@ def draw_responses(world: TabularWorld, *, n_samples: int, group_size: int, seed
             score=world.score.flatten()[cell],
             label_noise=-torch.log(-torch.log(uniform)),
             n_samples=torch.full(cell.shape, n_samples, dtype=torch.float64),
-            largest_ratio=largest.flatten(),
             group=torch.arange(len(cell)) // group_size,
             beta=torch.tensor(1.0, dtype=torch.float64),
         ),
@@ -101,14 +97,13 @@ def pair_neighbours(world: TabularWorld) -> Draws:
             score=score,
             label_noise=torch.zeros_like(score),
             n_samples=torch.full_like(score, 2.0),
-            largest_ratio=(2 * weight.max(dim=1, keepdim=True).values.expand_as(weight)).flatten(),
             group=torch.arange(len(cell)) // 2,
             beta=torch.tensor(1.0, dtype=torch.float64),
         ),
     )
 
 
-def _draws(world: TabularWorld, weight: torch.Tensor, *, n_samples: torch.Tensor, largest: torch.Tensor) -> Draws:
+def _draws(world: TabularWorld, weight: torch.Tensor, *, n_samples: torch.Tensor) -> Draws:
     n_prompts, n_responses = world.score.shape
     return Draws(
         cell=torch.arange(n_prompts * n_responses),
@@ -118,7 +113,6 @@ def _draws(world: TabularWorld, weight: torch.Tensor, *, n_samples: torch.Tensor
             score=world.score.flatten(),
             label_noise=torch.zeros_like(weight),
             n_samples=n_samples,
-            largest_ratio=largest,
             group=torch.arange(n_prompts).repeat_interleave(n_responses),
             beta=torch.tensor(1.0, dtype=torch.float64),
         ),

@@ -1,9 +1,11 @@
 """Every fault a user can make gets one clear message and its exit code, before any model is loaded."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import pipeline
 from pipeline.cli import main
 from pipeline.contracts.artifacts import run_lock
+from pipeline.contracts.errors import InputError
+from pipeline.steps.order import STAGES, SUMMARIES
 
 RECIPE = """
 beta: 1.0
@@ -120,6 +125,102 @@ def test_env_prints_versions(capsys):
     assert "devices" in out or "device 0" in out
 
 
+def loaded_by(arguments, *, cwd):
+    """Modules of a fresh interpreter after a command."""
+    code = f"""
+import json, sys
+from pipeline.cli import main
+try:
+    main({arguments!r})
+except SystemExit as ended:
+    assert not ended.code, ended
+print(json.dumps(sorted(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=cwd, timeout=120
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    loaded = loaded_by(["--help"], cwd=tmp_path)
+    assert not {"numpy", "pyarrow", "scipy", "matplotlib", "pydantic", "yaml", "rich", "torch", "pandas"} & loaded
+    ours = {name for name in loaded if name.startswith(("pipeline.", "stage1_dual", "stage2_policy"))}
+    assert ours == {
+        "pipeline.cli",
+        "pipeline.contracts",
+        "pipeline.contracts.errors",
+        "pipeline.steps",
+        "pipeline.steps.order",
+    }
+
+
+def test_a_table_is_solved_without_what_a_run_needs(tmp_path):
+    table = scores_table(tmp_path / "s.parquet")
+    asked = ["--reward", "helpful", "--constraint", "harmless >= 0", "--beta", "1", "--output", str(tmp_path / "out")]
+    loaded = loaded_by(["solve", "--table", str(table), *asked, "--no-progress"], cwd=tmp_path)
+    assert {"pipeline.dual.from_table", "matplotlib"} <= loaded
+    run = {
+        "torch",
+        "transformers",
+        "jinja2",
+        "scipy.stats",
+        "matplotlib.pyplot",
+        "pipeline.config",
+        "pipeline.microworld",
+    }
+    assert not (run | {"pipeline.run", "pipeline.scoring", "pipeline.steps.runner", "pipeline.baselines"}) & loaded
+
+
+def test_the_answer_is_printed_before_the_figures_are_drawn(tmp_path, capsys, monkeypatch):
+    """Drawing takes longer than solving; what fails after the answer still fails the command."""
+    import pipeline.report.plates
+
+    def draw(*_, **__):
+        assert "harmless" in capsys.readouterr().out
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(pipeline.report.plates, "write_stage1_figures", draw)
+    assert solve_table(tmp_path, scores_table(tmp_path / "s.parquet"), "harmless >= 0") == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "dual.json").exists()
+
+
+def test_every_command_has_help_and_a_place(capsys):
+    """`dualign X` is pipeline/steps/X.py, or a room of that name."""
+    from pipeline.steps.runner import STEPS
+
+    assert list(STEPS) == list(SUMMARIES)
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    listed = capsys.readouterr().out
+    commands = [*SUMMARIES, *STAGES, "multishot", "baselines", "frontier", "validate", "env"]
+    package = Path(pipeline.__file__).parent
+    for name in commands:
+        assert re.search(rf"^    {name}\b", listed, flags=re.MULTILINE)
+        if name not in STAGES:
+            assert (package / "steps" / f"{name}.py").is_file() or (package / name).is_dir(), name
+        with pytest.raises(SystemExit) as ended:
+            main([name, "--help"])
+        assert ended.value.code == 0
+        assert f"usage: dualign {name}" in capsys.readouterr().out
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"dualign {version('dualign')}\n"
+
+
+@pytest.mark.parametrize("command", ["solve", "frontier"])
+def test_an_unknown_option_of_a_table_command(tmp_path, capsys, command):
+    asked = ["--table", "t", "--reward", "r", "--constraint", "g >= 0", "--beta", "1", "--output", str(tmp_path / "o")]
+    assert main([command, *asked, "--sead", "3"]) == 2
+    assert "takes no more arguments, '--sead' given" in capsys.readouterr().err
+
+
 def scores_table(path, *, n_prompts=50, n_responses=30, change=None):
     rng = np.random.default_rng(0)
     n = n_prompts * n_responses
@@ -225,3 +326,57 @@ def test_the_command_is_on_the_path_and_solving_a_table_imports_no_torch(tmp_pat
     command = shutil.which("dualign", path=str(Path(sys.executable).parent))
     assert command is not None
     assert "--table" in subprocess.run([command, "solve", "--help"], check=True, capture_output=True, text=True).stdout
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_reader_that_has_seen_enough_is_no_fault():
+    plan = f"{sys.executable} -m pipeline run --dry-run | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", plan], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+    assert done.stdout.splitlines()[-1] in {"0", "141"}
+
+
+def test_a_full_output_is_reported(monkeypatch):
+    with Path("/dev/full").open("w") as full:
+        program = [sys.executable, "-m", "pipeline", "env"]
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_terminated_is_said_and_is_143(tmp_path):
+    code = (
+        "import os, signal, sys, pipeline.cli as cli\n"
+        "command = cli._Command('x', lambda parser: None, lambda *_: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "cli._COMMANDS['env'] = command\n"
+        "sys.exit(cli.main(['env']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 143
+    assert done.stderr == "dualign: terminated; finished work is kept, run the same command to continue\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/tmp/x", ".", "..", "a/b", "a\nb", "-x", ".hidden", "x" * 101, "a\x1b[31m", "x.", "con "]
+)
+def test_the_name_of_a_run_is_one_plain_name(name, tmp_path, capsys):
+    outside = tmp_path / "x" / "prompts" / "data"
+    outside.mkdir(parents=True)
+    (outside / "mine.parquet").write_text("mine")
+    data = tmp_path / "project" / "data"
+    assert main(["prepare", f"--run={name}", "--data-dir", str(data)]) == 2
+    message = capsys.readouterr().err
+    assert "the name of a run is at most 100 letters, digits" in message
+    assert "\x1b" not in message
+    assert not data.exists()
+    assert (outside / "mine.parquet").read_text() == "mine"
+
+
+def test_what_strangers_wrote_moves_no_terminal(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text('beta: 1\n"\\x1b[2Jx": 1\n')
+    assert main(["run", "--dry-run", "--config", str(tmp_path / "r.yaml")]) == 2
+    assert "\x1b" not in capsys.readouterr().err

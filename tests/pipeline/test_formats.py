@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import load_dataset
+from helpers.solutions import bound, build_solution
 from helpers.tabular_policies import TabularWorld, build_tabular_world, minimise, total_variation
 from helpers.tiny_models import save_tiny_policy
 from torch.nn import functional
@@ -64,8 +65,8 @@ def write_tilted(run: Run, *, seed: int = 0) -> pa.Table:
             for k in range(N_SAMPLES)
         ]
     table = pa.Table.from_pylist(rows, schema=tilted_schema(["harm"]))
-    entry = {"name": "harm", "direction": "<=", "threshold": THRESHOLD, "multiplier": MULTIPLIER}
-    write_json(run.folder / "dual" / "dual.json", {"beta": BETA, "constraints": [entry]})
+    solution = build_solution(bound("harm", "<=", threshold=THRESHOLD, multiplier=MULTIPLIER), beta=BETA)
+    write_json(run.folder / "dual" / "dual.json", solution.to_document())
     shutil.rmtree(run.folder / "tilted", ignore_errors=True)
     files = write_table(run.folder / "tilted", table, metadata={})
     write_manifest(run.folder / "tilted", Manifest(step="export", run=run.name, settings={}, inputs={}, files=files))

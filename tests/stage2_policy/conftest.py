@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from helpers.solutions import bound, build_solution
 from helpers.tiny_models import save_tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -124,24 +125,18 @@ def _write_samples(folder: Path, rows: Rows, *, reference: Path) -> None:
 
 
 def _write_dual(folder: Path, *, samples: Path, beta: float, n_samples: int) -> None:
-    constraint = {
-        "name": "harm",
-        "direction": "<=",
-        "threshold": THRESHOLD,
-        "demanded": {"threshold": THRESHOLD, "margin": None},
-        "multiplier": MULTIPLIER,
-        "reference": 0.5,
-        "predicted": 0.2,
-    }
-    dual = {
-        "beta": beta,
-        "n_prompts": len(N_SAMPLES),
-        "n_samples": n_samples,
-        "reward": {"name": "helpful", "reference": 0.0, "predicted": 0.6},
+    solution = build_solution(
+        bound("harm", "<=", threshold=THRESHOLD, multiplier=MULTIPLIER, reference=0.5),
+        beta=beta,
+        n_prompts=len(N_SAMPLES),
+        n_samples=n_samples,
+    )
+    statistics = {
+        "reward": {"reference": 0.0, "predicted": 0.6},
         "kl": {"predicted": 0.3},
-        "constraints": [constraint],
+        "constraints": [{"predicted": 0.2}],
     }
-    write_json(folder / "dual.json", dual)
+    write_json(folder / "dual.json", solution.to_document(statistics))
     files = {"dual.json": file_sha256(folder / "dual.json")}
     _finish(folder, "solve", files=files, inputs={"samples": read_manifest(samples).identity})
 

@@ -3,19 +3,25 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.train_settings import changed
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pipeline.contracts.artifacts import checkpoint_sha256
 from pipeline.contracts.errors import InputError
-from stage2_policy.adapters import AdapterSettings, attach_adapter, continue_adapter, validate_reference
+from stage2_policy.adapters import (
+    AdapterSettings,
+    attach_adapter,
+    check_target_modules,
+    continue_adapter,
+    validate_reference,
+)
 from stage2_policy.data import read_training_data
 from stage2_policy.held_out import estimate_held_out
 from stage2_policy.logprobs import score_sequences
@@ -42,7 +48,7 @@ LORA = TrainSettings(
 def trained(stage_one: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainResult, Path]:
     output = tmp_path_factory.mktemp("policy")
     before = checkpoint_sha256(stage_one.reference)
-    result = train_policy(**vars(stage_one), output=output, settings=LORA, show_progress=False)
+    result = train_policy(**vars(stage_one), output=output, settings=LORA, seed=0, show_progress=False)
     assert checkpoint_sha256(stage_one.reference) == before
     return result, output
 
@@ -94,10 +100,10 @@ def test_an_interrupted_run_continues_to_the_same_curve(
 
     monkeypatch.setattr(TiltedTrainer, "compute_loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train_policy(**vars(stage_one), output=tmp_path, settings=LORA, show_progress=False)
+        train_policy(**vars(stage_one), output=tmp_path, settings=LORA, seed=0, show_progress=False)
     monkeypatch.undo()
     assert list(tmp_path.glob("checkpoints/checkpoint-*"))
-    continued = train_policy(**vars(stage_one), output=tmp_path, settings=LORA, show_progress=False)
+    continued = train_policy(**vars(stage_one), output=tmp_path, settings=LORA, seed=0, show_progress=False)
 
     curves = [
         [
@@ -116,8 +122,8 @@ def test_an_interrupted_run_continues_to_the_same_curve(
 def test_activations_computed_anew_change_nothing(adapter: str, stage_one: Any, tmp_path: Path) -> None:
     losses = []
     for again in (False, True):
-        settings = replace(LORA, adapter=adapter, learning_rate=5e-4, epochs=1, gradient_checkpointing=again)
-        train_policy(**vars(stage_one), output=tmp_path / str(again), settings=settings, show_progress=False)
+        settings = changed(LORA, adapter=adapter, learning_rate=5e-4, epochs=1, gradient_checkpointing=again)
+        train_policy(**vars(stage_one), output=tmp_path / str(again), settings=settings, seed=0, show_progress=False)
         log = json.loads((tmp_path / str(again) / "training_log.json").read_text())
         losses.append([entry[name] for entry in log for name in ("loss", "eval_loss") if name in entry])
 
@@ -127,8 +133,8 @@ def test_activations_computed_anew_change_nothing(adapter: str, stage_one: Any, 
 
 def test_four_bits_train_and_merge_into_the_exact_weights(stage_one: Any, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="not in the locks, for it may reach out to the Hub when imported")
-    settings = replace(LORA, adapter="qlora")
-    result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
+    settings = changed(LORA, adapter="qlora")
+    result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, seed=0, show_progress=False)
 
     # The reference of the log-ratios is the quantised model, which is another one than was sampled ...
     assert result.held_out_reference.kl == pytest.approx(0, abs=1e-9)
@@ -164,6 +170,21 @@ def test_layers_that_are_not_there_are_named(reference: Path) -> None:
         attach_adapter(model, settings)
 
 
+def test_a_misspelt_layer_beside_right_ones_is_named(reference: Path) -> None:
+    # peft would train the others and say nothing.
+    message = r"`lora_target_modules` is \['q_proj', 'v_porj'\]: the model has no layer v_porj"
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+    with pytest.raises(InputError, match=message):
+        attach_adapter(model, AdapterSettings(r=2, alpha=4, target_modules=["q_proj", "v_porj"], seed=0))
+    config = AutoConfig.from_pretrained(reference)
+    with pytest.raises(InputError, match=message):
+        check_target_modules(config, ("q_proj", "v_porj"))
+    with pytest.raises(InputError, match="`lora_target_modules` is 'q_porj'"):
+        check_target_modules(config, "q_porj")
+    for right in ("all-linear", ("q_proj", "self_attn.v_proj"), r".*\.[qv]_proj"):
+        check_target_modules(config, right)
+
+
 def test_dropout_disturbs_training_and_no_evaluation(reference: Path, stage_one: Any) -> None:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
     policy = attach_adapter(model, AdapterSettings(r=2, alpha=4, target_modules="all-linear", seed=0, dropout=0.5))
@@ -177,9 +198,9 @@ def test_dropout_disturbs_training_and_no_evaluation(reference: Path, stage_one:
 
 
 def test_training_goes_on_from_an_adapter(stage_one: Any, trained: tuple[TrainResult, Path], tmp_path: Path) -> None:
-    settings = replace(LORA, learning_rate=1e-9, epochs=1, evaluations=1)
+    settings = changed(LORA, learning_rate=1e-9, epochs=1, evaluations=1)
     result = train_policy(
-        **vars(stage_one), output=tmp_path, settings=settings, show_progress=False, initial=trained[1]
+        **vars(stage_one), output=tmp_path, settings=settings, seed=0, show_progress=False, initial=trained[1]
     )
     # Log-ratios are still against the reference, not against where training began.
     assert result.held_out.kl == pytest.approx(trained[0].held_out.kl, rel=1e-3)
@@ -212,4 +233,6 @@ def test_an_adapter_of_another_reference_is_refused(
     record["identities"]["reference"] = "0" * 64
     (other / "provenance.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"adapter was trained on another reference \(000000000000\)"):
-        train_policy(**vars(stage_one), output=tmp_path / "new", settings=LORA, show_progress=False, initial=other)
+        train_policy(
+            **vars(stage_one), output=tmp_path / "new", settings=LORA, seed=0, show_progress=False, initial=other
+        )

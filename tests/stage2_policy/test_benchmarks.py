@@ -9,6 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers.tiny_runs import dualign, write_recipe
+
+from stage2_policy.objectives import OBJECTIVES
 
 _FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -50,3 +53,32 @@ def test_rate_and_memory_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
     assert all(row.responses_per_second > 0 for row in rows)
     assert len(json.loads(output.read_text())) == 6
+
+
+def test_every_row_of_the_study_can_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(_FOLDER))
+    study = load("stage2_study", monkeypatch)
+    for name, objective in study.STUDIED.items():
+        monkeypatch.setitem(OBJECTIVES, name, objective)
+
+    settings = {name: row.settings() for name, row in study.ROWS.items()}
+    assert {one.objective for one in settings.values()} == OBJECTIVES.keys()
+    assert settings["nll 5e-4"].learning_rate == 5e-4
+    assert settings["pairwise 1e-3, LoRA of rank 64"].lora_r == 64
+
+
+def test_the_study_trains_and_samples_with_an_objective_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dualign("stage1", write_recipe(tmp_path)) == 0
+    monkeypatch.syspath_prepend(str(_FOLDER))
+    study = load("stage2_study", monkeypatch)
+    for name in study.STUDIED:  # to be taken out again
+        monkeypatch.setitem(OBJECTIVES, name, study.STUDIED[name])
+    names = ["kl 2e-4", "pairwise 1e-3, LoRA of rank 16"]
+    arguments = ["--runs", "tiny", "--data-dir", str(tmp_path / "data"), "--responses", "2", "--only", *names]
+    monkeypatch.setattr(sys, "argv", ["stage2_study.py", *arguments])
+    study.main()
+
+    table = (tmp_path / "data" / "runs" / "tiny" / "stage2_study" / "table.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [f"| {name}" for name in names]

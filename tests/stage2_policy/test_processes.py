@@ -33,7 +33,7 @@ torch.set_num_threads(1)
 folders, output, settings = json.loads(sys.argv[1])
 train_policy(
     **{name: Path(path) for name, path in folders.items()},
-    output=Path(output), settings=TrainSettings(**settings), show_progress=False,
+    output=Path(output), settings=TrainSettings(**settings), seed=1, show_progress=False,
     reference_logp=Path(output) / "reference_logp",
 )
 """
@@ -63,6 +63,7 @@ torch.testing.assert_close(values[1], values[0])
 for whole, part in zip(plain.parameters(), sharded.parameters(), strict=True):
     assert isinstance(part.grad, DTensor)
     torch.testing.assert_close(part.grad.full_tensor(), whole.grad)
+distributed.barrier()
 distributed.destroy_process_group()
 """
 
@@ -74,7 +75,6 @@ SETTINGS = {
     "responses_per_group": 2,
     "held_out_fraction": 0.25,
     "evaluations": 3,
-    "seed": 1,
 }
 
 
@@ -84,6 +84,7 @@ def train_alone(stage_one: Any, output: Path, settings: dict[str, Any]) -> None:
         **vars(stage_one),
         output=output,
         settings=TrainSettings(**settings),
+        seed=1,
         show_progress=False,
         reference_logp=output / "reference_logp",
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from helpers.train_settings import changed
 from transformers import PreTrainedModel
 
 from pipeline.contracts.artifacts import read_manifest, write_manifest
@@ -46,7 +47,7 @@ def store(data: TrainingData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def score(
     model: torch.nn.Module, data: TrainingData, store: ReferenceStore | None, **change: Any
 ) -> reference.ReferenceLogp:
-    return score_reference(model, data, settings=replace(SETTINGS, **change), show_progress=False, store=store)
+    return score_reference(model, data, settings=changed(SETTINGS, **change), show_progress=False, store=store)
 
 
 def test_values_are_computed_once(reference_model: PreTrainedModel, data: TrainingData, store: ReferenceStore) -> None:
@@ -70,7 +71,7 @@ def test_another_share_of_held_out_prompts_reads_the_same_table(
 ) -> None:
     score(reference_model, data, store)
     other = read_training_data(**vars(stage_one), held_out_fraction=0.5)
-    settings = replace(SETTINGS, held_out_fraction=0.5)
+    settings = changed(SETTINGS, held_out_fraction=0.5)
     assert reference_store(store.folder, other, settings).table == store.table
 
     again = score_reference(Unused(), other, settings=settings, show_progress=False, store=store)
@@ -88,7 +89,7 @@ def test_another_share_of_held_out_prompts_reads_the_same_table(
 def test_what_changes_values_or_rows_has_its_own_table(
     change: dict[str, Any], data: TrainingData, store: ReferenceStore
 ) -> None:
-    assert reference_store(store.folder, data, replace(SETTINGS, **change)).table != store.table
+    assert reference_store(store.folder, data, changed(SETTINGS, **change)).table != store.table
 
 
 @pytest.mark.parametrize("name", ["reference", "samples"])

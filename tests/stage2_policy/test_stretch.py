@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from helpers.tiny_models import save_tiny_policy
+from helpers.train_settings import changed
 from transformers import AutoModelForCausalLM
 
 from pipeline.contracts.errors import InputError
 from stage2_policy.data import TrainingResponses, segment_softmax
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.settings import TrainSettings
-from stage2_policy.stretch import WIDEST, matching_factor, stretch_policy
+from stage2_policy.stretch import WIDEST, matching_factor, stretch_weights
 from stage2_policy.trainer import train_policy
 
 SETTINGS = TrainSettings(
@@ -77,7 +78,7 @@ def test_weights_move_along_the_ray(tmp_path: Path) -> None:
     reference, policy, moved = (
         AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("reference", "policy", "policy")
     )
-    stretch_policy(moved, reference, 1.2)
+    stretch_weights(moved, reference, 1.2)
     for start, end, found in zip(reference.parameters(), policy.parameters(), moved.parameters(), strict=True):
         torch.testing.assert_close(found, start + 1.2 * (end - start))
 
@@ -86,14 +87,17 @@ def test_weights_move_along_the_ray(tmp_path: Path) -> None:
 def test_a_stretched_run_keeps_the_same_training_and_moves_its_policy(
     stage_one: Any, tmp_path: Path, adapter: Any
 ) -> None:
-    settings = replace(SETTINGS, adapter=adapter)
+    settings = changed(SETTINGS, adapter=adapter)
     plain = train_policy(
         **vars(stage_one),
         output=tmp_path / "plain",
-        settings=replace(settings, match_prediction=False),
+        settings=changed(settings, match_prediction=False),
+        seed=0,
         show_progress=False,
     )
-    found = train_policy(**vars(stage_one), output=tmp_path / "stretched", settings=settings, show_progress=False)
+    found = train_policy(
+        **vars(stage_one), output=tmp_path / "stretched", settings=settings, seed=0, show_progress=False
+    )
     assert plain.stretch == 1.0
     assert found.held_out == plain.held_out
     assert found.stretch != 1.0
@@ -120,4 +124,4 @@ def test_sharded_weights_are_refused(
 ) -> None:
     monkeypatch.setenv(name, "true")
     with pytest.raises(InputError, match="`match_prediction` is true"):
-        train_policy(**vars(stage_one), output=tmp_path, settings=SETTINGS, show_progress=False)
+        train_policy(**vars(stage_one), output=tmp_path, settings=SETTINGS, seed=0, show_progress=False)

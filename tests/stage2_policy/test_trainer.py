@@ -6,27 +6,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.train_settings import changed
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, TrainingArguments
 
 from pipeline.contracts.errors import InputError
 from stage2_policy.callbacks import TrainingDivergedError
-from stage2_policy.data import Skipped, StepSampler, read_training_data
+from stage2_policy.data import Skipped, read_training_data
 from stage2_policy.held_out import estimate_held_out
 from stage2_policy.logprobs import IGNORED, score_sequences
-from stage2_policy.objectives import OBJECTIVES
+from stage2_policy.losses import tilted_nll
 from stage2_policy.settings import TrainSettings
+from stage2_policy.step_sampler import StepSampler
 from stage2_policy.tilted_trainer import TiltedTrainer
 from stage2_policy.trainer import TrainResult, train_policy
 
 SETTINGS = TrainSettings(
-    objective={"tilted_pairwise": 1.0, "tilted_nll": 0.1},
     learning_rate=1e-3,
     epochs=8,
     tokens_per_step=300,
@@ -35,7 +36,6 @@ SETTINGS = TrainSettings(
     held_out_fraction=0.25,
     evaluations=6,
     patience=6,
-    seed=1,
 )
 
 _RUN = """
@@ -47,7 +47,7 @@ torch.set_num_threads(1)
 folders, output, settings = json.loads(sys.argv[1])
 train_policy(
     **{name: Path(path) for name, path in folders.items()},
-    output=Path(output), settings=TrainSettings(**settings), show_progress=False,
+    output=Path(output), settings=TrainSettings(**settings), seed=1, show_progress=False,
 )
 """
 
@@ -56,7 +56,7 @@ train_policy(
 def trained(stage_one: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainResult, Path]:
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("policy")
-    return train_policy(**vars(stage_one), output=output, settings=SETTINGS, show_progress=False), output
+    return train_policy(**vars(stage_one), output=output, settings=SETTINGS, seed=1, show_progress=False), output
 
 
 def curve(output: Path) -> list[dict[str, float]]:
@@ -67,10 +67,10 @@ def curve(output: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("objective", ["tilted_nll", "tilted_pairwise", "dpo"])
 def test_whole_batch_steps_lower_the_objective(objective: str, stage_one: Any, tmp_path: Path) -> None:
-    settings = replace(
+    settings = changed(
         SETTINGS, objective=objective, learning_rate=2e-4, epochs=12, tokens_per_step=10_000, responses_per_group=100
     )
-    result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
+    result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, seed=1, show_progress=False)
     losses = [entry["loss"] for entry in curve(tmp_path) if "loss" in entry]
 
     assert len(losses) == 12
@@ -79,12 +79,12 @@ def test_whole_batch_steps_lower_the_objective(objective: str, stage_one: Any, t
     assert result.n_train_prompts + result.n_held_out_prompts == 8
 
 
-@pytest.mark.parametrize("objective", ["tilted_kl", "tilted_listwise", "tilted_pairwise"])
+@pytest.mark.parametrize("objective", ["tilted_nll", "tilted_pairwise", "dpo"])
 def test_the_size_of_a_microbatch_changes_nothing(objective: str, stage_one: Any, tmp_path: Path) -> None:
     curves = []
     for tokens in (10_000, 120):
-        settings = replace(SETTINGS, objective=objective, epochs=1, tokens_per_microbatch=tokens)
-        train_policy(**vars(stage_one), output=tmp_path / str(tokens), settings=settings, show_progress=False)
+        settings = changed(SETTINGS, objective=objective, epochs=1, tokens_per_microbatch=tokens)
+        train_policy(**vars(stage_one), output=tmp_path / str(tokens), settings=settings, seed=1, show_progress=False)
         curves.append(curve(tmp_path / str(tokens)))
 
     assert len(curves[0]) > 4
@@ -152,7 +152,7 @@ def test_killed_run_continues_to_the_same_curve_and_policy(
     stage_one: Any, trained: tuple[TrainResult, Path], tmp_path: Path
 ) -> None:
     folders = {name: str(path) for name, path in vars(stage_one).items()}
-    command = [sys.executable, "-c", _RUN, json.dumps([folders, str(tmp_path), vars(SETTINGS)])]
+    command = [sys.executable, "-c", _RUN, json.dumps([folders, str(tmp_path), SETTINGS.model_dump()])]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("checkpoints/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
@@ -186,23 +186,23 @@ def test_a_policy_that_does_not_move_stays_at_the_reference(
     dtype: Any, adapter: Any, stage_one: Any, tmp_path: Path
 ) -> None:
     # Only where both log-probabilities of a ratio come from the same arithmetic.
-    settings = replace(SETTINGS, learning_rate=1e-12, epochs=1, evaluations=1, dtype=dtype, adapter=adapter)
-    result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
+    settings = changed(SETTINGS, learning_rate=1e-12, epochs=1, evaluations=1, dtype=dtype, adapter=adapter)
+    result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, seed=1, show_progress=False)
 
     assert result.held_out.kl == pytest.approx(0, abs=1e-7)
     assert result.held_out.ratio == pytest.approx(1, abs=1e-6)
 
 
 def test_divergence_stops_with_the_reason(stage_one: Any, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, objective="tilted_nll", learning_rate=1e30, warmup_ratio=0.0)
+    settings = changed(SETTINGS, objective="tilted_nll", learning_rate=1e30, warmup_ratio=0.0)
 
     with pytest.raises(TrainingDivergedError, match=r"training diverged: .* at step \d+ of \d+; try a learning_rate"):
-        train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
+        train_policy(**vars(stage_one), output=tmp_path, settings=settings, seed=1, show_progress=False)
 
 
 def test_a_run_that_gets_no_better_stops_early(stage_one: Any, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, objective="tilted_kl", learning_rate=0.05, evaluations=40, patience=2)
-    result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=True)
+    settings = changed(SETTINGS, objective="dpo", learning_rate=0.05, evaluations=40, patience=2)
+    result = train_policy(**vars(stage_one), output=tmp_path, settings=settings, seed=1, show_progress=True)
 
     assert result.best_step < result.steps
     assert result.stop_reason == "the held-out gap has not fallen in 2 evaluations"
@@ -212,8 +212,8 @@ def test_a_run_that_gets_no_better_stops_early(stage_one: Any, tmp_path: Path) -
 def test_a_run_killed_near_its_early_stop_still_stops(
     interrupted: str, stage_one: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = replace(SETTINGS, objective="tilted_kl", learning_rate=0.05, evaluations=40, patience=2)
-    whole = train_policy(**vars(stage_one), output=tmp_path / "whole", settings=settings, show_progress=False)
+    settings = changed(SETTINGS, objective="dpo", learning_rate=0.05, evaluations=40, patience=2)
+    whole = train_policy(**vars(stage_one), output=tmp_path / "whole", settings=settings, seed=1, show_progress=False)
     original = getattr(TiltedTrainer, interrupted)
 
     def interrupt(self: TiltedTrainer, *args: Any, **kwargs: Any) -> Any:
@@ -224,9 +224,11 @@ def test_a_run_killed_near_its_early_stop_still_stops(
 
     monkeypatch.setattr(TiltedTrainer, interrupted, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train_policy(**vars(stage_one), output=tmp_path / "cut", settings=settings, show_progress=False)
+        train_policy(**vars(stage_one), output=tmp_path / "cut", settings=settings, seed=1, show_progress=False)
     monkeypatch.undo()
-    continued = train_policy(**vars(stage_one), output=tmp_path / "cut", settings=settings, show_progress=False)
+    continued = train_policy(
+        **vars(stage_one), output=tmp_path / "cut", settings=settings, seed=1, show_progress=False
+    )
 
     assert continued.stop_reason == whole.stop_reason
     assert continued.best_step == whole.best_step
@@ -236,11 +238,15 @@ def test_a_run_killed_near_its_early_stop_still_stops(
 
 
 def test_responses_of_negligible_weight_are_skipped_and_counted(stage_one: Any, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, objective="tilted_nll", epochs=1, negligible_mass=0.05)
+    settings = changed(SETTINGS, objective="tilted_nll", epochs=1, negligible_mass=0.05)
     whole = train_policy(
-        **vars(stage_one), output=tmp_path / "a", settings=replace(settings, negligible_mass=0.0), show_progress=False
+        **vars(stage_one),
+        output=tmp_path / "a",
+        settings=changed(settings, negligible_mass=0.0),
+        seed=1,
+        show_progress=False,
     )
-    result = train_policy(**vars(stage_one), output=tmp_path / "b", settings=settings, show_progress=False)
+    result = train_policy(**vars(stage_one), output=tmp_path / "b", settings=settings, seed=1, show_progress=False)
 
     assert whole.skipped == Skipped(0, 0.0, 0.0)
     assert result.n_responses + result.skipped.n_responses == whole.n_responses
@@ -271,8 +277,8 @@ def test_trained_tokens_are_the_sampled_tokens(
         return original(model, batch)
 
     monkeypatch.setattr(tilted_trainer, "sequence_logp", record)
-    settings = replace(SETTINGS, epochs=1, evaluations=1)
-    train_policy(**vars(stage_one), output=tmp_path, settings=settings, show_progress=False)
+    settings = changed(SETTINGS, epochs=1, evaluations=1)
+    train_policy(**vars(stage_one), output=tmp_path, settings=settings, seed=1, show_progress=False)
 
     train = set(read_training_data(**vars(stage_one), held_out_fraction=0.25).train.prompt_ids)
     sampled = [
@@ -292,12 +298,19 @@ def test_a_second_device_without_a_launcher_is_left_alone(
     trainer = TiltedTrainer(
         reference_model,
         args,
-        objective=OBJECTIVES["tilted_nll"],
+        row_loss=tilted_nll,
         train=data.train,
         ref_logp=np.zeros(len(data.train)),
         held_out=data.held_out,
         held_out_ref_logp=np.zeros(len(data.held_out)),
-        sampler=StepSampler(data.train, tokens_per_step=300, tokens_per_microbatch=300, responses_per_group=2, seed=0),
+        sampler=StepSampler(
+            data.train.lengths,
+            data.train.prompt_p,
+            tokens_per_step=300,
+            tokens_per_microbatch=300,
+            responses_per_group=2,
+            seed=0,
+        ),
         beta=0.5,
         label_seed=0,
         token_budget=300,
@@ -310,23 +323,38 @@ def test_a_second_device_without_a_launcher_is_left_alone(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 0.0}, "`learning_rate` is 0.0; it must be a positive number"),
-        ({"responses_per_group": 1}, "`responses_per_group` is 1; the objective compares"),
-        ({"epochs": float("nan")}, "`epochs` is nan; it must be a positive number"),
-        ({"held_out_fraction": 1.0}, r"`held_out_fraction` is 1.0; it must be in \(0, 1\)"),
-        ({"weight_decay": -0.1}, "`weight_decay` is -0.1; it must be a number of at least 0"),
-        ({"dtype": "float16"}, "`dtype` is `float16`; it must be one of float32, bfloat16"),
-        ({"adapter": "ia3"}, "`adapter` is `ia3`; it must be one of none, lora, qlora"),
-        ({"lora_r": 0}, "`lora_r` is 0; it must be a positive number"),
-        ({"lora_dropout": 1.0}, r"`lora_dropout` is 1.0; it must be in \[0, 1\)"),
-        ({"negligible_mass": 1.0}, r"`negligible_mass` is 1.0; it must be in \[0, 1\)"),
-        ({"negligible_mass": 0.01}, "objective .* reads responses of little weight as much as others"),
-        ({"report_to": ["nowhere"]}, "`report_to` names `nowhere`, which is not installed; there is"),
-        ({"objective": "nll"}, "objective is `nll`"),
-        ({"objective": {"dpo": -1.0}}, "objective `dpo` has the weight -1.0"),
+        ({"objective": "dpoo"}, r"objective\n.*there is no such objective; did you mean `dpo`\?"),
+        ({"learning_rate": 0.0}, r"learning_rate\n.*greater than 0"),
+        ({"report_to": ("nope",)}, r"there is no such tracker"),
     ],
 )
-def test_bad_settings_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_changed_copy_of_settings_is_checked_before_any_work(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(ValidationError, match=message):
+        train_policy(
+            reference=nowhere,
+            samples=nowhere,
+            tilted=nowhere,
+            dual=nowhere,
+            output=tmp_path,
+            settings=SETTINGS.model_copy(update=change),
+            seed=1,
+            show_progress=False,
+        )
+
+
+@pytest.mark.parametrize(
+    ("change", "pairs", "message"),
+    [
+        ({"report_to": ("comet_ml",)}, False, r"`report_to` names `comet_ml`, which is not installed here; there is"),
+        ({"objective": "tilted_nll"}, True, r"the objective is `tilted_nll`, .*; on pairs of a data set it must be"),
+    ],
+)
+def test_what_settings_need_is_looked_for_before_any_work(
+    change: dict[str, Any], pairs: bool, message: str, tmp_path: Path
+) -> None:
     nowhere = tmp_path / "nowhere"
     with pytest.raises(InputError, match=message):
         train_policy(
@@ -335,6 +363,8 @@ def test_bad_settings_are_named(change: dict[str, Any], message: str, tmp_path: 
             tilted=nowhere,
             dual=nowhere,
             output=tmp_path,
-            settings=replace(SETTINGS, **change),
+            settings=changed(SETTINGS, **change),
+            seed=1,
             show_progress=False,
+            pairs=nowhere if pairs else None,
         )

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipeline.config.loading import RECIPES, load_config
 from pipeline.contracts.errors import ConfigError
@@ -96,8 +97,10 @@ PAIRS = "{source: pairs.jsonl, response_columns: [a, b]}"
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"training.objective": "tilted_nll"}, "`objective` is 'tilted_nll', and `pairs` names pairs of a data set"),
-        ({"training.objective": "{dpo: 1, tilted_kl: 0.1}"}, "tilted_kl takes the responses for draws of the"),
+        (
+            {"training.objective": "tilted_nll"},
+            "`training.pairs`: the objective is `tilted_nll`, which takes the responses for draws of the reference",
+        ),
         ({"training.pairs.response_columns": "[a, a]"}, "`response_columns` names 'a' twice"),
         ({"training.pairs.response_columns": "[a]"}, "`training.pairs.response_columns"),
         ({"training.pairs": "{source: p.jsonl}"}, "`training.pairs.response_columns` is missing; it has no default"),
@@ -120,6 +123,30 @@ def test_an_unused_column_of_scores_goes_with_pairs_and_a_limit_is_theirs_too(tm
     change = {"training.pairs": PAIRS, "scorers.human": "{kind: column, column: human}"}
     assert load_config(path, change, pairs_limit="7").training.pairs.limit == 7
     assert load_config(path, pairs_limit="7").training.pairs is None
+
+
+def test_all_faults_of_training_are_reported_together(tmp_path):
+    training = "{objective: tilted_pairwise, negligible_mass: 0.1, responses_per_group: 1, report_to: [nope], lora: 3}"
+    found = faults(MINIMAL, tmp_path, {"training": training, "training.pairs": "{source: 3}"})
+    assert len(found) == 6
+    assert "unknown setting `training.lora`; did you mean `lora_r`?" in found
+    wrong = faults(MINIMAL, tmp_path, {"training.objective": "dpoo", "training.report_to": "[wandb, wandbb]"})
+    assert wrong == (
+        "`training.objective` is 'dpoo': there is no such objective; did you mean `dpo`?",
+        "`training.report_to.1` is 'wandbb': there is no such tracker; did you mean `wandb`?",
+    )
+
+
+@pytest.mark.parametrize("objective", ["{dpo: 0.5, tilted_nll: 0.5}", "tilted_kl", "dpo_soft"])
+def test_objectives_that_have_left_are_refused(tmp_path, objective):
+    (fault,) = faults(MINIMAL, tmp_path, {"training.objective": objective})
+    assert "`training.objective`" in fault
+
+
+def test_the_norm_of_gradients_is_a_setting_of_the_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINIMAL)
+    assert load_config(path, {"training.max_grad_norm": "0.5"}).training.max_grad_norm == 0.5
 
 
 def test_all_faults_are_reported_together(tmp_path):
@@ -171,3 +198,41 @@ def test_a_reserve_tightens_what_is_solved_and_not_what_is_judged(tmp_path, dire
     assert config.demanded_constraints()[0].tightened(0.2).margin == pytest.approx(solved)
     assert Constraint("g", direction, threshold=0.5).tightened(0.2).threshold == pytest.approx(solved)
     assert "`constraints.harmless.reserve`" in faults(MINIMAL, tmp_path, {"constraints.harmless.reserve": ".inf"})[0]
+
+
+@pytest.mark.parametrize("setting", ["sampling.samples_per_prompt", "beta", "seed", "training.learning_rate"])
+def test_true_is_no_number(setting):
+    with pytest.raises(ConfigError, match=rf"`{setting}` is True: it must not be true or false"):
+        load_config(Path("embedded"), {setting: "true"})
+    assert load_config(Path("embedded"), {"training.match_prediction": "true"}).training.match_prediction
+
+
+def test_yaml_may_merge_a_mapping_into_another(tmp_path):
+    recipe = yaml.safe_load((RECIPES / "embedded.yaml").read_text())
+    text = yaml.safe_dump({**recipe, "training": "PLACE"}).replace("PLACE", "{<<: &common {epochs: 3}, patience: 2}")
+    (tmp_path / "r.yaml").write_text(text)
+    training = load_config(tmp_path / "r.yaml").training
+    assert (training.epochs, training.patience) == (3, 2)
+
+
+def test_yaml_that_is_nested_without_end_is_refused(tmp_path):
+    (tmp_path / "r.yaml").write_text("[" * 5000)
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(tmp_path / "r.yaml")
+
+
+@pytest.mark.parametrize("name", ["harmless\n", "x" * 300, "a/b", "../a", "\x1b[31mred"])
+def test_a_name_of_a_scorer_is_plain(name, tmp_path):
+    recipe = yaml.safe_load((RECIPES / "embedded.yaml").read_text())
+    recipe["scorers"][name] = recipe["scorers"]["harmless"]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ConfigError, match="a name is at most 100 letters, digits") as caught:
+        load_config(tmp_path / "r.yaml")
+    assert str(caught.value).isprintable() or str(caught.value).replace("\n", "").isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_many_constraints_without_a_scorer_are_counted(tmp_path):
+    bounds = ", ".join(f'c{number}: {{direction: ">=", margin: 0}}' for number in range(50))
+    with pytest.raises(ConfigError, match="`constraints`: 30 more have no scorer of their name"):
+        load_config(Path("embedded"), {"constraints": f"{{{bounds}}}"})

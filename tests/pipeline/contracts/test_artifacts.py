@@ -10,11 +10,13 @@ from pipeline.contracts.artifacts import (
     begin_step,
     checkpoint_sha256,
     content_sha256,
+    file_sha256,
     is_complete,
     read_json,
     read_manifest,
     require_writable,
     run_lock,
+    verify_artifact,
     write_json,
     write_manifest,
 )
@@ -154,3 +156,65 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"the output folder .*file/run cannot be written"):
         require_writable(tmp_path / "file" / "run")
+
+
+def write_artifact(folder, **files):
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    hashes = {name: file_sha256(folder / name) for name in files}
+    write_manifest(folder, manifest(files=hashes, counts={"rows": 3}))
+
+
+def test_files_are_compared_with_their_manifest(tmp_path):
+    write_artifact(tmp_path, a="one", b="two")
+    assert verify_artifact(tmp_path).count("rows") == 3
+    (tmp_path / "b").write_text("owt")
+    with pytest.raises(CorruptArtifactError, match=r"b is not the file that .*manifest\.json records"):
+        verify_artifact(tmp_path)
+    (tmp_path / "b").unlink()
+    with pytest.raises(CorruptArtifactError, match=r"b cannot be read: No such file.*manifest\.json records it"):
+        verify_artifact(tmp_path)
+
+
+def test_what_was_found_right_is_remembered_by_size_and_time(tmp_path, monkeypatch):
+    folder, memory = tmp_path / "step", tmp_path / "verified.json"
+    folder.mkdir()
+    write_artifact(folder, a="one")
+    verify_artifact(folder, memory=memory)
+    monkeypatch.setattr("pipeline.contracts.artifacts.file_sha256", lambda path: pytest.fail(f"read again: {path}"))
+    verify_artifact(folder, memory=memory)
+    monkeypatch.undo()
+    (folder / "a").write_text("two")
+    with pytest.raises(CorruptArtifactError, match="is not the file"):
+        verify_artifact(folder, memory=memory)
+    memory.write_text("{")
+    with pytest.raises(CorruptArtifactError, match="is not the file"):
+        verify_artifact(folder, memory=memory)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": []}, r"`settings` is \[\]; it must be an object"),
+        ({"files": {"a": 1}}, r"`files\.a` is 1; it must be a text"),
+        ({"files": {"../a": "1"}}, r"`files\.\.\./a` is outside of the folder"),
+        ({"inputs": None}, r"`inputs` is None; it must be an object"),
+        ({"counts": {"rows": "3"}}, r"`counts\.rows` is '3'; it must be an integer"),
+        ({"counts": {"rows": True}}, r"`counts\.rows` is True; it must be an integer"),
+        ({"wall_seconds": "1"}, r"`wall_seconds` is '1'; it must be a number"),
+        ({"step": 7}, r"`step` is 7; it must be a text"),
+        ({"surprise": 1}, r"`surprise` is unknown"),
+    ],
+)
+def test_a_manifest_of_wrong_types_is_no_manifest(change, message, tmp_path):
+    write_artifact(tmp_path, a="one")
+    record = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**record, **change}))
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json is not a manifest: " + message):
+        read_manifest(tmp_path)
+
+
+def test_a_count_that_is_missing_is_said(tmp_path):
+    write_artifact(tmp_path, a="one")
+    with pytest.raises(CorruptArtifactError, match="the manifest of the step `sample` has no count `failed`"):
+        read_manifest(tmp_path).count("failed")

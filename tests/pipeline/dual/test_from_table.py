@@ -38,11 +38,13 @@ def columns(*, ids=None, order=None):
     return {name: values if order is None else values[order] for name, values in table.items()}
 
 
-def solve(table: Path, output: Path, *more: str) -> dict:
+def solve(table: Path, output: Path, *more: str, expect: int = 0) -> dict:
     code = main(
         ["solve", "--table", str(table), *ASKED, "--beta", "1.0", "--output", str(output), "--no-progress", *more]
     )
-    assert code == 0
+    assert code == expect
+    if code:
+        return {}
     return json.loads((output / "dual.json").read_text())
 
 
@@ -131,12 +133,8 @@ def test_a_terminated_run_leaves_no_scores_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline.dual.from_table, "group_on_disk", group_then_terminate)
     table = write(tmp_path / "t.parquet", columns())
     before = signal.getsignal(signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit) as ended:
-            solve(table, tmp_path / "out")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert ended.value.code == 143
+    solve(table, tmp_path / "out", expect=143)
+    assert signal.getsignal(signal.SIGTERM) == before
     assert on_disk
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -258,11 +256,35 @@ def test_rows_are_counted_through_files_batches_and_lists(tmp_path, capsys, monk
     assert "column 'g' has 1 empty values (first rows: [7])" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"split": ["train"] * 4}, "b.parquet has a column 'split' and"),
+        ({"sample_index": [0, 1, 0, 1]}, "b.parquet has a column 'sample_index' and"),
+        ({"harmless": None}, "b.parquet has no column 'harmless'"),
+        ({"harmless": ["x"] * 4}, "b.parquet: column 'harmless' is of type string, in"),
+        ({"prompt_id": [1, 1, 2, 2]}, "b.parquet: column 'prompt_id' is of type int64, in"),
+        ({"harmless": [[1.0]] * 4}, "b.parquet: column 'harmless' is of type list"),
+    ],
+)
+def test_files_of_one_table_that_do_not_agree_are_named(tmp_path, capsys, second, message):
+    """Without a look at each file the rows of some would be in no split, or a prompt be two."""
+    table = {"prompt_id": ["a", "a", "b", "b"], "helpful": [1.0, 2.0, 3.0, 4.0], "harmless": [1.0, 2.0, 0.0, 1.0]}
+    (tmp_path / "t").mkdir()
+    write(tmp_path / "t" / "a.parquet", table)
+    changed = {name: values for name, values in {**table, **second}.items() if values is not None}
+    write(tmp_path / "t" / "b.parquet", changed)
+    asked = ["--reward", "helpful", "--constraint", "harmless >= 0.1", "--beta", "1", "--output", str(tmp_path / "o")]
+    assert main(["solve", "--table", str(tmp_path / "t"), *asked, "--no-progress"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 def test_results_inside_the_table_are_refused(tmp_path, capsys):
     write(tmp_path / "t.parquet", columns())
     asked = [*ASKED, "--beta", "1", "--output", str(tmp_path / "out")]
     assert main(["solve", "--table", str(tmp_path), *asked, "--no-progress"]) == 2
-    assert "lies inside --table" in capsys.readouterr().err
+    assert "lies inside the table" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.contracts.problem import Constraint, Safeguard
-from pipeline.dual.solving import EvaluationSize, build_problem, read_dual_constraints, solve_problem, tilted_weights
+from pipeline.contracts.solution import Solution
+from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints
 from pipeline.scoring.joined import JoinedScores
 from stage1_dual.dual.errors import InfeasibleError
@@ -60,8 +61,8 @@ def test_an_upper_bound_is_the_mirror_of_a_lower_bound():
         assert up[key] == pytest.approx(-low[key], abs=1e-12)
     assert up["predicted_ci95"] == pytest.approx([-low["predicted_ci95"][1], -low["predicted_ci95"][0]], abs=1e-12)
     assert up["slack"] == pytest.approx(low["slack"], abs=1e-12)
-    weights = tilted_weights(scored, lower)
-    np.testing.assert_allclose(tilted_weights(flipped(scored), upper), weights, rtol=1e-12)
+    weights = tilted_weights(scored, Solution.from_document(lower))
+    np.testing.assert_allclose(tilted_weights(flipped(scored), Solution.from_document(upper)), weights, rtol=1e-12)
     assert np.bincount(scored.prompt_n, weights) == pytest.approx(1)
 
 
@@ -88,7 +89,7 @@ def test_the_content_is_json_and_holds_what_others_rely_on():
         assert entry["slack"] >= -1e-9
         low, high = entry["predicted_ci95"]
         assert low <= entry["predicted"] <= high
-    assert read_dual_constraints(json.loads(json.dumps(dual))) == tuple(constraints)
+    assert Solution.from_document(json.loads(json.dumps(dual))).bounds == tuple(constraints)
 
 
 def test_a_margin_is_over_the_grand_mean_of_prompts_not_of_rows():
@@ -158,9 +159,8 @@ def test_the_corrected_multipliers_become_the_certified_answer():
     # The interval of lambda* is that of the demand, and of the mean around what the policy is expected to have.
     assert after["multiplier_ci95"] == before["multiplier_ci95"]
     assert np.mean(after["predicted_ci95"]) == pytest.approx(before["threshold"], abs=0.03)
-    np.testing.assert_allclose(
-        tilted_weights(scored, found), problem.tilted_weights([after["multiplier"]]), rtol=1e-12
-    )
+    weights = tilted_weights(scored, Solution.from_document(found))
+    np.testing.assert_allclose(weights, problem.tilted_weights([after["multiplier"]]), rtol=1e-12)
 
 
 def test_a_refused_correction_leaves_lambda_and_says_so():

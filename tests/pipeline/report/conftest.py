@@ -19,10 +19,12 @@ import pytest
 from pipeline.contracts.artifacts import Manifest, write_json, write_manifest
 from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.contracts.shards import write_table
+from pipeline.contracts.solution import Solution
 from pipeline.contracts.tables import PROMPTS, SAMPLES, prompt_id, tilted_schema
 from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints, write_frontier
-from pipeline.evaluation import SampleScoresByPrompt, evaluate_policy
+from pipeline.evaluation import evaluate_policy
+from pipeline.report.solved import ReportedSolution
 from pipeline.scoring.joined import JoinedScores
 
 BETA = 1.0
@@ -37,6 +39,11 @@ class BuiltRun:
     dual: dict[str, Any]
     evaluation: dict[str, Any]
     training_log: list[dict[str, float]]
+
+    @property
+    def solved(self) -> ReportedSolution:
+        """The dual as the report reads it."""
+        return ReportedSolution.from_document(self.dual)
 
 
 RunBuilder = Callable[..., BuiltRun]
@@ -115,9 +122,10 @@ def _build_run(
         rng=rng,
     )
     dual, problem = solved.content, solved.problem
-    lam_star = np.array([bound["multiplier"] for bound in dual["constraints"]])
+    solution = Solution.from_document(dual)
+    lam_star = solution.multipliers_m
     weight_pk = np.concatenate(
-        [tilted_weights(rows[split], dual).reshape(-1, n_samples) for split in ("test", "train")]
+        [tilted_weights(rows[split], solution).reshape(-1, n_samples) for split in ("test", "train")]
     )
     dual |= {"inputs": {"scores": "ab" * 32}, "environment": {"python": "3.11", "numpy": np.__version__}}
     _write_tilted(folder, constraints, ids, messages, splits, scores_pkx * turn, weight_pk, completion)
@@ -144,13 +152,11 @@ def _build_run(
     log_ratio = noise @ pull + 0.5 * shift @ pull
     evaluation = {
         **evaluate_policy(
-            reference=_scored(scores_pkx[test] * turn),
-            policy=_scored(drawn * turn),
-            log_ratio=list(log_ratio),
-            reward_name="helpful",
+            reference=rows["test"],
+            policy=_rows(ids[test], drawn * turn),
+            log_ratio_n=log_ratio.reshape(-1),
+            solution=solution,
             constraints=constraints,
-            lam_star=lam_star,
-            beta=BETA,
             n_replicates=200,
             rng=rng,
         ),
@@ -177,10 +183,6 @@ def _rows(ids: Sequence[str], scores_pkx: np.ndarray) -> JoinedScores:
         constraints_nm=flat_nx[:, 1:],
         cut_off_n=np.zeros(len(flat_nx), dtype=bool),
     )
-
-
-def _scored(scores_pkx: np.ndarray) -> SampleScoresByPrompt:
-    return SampleScoresByPrompt(reward=list(scores_pkx[..., 0]), constraints=list(scores_pkx[..., 1:]))
 
 
 def _write_tilted(

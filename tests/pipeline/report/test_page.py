@@ -10,7 +10,7 @@ import pytest
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.problem import Constraint
 from pipeline.published import read_points
-from pipeline.report import write_report
+from pipeline.report.page import write_report
 
 ATTACK = "<script>alert('x')</script><img src=\"https://example.org/p.png\"/> {{ 7 * 7 }}"
 

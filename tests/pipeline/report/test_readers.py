@@ -24,26 +24,28 @@ from pipeline.report.readers import (
     read_training_curve,
     sample_size_shares,
 )
+from pipeline.report.solved import ReportedSolution
 
 NAMES = ["harmless", "toxicity"]
 
 
-def _curves(path: Path, dual: Any) -> Any:
-    return build_frontier_curves(read_frontier(path, dual), dual, None)
+def _curves(path: Path, solved: ReportedSolution) -> Any:
+    return build_frontier_curves(read_frontier(path, solved.names), solved, None)
 
 
 def test_the_ladder_is_that_of_the_dual(two_bounds: Any) -> None:
-    for curve, bound in zip(build_ladder_curves(two_bounds.dual), two_bounds.dual["constraints"], strict=True):
+    for curve, bound in zip(build_ladder_curves(two_bounds.solved), two_bounds.dual["constraints"], strict=True):
         assert curve.multiplier_r[0] == curve.lam_star.value == bound["multiplier"]
         assert curve.corrected == pytest.approx(2 * curve.multiplier_r[0] - curve.multiplier_r[1])
         assert list(curve.responses_r[:1] / curve.responses_r) == [1, 2, 4][: len(curve.responses_r)]
     ladder = two_bounds.dual["ladder"]
-    assert build_ladder_curves({**two_bounds.dual, "ladder": {**ladder, "rungs": ladder["rungs"][:1]}}) == []
+    short = {**two_bounds.dual, "ladder": {**ladder, "rungs": ladder["rungs"][:1]}}
+    assert build_ladder_curves(ReportedSolution.from_document(short)) == []
 
 
 def test_the_dual_curves_have_their_minimum_at_the_multipliers(two_bounds: Any) -> None:
     scores = read_tilted_scores(two_bounds.folder / "tilted", NAMES)
-    curves = build_dual_curves(two_bounds.dual, build_problem(two_bounds.dual, scores), n_points=31)
+    curves = build_dual_curves(two_bounds.solved, build_problem(two_bounds.solved, scores), n_points=31)
     assert [curve.name for curve in curves] == NAMES
     for curve, bound in zip(curves, two_bounds.dual["constraints"], strict=True):
         lowest = int(np.argmin(curve.dual_value_k))
@@ -63,7 +65,7 @@ def test_the_sample_sizes_are_those_of_the_solve(two_bounds: Any) -> None:
 
 def test_the_runs_own_point_is_on_its_frontier(two_bounds: Any) -> None:
     path = two_bounds.folder / "dual" / "frontier.parquet"
-    curves = build_frontier_curves(read_frontier(path, two_bounds.dual), two_bounds.dual, two_bounds.evaluation)
+    curves = build_frontier_curves(read_frontier(path, NAMES), two_bounds.solved, two_bounds.evaluation)
     assert [curve.is_margin for curve in curves] == [True, False]
     for curve in curves:
         at_own = np.interp(curve.predicted.score.value, curve.score_k, curve.reward_k)
@@ -86,7 +88,7 @@ def test_the_runs_own_point_is_on_its_frontier(two_bounds: Any) -> None:
 
 
 def test_before_stage_2_the_frontier_has_no_realised_point(two_bounds: Any) -> None:
-    (first, _) = _curves(two_bounds.folder / "dual" / "frontier.parquet", two_bounds.dual)
+    (first, _) = _curves(two_bounds.folder / "dual" / "frontier.parquet", two_bounds.solved)
     assert first.realised is None
     assert first.predicted_test is None
 
@@ -98,7 +100,7 @@ def test_infeasible_points_are_left_out(two_bounds: Any, tmp_path: Path) -> None
     feasible[np.flatnonzero(first)[-3:]] = False
     place = table.schema.get_field_index("feasible")
     pq.write_table(table.set_column(place, "feasible", [feasible]), tmp_path / "frontier.parquet")
-    curve, _ = _curves(tmp_path / "frontier.parquet", two_bounds.dual)
+    curve, _ = _curves(tmp_path / "frontier.parquet", two_bounds.solved)
     assert len(curve.score_k) == first.sum() - 3
 
 
@@ -138,7 +140,7 @@ def test_what_is_no_training_log_is_refused(log: Any, message: str, tmp_path: Pa
 
 
 def test_examples_come_from_both_ends_of_the_weights(two_bounds: Any) -> None:
-    found = read_examples(two_bounds.folder / "tilted", two_bounds.dual, n_prompts=3, n_each=2)
+    found = read_examples(two_bounds.folder / "tilted", two_bounds.solved, n_prompts=3, n_each=2)
     assert len(found) == 3
     for item in found:
         weights = [example.weight or 0.0 for example in (*item.raised, *item.lowered)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.report import print_stage1, print_stage2, stage1_table, stage2_table
+from pipeline.report.terminal import print_stage1, print_stage2, stage1_table, stage2_table
 
 LONG_NAME = "refusal_of_questions_that_need_no_refusal"
 

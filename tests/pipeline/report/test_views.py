@@ -10,7 +10,6 @@ from pipeline.report.views import (
     decimals,
     interval,
     number,
-    slack,
     stage1_view,
     stage2_view,
     verdict_sentence,
@@ -47,16 +46,11 @@ def test_interval() -> None:
     assert interval(None, 2) == ""
 
 
-@pytest.mark.parametrize(("direction", "expected"), [(">=", -0.25), ("<=", 0.25)])
-def test_slack_is_positive_on_the_right_side(direction: str, expected: float) -> None:
-    assert slack({"direction": direction, "threshold": 1.0}, 0.75) == expected
-
-
 @pytest.mark.parametrize(
     ("margin", "text"), [(0.8, "ref + 0.80"), (-0.1, "ref - 0.10"), (0.0, "ref + 0.00"), (None, "")]
 )
 def test_as_given(margin: float | None, text: str) -> None:
-    assert as_given({"margin": margin}, 2) == text
+    assert as_given(margin, 2) == text
 
 
 def _bound(name: str, status: str, direction: str, realised: float, ci95: list[float]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 
 from pipeline.cli import main
-from pipeline.run.launch import find_accelerate_config
+from pipeline.run.launch import find_accelerate_config, process_number
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,21 @@ def test_only_training_runs_on_several_processes(
     monkeypatch.setenv("RANK", "1")
     assert main([command, "--data-dir", str(tmp_path)]) == 2
     assert "launch `dualign train` alone" in capsys.readouterr().err
+
+
+def test_what_a_launcher_left_behind_is_read_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "")
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert process_number() == 0
+    for rank, size, message in [
+        ("x", "2", "RANK='x'; a launcher sets a number"),
+        ("0", "two", "WORLD_SIZE='two'; a launcher sets a number"),
+        ("1", "", "RANK=1 of WORLD_SIZE=1"),
+        ("-1", "2", "RANK='-1'"),
+    ]:
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert main(["train", "--data-dir", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err

@@ -1,124 +1,19 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from helpers.score_models import save_tiny_score_model
-from helpers.tiny_models import save_tiny_classifier, save_tiny_policy
+from helpers.scorers import ROWS, identity_of, scorer_config, scorer_groups, values_of
 
-from pipeline.config.loading import build_config, load_config
-from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import ConfigError
-from pipeline.run.run import Run
-from pipeline.scorers.kinds import SCORER_SETTINGS
-from pipeline.scoring.groups import ScorerGroup, check_scorers, group_scorers
-from stage1_dual.scoring.protocol import Score, ScoreRequest
-
-ROWS = [
-    ScoreRequest("p", k, [{"role": "user", "content": "why?"}], "rest " * k, [1, 7], [9, 11 + k, 2]) for k in range(3)
-]
-Scorers = Mapping[str, Mapping[str, Any]]
+from pipeline.scoring.groups import check_scorers
+from stage1_dual.scoring.protocol import Score
 
 
-@pytest.fixture(autouse=True)
-def _imports() -> Iterator[None]:
-    """What a test imports from its folder is forgotten after it."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    sys.modules.pop("rules_of_test_scorers", None)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("models")
-    return {
-        "policy": str(save_tiny_policy(folder / "policy")),
-        "tuned": str(save_tiny_policy(folder / "tuned", seed=5)),
-        "heads": str(save_tiny_classifier(folder / "heads", labels=3)),
-        "other": str(save_tiny_classifier(folder / "other", seed=1)),
-        "cost": str(save_tiny_score_model(folder / "cost", score_type="cost", score_dim=2)),
-    }
-
-
-def make_config(models: Mapping[str, str], scorers: Scorers) -> RunConfig:
-    tree = {
-        "beta": 1.0,
-        "reference": {"model": models["policy"]},
-        "scorers": {"base": {"model": models["other"]}, **scorers},
-        "reward": "base",
-        "constraints": {next(iter(scorers), "base2"): {"direction": ">=", "margin": 0.0}},
-    }
-    return build_config(tree, source="the test")
-
-
-def make_groups(models: Mapping[str, str], scorers: Scorers, folder: Path) -> list[ScorerGroup]:
-    run = Run(config=make_config(models, scorers), name="r", data_dir=folder)
-    return group_scorers(run, list(scorers))
-
-
-def write_rules(
-    folder: Path, body: str = "def words(rows, times=1): return [times * len(r.completion.split()) for r in rows]"
-) -> Path:
-    path = folder / "rules_of_test_scorers.py"
-    path.write_text(body)
-    return path
-
-
-def every_kind(models: Mapping[str, str], folder: Path) -> dict[str, dict[str, Any]]:
-    write_rules(folder)
-    (folder / "scores.csv").write_text(
-        "prompt,completion,mark\n" + "".join(f"why?,{r.completion},{r.sample_index}\n" for r in ROWS)
-    )
-    return {
-        "classifier": {"model": models["heads"], "head": "LABEL_1"},
-        "beaver": {"kind": "safe_rlhf_score", "model": models["cost"], "sign": -1},
-        "ratio": {"kind": "log_ratio", "model": models["tuned"], "scale": 0.1},
-        "rule": {
-            "kind": "python",
-            "function": "rules_of_test_scorers:words",
-            "settings": {"times": 2},
-            "folder": str(folder),
-        },
-        "mark": {"kind": "column", "column": "mark", "table": str(folder / "scores.csv")},
-        "logp": {"kind": "column", "column": "sampler_logp"},
-    }
-
-
-def test_every_kind_starts_after_a_pickle_and_scores(models: dict[str, str], tmp_path: Path) -> None:
-    scorers = every_kind(models, tmp_path)
-    assert {settings.get("kind", "sequence_classification") for settings in scorers.values()} == set(SCORER_SETTINGS)
-    check_scorers(make_config(models, scorers), [])
-    groups = make_groups(models, scorers, tmp_path)
-    assert [group.names for group in groups] == [(name,) for name in scorers]
-    assert len({group.identity for group in groups}) == len(groups)
-    for group in groups:
-        start = pickle.loads(pickle.dumps(group.start))
-        scorer = start(device="cpu") if group.uses_device else start()
-        rows = [ScoreRequest(**{**vars(row), "columns": {"sampler_logp": -2.0}}) for row in ROWS]
-        found = scorer.score(rows)
-        assert all(isinstance(score, Score) and len(score.values) == 1 for score in found), (group.names, found)
-        json.dumps([scorer.describe(), group.settings])
-        assert {"model", "outputs"} <= scorer.describe().keys()
-        scorer.close()
-
-
-def test_what_each_kind_reads_of_the_samples(models: dict[str, str], tmp_path: Path) -> None:
-    groups = make_groups(models, every_kind(models, tmp_path), tmp_path)
-    ids = ("prompt_token_ids", "completion_token_ids")
-    assert {group.names[0]: group.reads for group in groups} == {
-        "classifier": (), "beaver": (), "ratio": ids, "rule": ids, "mark": (), "logp": ("sampler_logp",)
-    }  # fmt: skip
-
-
-def test_scorers_of_one_checkpoint_read_alike_share_a_pass(models: dict[str, str], tmp_path: Path) -> None:
+def test_scorers_of_one_checkpoint_read_alike_share_a_pass(score_models: dict[str, str], tmp_path: Path) -> None:
+    models = score_models
     scorers = {
         "a": {"model": models["heads"], "head": 0},
         "b": {"model": models["other"]},
@@ -130,90 +25,136 @@ def test_scorers_of_one_checkpoint_read_alike_share_a_pass(models: dict[str, str
         "h": {"model": models["heads"], "head": 1, "output": "probability"},
         "i": {"kind": "safe_rlhf_score", "model": models["cost"]},
         "j": {"kind": "safe_rlhf_score", "model": models["cost"], "head": 1},
+        "k": {"kind": "log_ratio", "model": models["tuned"]},
+        "l": {"kind": "log_ratio", "model": models["tuned"]},
     }
-    groups = make_groups(models, scorers, tmp_path)
-    assert [group.names for group in groups] == [("a", "c", "h"), ("b",), ("d",), ("e",), ("f",), ("g",), ("i", "j")]
+    groups = scorer_groups(models, scorers, tmp_path)
+    assert [group.names for group in groups] == [
+        ("a", "c", "h"), ("b",), ("d",), ("e",), ("f",), ("g",), ("i", "j"), ("k",), ("l",)
+    ]  # fmt: skip
     together = groups[0].start(device="cpu").score(ROWS)
-    apart = [make_groups(models, {name: scorers[name]}, tmp_path)[0] for name in groups[0].names]
+    apart = [scorer_groups(models, {name: scorers[name]}, tmp_path)[0] for name in groups[0].names]
     assert [group.settings[0] for group in apart] == list(groups[0].settings)
     assert {group.identity for group in apart} == {groups[0].identity}
     for place, group in enumerate(apart):
-        alone = group.start(device="cpu").score(ROWS)
-        for one, many in zip(alone, together, strict=True):
+        alone = group.start(device="cpu")
+        for values, many in zip(values_of(alone), together, strict=True):
+            assert isinstance(many, Score)
+            assert many.values[place] == pytest.approx(values[0], abs=1e-5)
+        for one, many in zip(alone.score(ROWS), together, strict=True):
             assert isinstance(one, Score)
             assert isinstance(many, Score)
-            assert many.values[place] == pytest.approx(one.values[0], abs=1e-5)
             assert many.scored_sha256 == one.scored_sha256
 
 
-def identity(group: ScorerGroup) -> tuple[object, ...]:
-    return group.settings, group.identity
+MANIFESTS = {
+    "helpful": (
+        {"model": "heads", "head": "LABEL_1", "template": "template.jinja", "max_length": 64, "batch_tokens": 512},
+        (
+            '{"dtype": "float32", "sign": 1, "offset": 0.0, "template": "template.jinja", "max_length": 64, '
+            '"over_length": "flag", "kind": "sequence_classification", "head": "LABEL_1", "output": "logit"}'
+        ),
+        "cce519d14b8c916d9f0774bcbe4dc066df7d7a9e781270a019df8c913143a152",
+    ),
+    "toxic": (
+        {
+            "kind": "sequence_classification",
+            "model": "heads",
+            "output": "probability",
+            "over_length": "fail",
+            "dtype": "bfloat16",
+        },
+        (
+            '{"dtype": "bfloat16", "sign": 1, "offset": 0.0, "template": null, "max_length": null, '
+            '"over_length": "fail", "kind": "sequence_classification", "head": 0, "output": "probability"}'
+        ),
+        "87134cce7d735d1ad1f604fcfe3e95dd3ecfcffe3adea3d8e47be758ac5cbbbf",
+    ),
+    "cost": (
+        {
+            "kind": "safe_rlhf_score",
+            "model": "cost",
+            "head": 1,
+            "sign": -1,
+            "offset": 0.5,
+            "template": "{prompt} {completion}",
+        },
+        (
+            '{"dtype": "float32", "sign": -1, "offset": 0.5, "template": "{prompt} {completion}", "max_length": null, '
+            '"over_length": "flag", "kind": "safe_rlhf_score", "head": 1}'
+        ),
+        "a9f2c5f2eb5ee0823db378231642e66a9121630f8570d5108d43ecc458a2a4bc",
+    ),
+    "implicit": (
+        {"kind": "log_ratio", "model": "tuned", "scale": 0.1, "calibration": "pairs.jsonl", "min_accuracy": 0.6},
+        (
+            '{"dtype": "float32", "sign": 1, "offset": 0.0, "kind": "log_ratio", "scale": 0.1, "max_length": null, '
+            '"template": null}'
+        ),
+        "73b5c63c6e2b0659ec99943fe4743278418487224336ca8d5cd0024c36e8b747",
+    ),
+    "own": (
+        {
+            "kind": "log_ratio",
+            "model": "tuned",
+            "reference": {"model": "heads"},
+            "max_length": 99,
+            "template": "{prompt} {completion}",
+        },
+        (
+            '{"dtype": "float32", "sign": 1, "offset": 0.0, "kind": "log_ratio", "scale": 1.0, "max_length": 99, '
+            '"template": "{prompt} {completion}"}'
+        ),
+        "f81d43b2507ca8e5e7f2a36259467be54bf7998e8a184e4b34af2a713e69803b",
+    ),
+    "rule": (
+        {"kind": "python", "function": "rules:words", "settings": {"times": 2}, "folder": "."},
+        '{"sign": 1, "offset": 0.0, "kind": "python", "function": "rules:words", "settings": {"times": 2}}',
+        "149f742716897ecf9ee54ee6b35c65c24b18fea39f8b6ccfb4447940e48d2c61",
+    ),
+    "mark": (
+        {"kind": "column", "column": "mark", "table": "scores.csv", "sign": -1},
+        '{"sign": -1, "offset": 0.0, "kind": "column", "column": "mark"}',
+        "fe39e1652c03042b55ea610c22615ee43121fd8b1c4c3260cb685e89ce9a8180",
+    ),
+    "likely": (
+        {"kind": "column", "column": "sampler_logp"},
+        '{"sign": 1, "offset": 0.0, "kind": "column", "column": "sampler_logp"}',
+        "ec2a732ca7f1ca198210e1ab2d29c2c805fb6e5b308c2633c0143786b84ab0d1",
+    ),
+}
+"""Settings of a recipe, and what version 0.1.0 wrote of them into the manifest of the score table."""
 
 
-@pytest.mark.parametrize(
-    ("name", "change", "same"),
-    [
-        ("classifier", {"batch_tokens": 7}, True),
-        ("classifier", {"head": 2}, False),
-        ("classifier", {"sign": -1}, False),
-        ("classifier", {"offset": 0.5}, False),
-        ("classifier", {"dtype": "bfloat16"}, False),
-        ("classifier", {"max_length": 9}, False),
-        ("classifier", {"output": "probability"}, False),
-        ("ratio", {"batch_tokens": 7}, True),
-        ("ratio", {"scale": 0.2}, False),
-        ("rule", {"settings": {"times": 3}}, False),
-        ("mark", {"sign": -1}, False),
-    ],
-)
-def test_settings_that_change_values_change_the_identity(
-    models: dict[str, str], tmp_path: Path, name: str, change: dict[str, Any], same: bool
-) -> None:
-    scorers = every_kind(models, tmp_path)
-    before = identity(make_groups(models, {name: scorers[name]}, tmp_path)[0])
-    after = identity(make_groups(models, {name: {**scorers[name], **change}}, tmp_path)[0])
-    assert (before == after) is same
+def test_score_tables_of_before_are_found_current(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another word in these settings, or another identity, and every score that anybody has is refused."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    models = ("heads", "cost", "tuned", "policy", "other")
+    for name in models:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(f'{{"of": "{"reference" if name == "policy" else name}"}}')
+        (tmp_path / name / "model.safetensors").write_bytes(b"reference" if name == "policy" else name.encode())
+    (tmp_path / "rules.py").write_text("def words(rows, times=1): return [0.0 for _ in rows]\n")
+    (tmp_path / "scores.csv").write_text("prompt_id,sample_index,mark\np,0,1\n")
+    (tmp_path / "template.jinja").write_text("{{ messages[0]['content'] }}")
+    scorers = {name: settings for name, (settings, _, _) in MANIFESTS.items()}
+    groups = scorer_groups({name: name for name in models}, scorers, tmp_path)
+    found = {group.names: [(json.dumps(settings), group.identity) for settings in group.settings] for group in groups}
+    assert found == {(name,): [(settings, identity)] for name, (_, settings, identity) in MANIFESTS.items()}
 
 
-def edit_rules(folder: Path) -> None:
-    write_rules(folder, "def words(rows, times=1): return [0.0] * len(rows)")
+def test_a_model_may_move(score_models: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").symlink_to(score_models["heads"])
+    here, there = (
+        identity_of(score_models, {"model": path}, tmp_path)
+        for path in (score_models["heads"], str(tmp_path / "elsewhere"))
+    )
+    assert here == there
 
 
-def edit_scores(folder: Path) -> None:
-    path = folder / "scores.csv"
-    path.write_text(path.read_text().replace(",0\n", ",9\n"))
-
-
-def edit_template(folder: Path) -> None:
-    (folder / "template.jinja").write_text("{{ messages[1]['content'] }}")
-
-
-@pytest.mark.parametrize(
-    ("name", "edit"), [("rule", edit_rules), ("mark", edit_scores), ("classifier", edit_template)]
-)
-def test_files_that_change_values_change_the_identity(
-    models: dict[str, str], tmp_path: Path, name: str, edit: Callable[[Path], None]
-) -> None:
-    settings = every_kind(models, tmp_path)[name]
-    if name == "classifier":
-        (tmp_path / "template.jinja").write_text("{{ messages[0]['content'] }}")
-        settings["template"] = str(tmp_path / "template.jinja")
-    before = identity(make_groups(models, {name: settings}, tmp_path)[0])
-    assert before == identity(make_groups(models, {name: settings}, tmp_path)[0])
-    edit(tmp_path)
-    assert before != identity(make_groups(models, {name: settings}, tmp_path)[0])
-
-
-def test_a_model_may_move(models: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").symlink_to(models["heads"])
-    groups = [
-        make_groups(models, {"a": {"model": path}}, tmp_path)[0]
-        for path in (models["heads"], str(tmp_path / "elsewhere"))
-    ]
-    assert identity(groups[0]) == identity(groups[1])
-
-
-def test_all_faults_of_all_scorers_in_one_message(models: dict[str, str], tmp_path: Path) -> None:
+def test_all_faults_of_all_scorers_in_one_message(score_models: dict[str, str], tmp_path: Path) -> None:
+    models = score_models
     (tmp_path / "scores.csv").write_text("prompt_id,sample_index,mark\np,0,1\np,0,2\n")
     scorers = {
         "a": {"model": models["heads"], "head": 3},
@@ -230,7 +171,7 @@ def test_all_faults_of_all_scorers_in_one_message(models: dict[str, str], tmp_pa
         "l": {"model": "embedded:helpful"},
     }
     with pytest.raises(ConfigError) as caught:
-        check_scorers(make_config(models, scorers), ["helpful"])
+        check_scorers(scorer_config(models, scorers), ["helpful"])
     wanted = [
         r"`scorers\.a`: the scorer .* has no head 3",
         r"`scorers\.b`: the scorer .* is not a sequence classifier",
@@ -249,80 +190,13 @@ def test_all_faults_of_all_scorers_in_one_message(models: dict[str, str], tmp_pa
         assert re.match(pattern, fault)
 
 
-def test_tokenizers_of_a_log_ratio_are_compared_before_the_work(models: dict[str, str], tmp_path: Path) -> None:
-    tuned = str(save_tiny_policy(tmp_path, vocab_size=330))
-    with pytest.raises(ConfigError, match=r"`scorers\.r`: the tokenizers of .* differ"):
-        check_scorers(make_config(models, {"r": {"kind": "log_ratio", "model": tuned}}), [])
-
-
-@pytest.mark.parametrize("change", [{"quantization": "fp8"}])
-def test_a_log_ratio_does_not_take_an_altered_reference_for_the_plain_one(
-    models: dict[str, str], change: dict[str, str]
-) -> None:
-    settings = {"kind": "log_ratio", "model": models["tuned"]}
-    config = make_config(models, {"r": settings})
-    altered = {"reference": config.reference.model_copy(update=change)}
-    with pytest.raises(ConfigError, match=r"`scorers\.r`: the run's reference is quantised"):
+def test_no_scorer_takes_a_quantised_reference_for_the_plain_one(score_models: dict[str, str]) -> None:
+    settings = {"kind": "log_ratio", "model": score_models["tuned"]}
+    config = scorer_config(score_models, {"r": settings})
+    altered = {"reference": config.reference.model_copy(update={"quantization": "fp8"})}
+    with pytest.raises(
+        ConfigError, match=r"`scorers\.r`: the run's reference is quantised.* give it a `reference` of"
+    ):
         check_scorers(config.model_copy(update=altered), [])
-    own = make_config(models, {"r": {**settings, "reference": {"model": models["policy"]}}})
+    own = scorer_config(score_models, {"r": {**settings, "reference": {"model": score_models["policy"]}}})
     check_scorers(own.model_copy(update=altered), [])
-
-
-@pytest.mark.parametrize(
-    ("scorer", "message"),
-    [
-        (
-            {"kind": "sequence_clasification", "model": "m"},
-            "is 'sequence_clasification'; there is no such kind; did you mean `sequence_classification`?",
-        ),
-        ({"model": "m", "hed": 1}, "unknown setting `scorers.x.hed`; did you mean `head`?"),
-        ({"kind": "python", "functon": "a:b"}, "unknown setting `scorers.x.functon`; did you mean `function`?"),
-        ({"kind": "column", "model": "m"}, "`scorers.x.column` is missing"),
-        ({"model": "m", "sign": 2}, "`scorers.x.sign` is 2"),
-        ({"model": "m", "output": "softmax"}, "`scorers.x.output` is 'softmax'"),
-        ({"kind": "safe_rlhf_score", "model": "m", "head": "x"}, "`scorers.x.head` is 'x'"),
-        ({"kind": "log_ratio", "model": "m", "min_accuracy": 0.6}, "gives `min_accuracy` without `calibration`"),
-        ({"kind": "log_ratio", "model": "m", "scale": 0.0}, "`scorers.x.scale` is 0.0"),
-        ({"kind": "log_ratio", "model": "m", "reference": {"modl": "m"}}, "unknown setting `scorers.x.reference."),
-        (3, "`scorers.x` is 3; a scorer is a mapping of settings"),
-    ],
-)
-def test_faults_of_a_scorers_settings(models: dict[str, str], scorer: Any, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        make_config(models, {"x": scorer})
-    assert message in str(caught.value)
-
-
-def test_a_recipes_functions_are_looked_for_beside_it(models: dict[str, str], tmp_path: Path) -> None:
-    write_rules(tmp_path)
-    path = tmp_path / "recipe.yaml"
-    tree = {
-        "beta": 1.0,
-        "reference": {"model": models["policy"]},
-        "scorers": {
-            "base": {"model": models["other"]},
-            "x": {"kind": "python", "function": "rules_of_test_scorers:words"},
-        },
-        "reward": "base",
-        "constraints": {"x": {"direction": "<=", "threshold": 2.0}},
-    }
-    path.write_text(json.dumps(tree))
-    config = load_config(path)
-    check_scorers(config, [])
-    (group,) = group_scorers(Run(config=config, name="r", data_dir=tmp_path), ["x"])
-    assert [s.values for s in group.start().score(ROWS) if isinstance(s, Score)] == [(0.0,), (1.0,), (2.0,)]
-
-
-def test_the_documented_recipes_are_valid(models: dict[str, str]) -> None:
-    page = (Path(__file__).parents[3] / "docs" / "scorers.md").read_text()
-    scorers = {
-        name: settings
-        for snippet in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-        for name, settings in yaml.safe_load(snippet)["scorers"].items()
-    }
-    config = make_config(models, scorers)
-    assert {settings.kind for settings in config.scorers.values()} == set(SCORER_SETTINGS)
-    for kind, settings in SCORER_SETTINGS.items():
-        assert f"## `{kind}`" in page
-        for name in settings.model_fields:
-            assert name == "kind" or f"`{name}" in page, name

@@ -193,7 +193,11 @@ def equal_seeds(run):
             lambda run: edit_json(
                 run / "dual" / "dual.json", lambda value: value["constraints"][0].update(multiplier=-0.1)
             ),
-            r"the multiplier of harmless is -0.1; it must not be negative",
+            r"dual\.json is damaged: `constraints\[0\]\.multiplier` is -0\.1; it must be greater than or equal to 0",
+        ),
+        (
+            lambda run: edit_json(run / "dual" / "dual.json", lambda value: value.clear()),
+            r"dual\.json is damaged: `beta` is missing",
         ),
         (
             lambda run: edit_json(

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from types import FunctionType, ModuleType
+from typing import Any
+
 import numpy as np
 import pytest
 from helpers.dual_oracles import naive_dual_value, naive_policy
@@ -7,9 +10,22 @@ from helpers.dual_problems import draw_scores, problem_at_depth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stage1_dual.dual import DualProblem, NotCertifiedError, certify, evaluate_dual, solve_dual, tilt
+from stage1_dual.dual import (
+    DualProblem,
+    InfeasibleError,
+    NotCertifiedError,
+    certify,
+    dual_function,
+    evaluate_dual,
+    segments,
+    solve_dual,
+    solver,
+    tilt,
+    tilting,
+)
 from stage1_dual.dual import certificate as certificate_module
 from stage1_dual.dual.certificate import require_certified
+from stage1_dual.dual.solver import continue_minimum
 
 
 @pytest.fixture
@@ -98,14 +114,99 @@ def test_unused_multiplier_on_a_constant_constraint_is_refused() -> None:
     assert certify(problem, np.array([0.0, 0.3])).kkt_residual == np.inf
 
 
-def test_knows_neither_the_solver_nor_its_function() -> None:
-    names = vars(certificate_module)
-    assert not {"evaluate_dual", "tilt", "minimise_dual", "solve_dual", "newton_step"} & set(names)
+def test_shares_no_code_with_the_solver() -> None:
+    """By name, and by what would happen: see the wrong kernels below."""
+    shared = {name for module in (dual_function, solver, tilting, segments) for name in _functions(module)}
+    assert {"evaluate_dual", "newton_step", "weigh_block", "combine", "weighted_products"} <= shared
+    assert not shared & _functions(certificate_module)
+
+
+def _functions(module: ModuleType) -> set[str]:
+    """Names of the functions of this package that a module calls, its classes' methods left out."""
+    found = {name: value for name, value in vars(module).items() if isinstance(value, FunctionType)}
+    if module is solver:
+        del found["certify"], found["require_certified"]
+    return {name for name, value in found.items() if value.__module__.startswith("stage1_dual.dual")}
+
+
+def _tilt_too_far(coefficients_m: Any, values_mn: Any, *, out: Any = None) -> Any:
+    return np.matmul(1.1 * coefficients_m, values_mn, out=out)
+
+
+def _leave_out_the_first(coefficients_m: Any, values_mn: Any, *, out: Any = None) -> Any:
+    return np.matmul(coefficients_m[1:], values_mn[1:], out=out)
+
+
+def _weigh_the_first_response_twice(self: Any, left_n: Any, right_n: Any) -> Any:
+    products_n = left_n * right_n
+    return np.add.reduceat(products_n, self.starts_p, axis=-1) + products_n[..., self.starts_p]
+
+
+def _forget_the_last_response(self: Any, values_n: Any) -> Any:
+    return np.add.reduceat(values_n, self.starts_p, axis=-1) - values_n[..., self.starts_p + self.counts_p - 1]
+
+
+@pytest.mark.parametrize("is_ragged", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "wrong"),
+    [
+        (segments.combine, _tilt_too_far),
+        (segments.combine, _leave_out_the_first),
+        (segments.Segments.dot, _weigh_the_first_response_twice),
+        (segments.Segments.sum, _forget_the_last_response),
+    ],
+)
+def test_a_wrong_kernel_of_the_solver_is_caught(
+    kernel: FunctionType, wrong: FunctionType, is_ragged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The solver finds the minimum of a wrong dual, and knows of nothing amiss; the certificate does."""
+    problem = _problem(is_ragged=is_ragged)
+    right = solve_dual(problem).multipliers
+    # In place: whoever imported the kernel, under whatever name, has the wrong one from here on.
+    monkeypatch.setattr(kernel, "__code__", wrong.__code__)
+    minimum = continue_minimum(problem, right, looks_ahead=False)
+    assert minimum.is_converged
+    assert np.max(np.abs(minimum.lam_m - right)) > 1e-3
+    assert not certify(problem, minimum.lam_m).is_valid
+    assert certify(problem, right).is_valid
+    # Feasibility is decided by other means, of which the wrong kernel may be one: an error too, never an answer.
+    with pytest.raises((NotCertifiedError, InfeasibleError)):
+        solve_dual(problem)
+
+
+@pytest.mark.parametrize("is_ragged", [False, True])
+def test_wrong_thresholds_in_the_gradient_are_caught(is_ragged: bool) -> None:
+    problem = _problem(is_ragged=is_ragged)
+    problem.slack_shift_m[:] += 0.01
+    with pytest.raises(NotCertifiedError, match="not certified"):
+        solve_dual(problem)
+
+
+@pytest.mark.parametrize("is_ragged", [False, True])
+def test_the_hessian_is_the_certificates_own(is_ragged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong Hessian only slows the solver down, so that its answer is right; what is reported must be too."""
+    problem = _problem(is_ragged=is_ragged)
+    right = solve_dual(problem)
+
+    def half(segments: Any, vectors_mn: Any, weights_n: Any, factor_p: Any, *, work_n: Any) -> Any:
+        np.multiply(weights_n, 0.5, out=work_n)
+        return np.stack([segments.sum(vectors_mn * (row_n * work_n)) @ factor_p for row_n in vectors_mn])
+
+    monkeypatch.setattr(segments.weighted_products, "__code__", half.__code__)
+    assert not np.allclose(evaluate_dual(problem, right.multipliers).hess_mm, right.hessian, rtol=0.1)
+    np.testing.assert_array_equal(certify(problem, right.multipliers).hess_mm, right.hessian)
+
+
+def _problem(*, is_ragged: bool) -> DualProblem:
+    """Two constraints that bind; evenly weighted, as most problems are."""
+    r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=12, n_constraints=2, seed=8)
+    ids, r_n, g_nm = np.arange(60).repeat(12), r_pk.reshape(-1), g_pkm.reshape(-1, 2)
+    keep = np.arange(len(ids)) % 7 != 3 if is_ragged else np.full(len(ids), True)
+    problem = DualProblem.from_rows(ids[keep], r_n[keep], g_nm[keep], thresholds=[0.0, 0.0], beta=1.0)
+    return problem.with_thresholds(problem.reference_means_m + 0.3)
 
 
 def test_a_solver_that_stops_early_is_caught(problem: DualProblem, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stage1_dual.dual import solver
-
     monkeypatch.setattr(solver, "MAX_EVALUATIONS", 2)
     monkeypatch.setattr(solver, "_WARM_EVALUATIONS", 2)
     with pytest.raises(NotCertifiedError, match="not certified"):

@@ -45,18 +45,6 @@ def test_reference_at_zero() -> None:
     np.testing.assert_allclose(evaluation.slack_m, g_pkm.mean(axis=(0, 1)) - b_m, atol=1e-8)
 
 
-def test_tilted_policy_by_hand() -> None:
-    problem = DualProblem.from_arrays([[0.0, np.log(3.0)]], [[1.0, -1.0]], thresholds=0.25, beta=1.0)
-    tilted = tilt(problem, np.zeros(1))
-    np.testing.assert_allclose(problem.tilted_weights([0.0]), [[0.25, 0.75]], rtol=1e-15)
-    assert tilted.log_z_p[0] == pytest.approx(np.log(2.0))
-    assert tilted.reward_p[0] == pytest.approx(0.75 * np.log(3.0))
-    assert tilted.scores_mp[0, 0] == pytest.approx(-0.5)
-    assert tilted.slack_mp[0, 0] == pytest.approx(-0.75)
-    assert tilted.kl_p[0] == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5))
-    assert tilted.ess_p[0] == pytest.approx(1 / (0.25**2 + 0.75**2))
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_convex_along_random_segments(seed: int) -> None:
     _, _, _, problem = _problem(seed=seed)

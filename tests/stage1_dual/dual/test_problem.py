@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from helpers.dual_problems import draw_scores
 
@@ -141,6 +144,49 @@ def test_weights_keep_the_callers_row_order_and_sum_to_one_within_a_prompt() -> 
         rows = prompt_id_n == prompt
         tilted = np.exp((r_n[rows] + g_nm[rows] @ lam_m) / 0.7)
         np.testing.assert_allclose(weights_n[rows], tilted / tilted.sum(), rtol=1e-12)
+
+
+FRAME = {
+    "id": np.array(["b", "a", "b", "a"]),
+    "helpful": np.array([0.0, 1.0, 2.0, 3.0]),
+    "harmless": np.array([1.0, 0.0, -1.0, 0.5]),
+    "short": np.array([3, 1, 2, 5]),
+}
+
+
+@pytest.mark.parametrize("kind", [dict, pd.DataFrame, pa.table])
+def test_a_frame_keeps_its_names_and_is_the_same_problem_as_its_rows(kind: Callable[[Any], Any]) -> None:
+    arguments: dict[str, Any] = {"prompt_id": "id", "reward": "helpful", "beta": 2.0}
+    found = DualProblem.from_frame(kind(FRAME), thresholds={"short": 2.6, "harmless": 0.2}, **arguments)
+    scores_nm = np.column_stack([FRAME["short"], FRAME["harmless"]])
+    rows = DualProblem.from_rows(FRAME["id"], FRAME["helpful"], scores_nm, thresholds=[2.6, 0.2], beta=2.0)
+    assert found.constraint_names == ("short", "harmless")
+    np.testing.assert_array_equal(solve_dual(found).multipliers, solve_dual(rows).multipliers)
+    np.testing.assert_array_equal(found.tilted_weights([0.1, 0.3]), rows.tilted_weights([0.1, 0.3]))
+    free = DualProblem.from_frame(kind(FRAME), thresholds={}, **arguments)
+    assert solve_dual(free).multipliers.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"harmless": [1.0, None, 0.0, 0.0]}, r"`harmless` has 1 NaN or infinite value, at row: 1 = nan"),
+        ({"helpful": ["x", "y", "z", "w"]}, r"`helpful` has dtype .*; it must be an array of real numbers"),
+        ({"id": ["a", None, "b", "a"]}, r"`prompt_id_n` has missing ids at rows \[1\]"),
+        ({"harmless": None}, r"the frame has no column 'harmless'"),
+    ],
+)
+@pytest.mark.parametrize("kind", [pd.DataFrame, pa.table])
+def test_bad_columns_are_named(change: dict[str, Any], message: str, kind: Callable[[Any], Any]) -> None:
+    frame = kind({name: values for name, values in (FRAME | change).items() if values is not None})
+    with pytest.raises(InputError, match=message):
+        DualProblem.from_frame(frame, prompt_id="id", reward="helpful", thresholds={"harmless": 0.0}, beta=1.0)
+
+
+def test_a_name_that_two_columns_have_is_refused() -> None:
+    frame = pd.DataFrame(np.zeros((4, 3)), columns=["id", "helpful", "helpful"])
+    with pytest.raises(InputError, match=r"`helpful` has shape \(4, 2\); it must be one column"):
+        DualProblem.from_frame(frame, prompt_id="id", reward="helpful", thresholds={}, beta=1.0)
 
 
 def test_dense_weights_have_the_shape_of_the_reward() -> None:

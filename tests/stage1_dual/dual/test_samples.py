@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
-from helpers.dual_problems import FloatArray, draw_scores
+from helpers.dual_problems import draw_scores
 
 import stage1_dual.dual.blocks
 import stage1_dual.dual.samples
-from stage1_dual.dual import InputError
+from pipeline.contracts.arrays import FloatArray
 from stage1_dual.dual.samples import SampleScores
 
 
@@ -62,52 +60,37 @@ def test_units_may_differ_between_tiles(monkeypatch: pytest.MonkeyPatch) -> None
     assert facts.score_scale_m[0] == pytest.approx(np.std(g_pkm[1] * 1e160) * 1e-160 / np.sqrt(3), rel=1e-12)
 
 
-@pytest.mark.parametrize("value", [0.1, -1e6 / 3, 1e-310])
-@pytest.mark.parametrize("n_responses", [1, 3, 100, 127])
-def test_equal_scores_centre_to_zero(value: float, n_responses: int) -> None:
-    r_pk, g_pkm = draw_scores(n_prompts=5, n_responses=n_responses, n_constraints=1, seed=3)
-    g_pkm[:] = value * np.arange(1.0, 6.0)[:, np.newaxis, np.newaxis]
-    facts = _scores(r_pk, g_pkm).facts
-    assert facts.is_constant_m.all()
-    assert facts.score_scale_m[0] == facts.correlation_ii[1, 1] == facts.correlation_ii[0, 1] == 0.0
+def test_every_deals_the_responses_out_and_keeps_short_prompts_whole() -> None:
+    counts_p = np.array([5, 1, 4])
+    reward_n = np.arange(10.0)
+    scores = SampleScores.in_memory(reward_n, reward_n[:, np.newaxis], counts_p)
+    kept = [[0, 2, 4, 5, 6, 8], [1, 3, 5, 7, 9]]
+    for offset, rows in enumerate(kept):
+        part = scores.every(2, offset)
+        (block,) = part.partitions[0].blocks()
+        shift_n = np.repeat(block.reward_shift_p, block.segments.counts_p)
+        np.testing.assert_allclose(block.reward_n + shift_n, reward_n[rows], atol=1e-14)
+        np.testing.assert_array_equal(part.counts_p, np.bincount(np.repeat([0, 1, 2], counts_p)[rows]))
 
 
-def test_means_of_huge_scores_may_overflow() -> None:
-    r_pk, g_pkm = draw_scores(n_prompts=2, n_responses=3, n_constraints=1, seed=5)
-    g_pkm[0, :, 0] = [1e308, 1.1e308, 1.05e308]
-    facts = _scores(r_pk, g_pkm).facts
-    assert facts.score_scale_m[0] == pytest.approx(np.std([1.0, 1.1, 1.05]) * 1e308 / np.sqrt(2), rel=1e-12)
+def test_a_sketch_is_the_first_prompts_where_they_are_few_of_all() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=40, n_responses=6, n_constraints=1, seed=8)
+    scores = _scores(r_pk, g_pkm)
+    assert scores.sketch(11) is None
+    sketch = scores.sketch(10)
+    assert sketch is not None
+    assert (sketch.facts.n_prompts, sketch.facts.n_samples) == (10, 60)
+    assert sketch.facts.reference_reward == pytest.approx(r_pk[:10].mean(), rel=1e-12)
 
 
-@pytest.mark.parametrize("largest", [1e308, 1.7e308])
-@pytest.mark.parametrize("n_responses", [2, 16])
-@pytest.mark.parametrize("is_reward", [False, True])
-def test_scores_too_far_apart_are_refused(largest: float, n_responses: int, is_reward: bool) -> None:
-    r_pk, g_pkm = draw_scores(n_prompts=4, n_responses=n_responses, n_constraints=1, seed=6)
-    changed_pk = r_pk if is_reward else g_pkm[..., 0]
-    changed_pk[1, :] = np.where(np.arange(n_responses) % 2 == 0, largest, -largest)
-    with pytest.raises(InputError, match="differ by more than float64 can hold"):
-        _scores(r_pk, g_pkm)
+def test_reference_means_by_prompt() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=30, n_responses=6, n_constraints=2, seed=9)
+    scores = _scores(r_pk, g_pkm)
+    np.testing.assert_allclose(scores.reference_means_mp(), g_pkm.mean(axis=1).T, atol=1e-14)
 
 
-@pytest.mark.parametrize("value", [1e-300, 1e-310, 0.0])
-def test_tiny_scores_raise_nothing(value: float) -> None:
-    r_pk, g_pkm = draw_scores(n_prompts=4, n_responses=8, n_constraints=1, seed=7)
-    g_pkm[0, 0, 0] = r_pk[1, 0] = value
-    g_pkm[2] = value
-    with np.errstate(all="raise"):
-        assert np.isfinite(_scores(r_pk, g_pkm).facts.correlation_ii).all()
-        g_pkm[3] = 10.0 ** (-200.0 * np.abs(g_pkm[3]).clip(max=1.5))
-        assert np.isfinite(_scores(r_pk, g_pkm).facts.correlation_ii).all()
-
-
-def test_a_block_is_sent_without_its_tiles() -> None:
-    r_pk, g_pkm = draw_scores(n_prompts=50, n_responses=1_280, n_constraints=1, seed=4)
-    (partition,) = _scores(r_pk, g_pkm).partitions
-    (block,) = partition.blocks()
-    assert len(block.tiles) > 1
-    assert block.segments.sum(block.reward_n).shape == (50,)
-    sent = pickle.dumps(partition)
-    assert len(sent) < 1.01 * block.values_in.nbytes
-    (received,) = pickle.loads(sent).blocks()
-    np.testing.assert_array_equal(received.tiles[-1][1].values_in, block.tiles[-1][1].values_in)
+def test_printing_scores_shows_sizes_and_passes_over_nothing() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=1_200, n_responses=2, n_constraints=3, seed=0)
+    scores = _scores(r_pk, g_pkm)
+    assert repr(scores) == "SampleScores(1,200 prompts, 3 constraints, 1 parts)"
+    assert "facts" not in vars(scores)

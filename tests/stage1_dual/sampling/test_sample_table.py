@@ -183,7 +183,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from stage1_dual.sampling.run import PromptTokens, sample_table
+from stage1_dual.sampling.sample_table import PromptTokens, sample_table
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLES

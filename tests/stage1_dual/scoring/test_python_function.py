@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import math
 import sys
@@ -95,7 +96,7 @@ def test_a_function_that_is_not_there_is_refused(tmp_path: Path, function: str, 
 
 def test_a_module_that_does_not_import_says_why(tmp_path: Path) -> None:
     module = write_rules(tmp_path, "raise ValueError('no key')")
-    with pytest.raises(InputError, match=r"importing rules_\d+ failed: ValueError\('no key'\)"):
+    with pytest.raises(InputError, match=r"importing .*rules_\d+\.py failed: ValueError\('no key'\)"):
         PythonScorer(f"{module}:f", folders=[str(tmp_path)])
 
 
@@ -123,10 +124,54 @@ def test_a_module_in_a_package(tmp_path: Path) -> None:
 def test_two_modules_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("one", "other"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "rules_alike.py").write_text("def f(rows): return [0.0] * len(rows)")
-    PythonScorer("rules_alike:f", folders=[str(tmp_path / "one")])
-    with pytest.raises(InputError, match=r"rules_alike is already the name of .*one.rules_alike\.py: rename .*other"):
-        PythonScorer("rules_alike:f", folders=[str(tmp_path / "other")])
+        (tmp_path / folder / "rules_alike.py").write_text(f"def f(rows): return [{len(folder)}.0] * len(rows)")
+    one, other = (PythonScorer("rules_alike:f", folders=[str(tmp_path / folder)]) for folder in ("one", "other"))
+    assert [one.score(ROWS[:1])[0].values, other.score(ROWS[:1])[0].values] == [(3.0,), (5.0,)]
+
+
+@pytest.mark.parametrize("code", ["0", "None", "'bye'"])
+def test_a_module_that_ends_the_process_is_an_error(tmp_path: Path, code: str) -> None:
+    module = write_rules(tmp_path, f"import sys\nsys.exit({code})")
+    with pytest.raises(InputError, match=r"importing .*rules_\d+\.py ended in sys\.exit"):
+        PythonScorer(f"{module}:f", folders=[str(tmp_path)])
+    module = write_rules(tmp_path, f"import sys\ndef f(rows): sys.exit({code})")
+    scorer = PythonScorer(f"{module}:f", folders=[str(tmp_path)])
+    with pytest.raises(InputError, match=r"rules_\d+:f ended in sys\.exit"):
+        scorer.score(ROWS)
+
+
+def test_files_beside_the_recipe_take_the_place_of_no_package(tmp_path: Path) -> None:
+    """Neither of installed packages, nor of ones that others look for and do not find."""
+    (tmp_path / "statistics.py").write_text("from fractions import Fraction\ndef f(rows): return [7.0] * len(rows)")
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('mine')")
+    (tmp_path / "rules_absent_package.py").write_text("VALUE = 5.0")
+    (tmp_path / "rules_neighbour.py").write_text("import numpy\nfrom rules_absent_package import VALUE")
+    (tmp_path / "rules_user.py").write_text(
+        "import statistics\ndef f(rows):\n"
+        "  from rules_neighbour import VALUE\n  return [VALUE + statistics.mean([1, 3])] * len(rows)"
+    )
+    user = PythonScorer("rules_user:f", folders=[str(tmp_path)])
+    assert user.score(ROWS[:1])[0].values == (7.0,)
+    assert PythonScorer("statistics:f", folders=[str(tmp_path)]).score(ROWS[:1])[0].values == (7.0,)
+
+    import statistics
+
+    assert statistics.mean([1, 3]) == 2
+    assert importlib.util.find_spec("rules_absent_elsewhere") is None
+    del sys.modules["rules_absent_package"]
+    assert importlib.util.find_spec("rules_absent_package") is None  # it is asked for by others
+    assert str(tmp_path) not in sys.path
+
+
+def test_a_package_may_import_its_own_parts(tmp_path: Path) -> None:
+    package = tmp_path / "rules_parts"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .two import TWO")
+    (package / "two.py").write_text("TWO = 2.0")
+    (package / "one.py").write_text(
+        "from . import TWO\nfrom rules_parts.two import TWO as again\ndef f(rows): return [TWO + again] * len(rows)"
+    )
+    assert PythonScorer("rules_parts.one:f", folders=[str(tmp_path)]).score(ROWS[:1])[0].values == (4.0,)
 
 
 def test_an_exception_of_the_function_reaches_the_caller(tmp_path: Path) -> None:

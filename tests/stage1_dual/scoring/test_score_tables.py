@@ -241,7 +241,7 @@ _KILLED = """
 import sys
 from pathlib import Path
 import torch
-from stage1_dual.scoring.run import score_tables
+from stage1_dual.scoring.score_tables import score_tables
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLES, SCORES

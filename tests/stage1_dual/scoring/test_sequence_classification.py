@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.scoring.loading import Dtype
+from pipeline.contracts.section import Dtype
 from stage1_dual.scoring.outputs import Affine, HeadOutput
 from stage1_dual.scoring.protocol import RowFailure, Score, Scorer, ScoreRequest
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer

@@ -1,0 +1,123 @@
+"""A run on disk, for whoever wants its results: what ``dualign.load_run`` returns. Needs no recipe and no model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from pipeline.contracts.artifacts import Manifest, file_sha256, is_complete, read_json, read_manifest
+from pipeline.contracts.errors import CorruptArtifactError, InputError
+from pipeline.contracts.section import nearest
+from pipeline.contracts.shards import read_parquet
+from pipeline.contracts.tables import SPLITS
+
+if TYPE_CHECKING:
+    from pipeline.report.views import TableView
+
+_STEP_OF = {"dual": "solve", "tilted": "export", "policy": "train", "evaluation": "evaluate"}
+
+
+def load_run(folder: Path) -> LoadedRun:
+    """See :func:`dualign.load_run`."""
+    if not folder.is_dir():
+        beside = [path.name for path in folder.parent.glob("*") if path.is_dir()] if folder.parent.is_dir() else []
+        raise InputError(f"there is no run {str(folder)!r}{nearest(folder.name, beside) if beside else ''}")
+    if not (folder / "prompts").is_dir():
+        raise InputError(f"{folder} is not a run: it has no prompts folder")
+    return LoadedRun(folder)
+
+
+class LoadedRun:
+    """The results of a run, read when they are asked for.
+
+    Shown as the table of the last stage that has finished.
+
+    Attributes:
+        folder: the run's folder.
+        name: its name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.resolve().name
+
+    @cached_property
+    def dual(self) -> dict[str, Any]:
+        """The content of ``dual/dual.json`` (docs/artifacts.md).
+
+        Raises:
+            InputError: the step ``solve`` has not finished.
+            CorruptArtifactError: the file is not the one the step wrote.
+        """
+        return self._read("dual", "dual.json")
+
+    @cached_property
+    def evaluation(self) -> dict[str, Any]:
+        """The content of ``evaluation/evaluation.json`` (docs/artifacts.md).
+
+        Raises:
+            InputError: the step ``evaluate`` has not finished.
+            CorruptArtifactError: the file is not the one the step wrote.
+        """
+        return self._read("evaluation", "evaluation.json")
+
+    @cached_property
+    def tilted(self) -> pa.Table:
+        """The hand-off table, train prompts first: prompts, completions, scores and weights; ``.to_pandas()`` gives
+        a DataFrame.
+
+        Raises:
+            InputError: the step ``export`` has not finished.
+            CorruptArtifactError: a file is missing or damaged.
+        """
+        files = self._manifest("tilted").files
+        paths = [self.folder / "tilted" / name for split in SPLITS for name in sorted(files) if f"/{split}-" in name]
+        return pa.concat_tables([read_parquet(path) for path in paths])
+
+    @property
+    def policy_path(self) -> Path:
+        """Folder of the fine-tuned policy, a Hugging Face checkpoint.
+
+        Raises:
+            InputError: the step ``train`` has not finished.
+        """
+        self._manifest("policy")
+        return self.folder / "policy"
+
+    def _manifest(self, artifact: str) -> Manifest:
+        if not is_complete(self.folder / artifact):
+            step = _STEP_OF[artifact]
+            raise InputError(f"run `{self.name}` has no {artifact}: its step `{step}` has not finished")
+        return read_manifest(self.folder / artifact)
+
+    def _read(self, artifact: str, name: str) -> dict[str, Any]:
+        path, recorded = self.folder / artifact / name, self._manifest(artifact).files
+        content: dict[str, Any] = read_json(path)
+        if file_sha256(path) != recorded.get(name):
+            raise CorruptArtifactError(f"{path} is not the file that its manifest records (sha256 differs)")
+        return content
+
+    def __repr__(self) -> str:
+        from pipeline.report.summary import text_summary
+
+        return text_summary(self._view())
+
+    def _repr_html_(self) -> str:
+        from pipeline.report.summary import html_summary
+
+        return html_summary(self._view())
+
+    def _view(self) -> TableView:
+        from pipeline.report.views import TableView, stage1_view, stage2_view
+
+        if is_complete(self.folder / "evaluation"):
+            view = stage2_view(self.evaluation, self.dual)
+        elif is_complete(self.folder / "dual"):
+            view = stage1_view(self.dual)
+        else:
+            view = TableView("no dual yet", (), (), "", "neutral", (), ())
+        return replace(view, title=f"Run {self.name}, {view.title[0].lower()}{view.title[1:]}")

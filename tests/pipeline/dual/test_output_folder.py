@@ -1,0 +1,115 @@
+"""One output folder, several solves: killed, at once, or on a disk that is full. Files always belong together."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli import main
+from pipeline.contracts.artifacts import run_lock
+
+N_PROMPTS, N_RESPONSES = 60, 16
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    n = N_PROMPTS * N_RESPONSES
+    columns = {
+        "prompt_id": np.repeat([f"p{place}" for place in range(N_PROMPTS)], N_RESPONSES),
+        "r": rng.normal(size=n),
+        "g": rng.normal(size=n),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    return tmp_path / "t.parquet"
+
+
+def arguments(table: Path, margin: float) -> list[str]:
+    asked = ["--reward", "r", "--constraint", f"g >= ref + {margin}", "--beta", "1", "--no-progress"]
+    return ["solve", "--table", str(table), *asked, "--output", str(table.parent / "out")]
+
+
+def belong_together(output: Path, table: Path) -> bool:
+    """Whether the weights are those of the multipliers beside them."""
+    multiplier = json.loads((output / "dual.json").read_text())["constraints"][0]["multiplier"]
+    scores = pq.read_table(table)
+    logit_n = scores["r"].to_numpy() + multiplier * scores["g"].to_numpy()
+    weight_pk = np.exp(logit_n).reshape(N_PROMPTS, N_RESPONSES)
+    expected_n = (weight_pk / weight_pk.sum(axis=1, keepdims=True)).reshape(-1)
+    return bool(np.allclose(pq.read_table(output / "weights.parquet")["weight"].to_numpy(), expected_n))
+
+
+def visible(output: Path) -> set[str]:
+    return {path.name for path in output.iterdir()}
+
+
+WHOLE = {"dual.json", "weights.parquet", "frontier.parquet", "figures"}
+
+
+@pytest.mark.parametrize("moment", ["weights.parquet", "frontier.parquet", "figures", "dual.json"])
+def test_a_second_solve_killed_at_any_moment_mixes_nothing(moment: str, table: Path) -> None:
+    output = table.parent / "out"
+    assert main(arguments(table, 0.3)) == 0
+    before = {name: (output / name).stat().st_mtime_ns for name in ("dual.json", "weights.parquet")}
+    program = [sys.executable, "-m", "pipeline", *arguments(table, 0.6)]
+    second = subprocess.Popen(
+        program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[3]
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and second.poll() is None:
+        if any(output.glob(f".scores-*/{moment}")):
+            second.send_signal(signal.SIGKILL)
+            break
+    second.wait()
+
+    if (output / "dual.json").is_file():
+        assert belong_together(output, table)
+        if second.returncode == -signal.SIGKILL and moment != "dual.json":
+            assert {name: (output / name).stat().st_mtime_ns for name in before} == before
+    assert main(arguments(table, 0.6)) == 0
+    assert visible(output) == WHOLE  # what the killed one left is gone too
+    assert belong_together(output, table)
+
+
+def test_two_at_once_do_not_write_one_folder(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with run_lock(table.parent / "out"):
+        assert main(arguments(table, 0.3)) == 2
+    assert "is in use by another process" in capsys.readouterr().err
+    assert main(arguments(table, 0.3)) == 0
+    assert visible(table.parent / "out") == WHOLE
+
+
+def test_a_full_disk_is_one_message_and_leaves_what_was_there(table: Path) -> None:
+    """A limit on the size of files stands for a disk that fills while results are written."""
+    output = table.parent / "out"
+    assert main(arguments(table, 0.3)) == 0
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments(table, 0.6)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        preexec_fn=lambda: (
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        ),
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+    assert main(arguments(table, 0.6)) == 0
+    assert belong_together(output, table)
