@@ -148,7 +148,16 @@ class _ShowVersion(argparse.Action):
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser that lists every command and knows the options of the one that is asked for."""
+    """A parser that lists every command and knows the options of the one that is asked for.
+
+    Raises:
+        InputError: more constraints than a problem can have; to read so many would take minutes.
+    """
+    n_constraints = sum(text.partition("=")[0] == "--constraint" for text in arguments)
+    if n_constraints:
+        from pipeline.contracts.problem import require_few_constraints
+
+        require_few_constraints(n_constraints)
     parser = argparse.ArgumentParser(prog="dualign", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and leave")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")

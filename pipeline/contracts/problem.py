@@ -128,6 +128,12 @@ class Safeguard:
     score_error: float = 0.0
 
 
+def require_few_constraints(count: int) -> None:
+    """Raise InputError where there are more than :data:`MAX_CONSTRAINTS`."""
+    if count > MAX_CONSTRAINTS:
+        raise InputError(f"{count} constraints are given; a problem has at most {MAX_CONSTRAINTS}")
+
+
 def read_constraint(text: str) -> Constraint:
     """Read ``NAME >= NUMBER``, ``NAME <= NUMBER``, ``NAME >= ref + NUMBER`` or ``NAME <= ref - NUMBER``.
 

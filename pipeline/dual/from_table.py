@@ -25,7 +25,13 @@ from tqdm import tqdm
 
 from pipeline.contracts.artifacts import environment, require_writable, run_lock, write_json
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.problem import MAX_CONSTRAINTS, Constraint, Safeguard, constraint_signs, read_constraint
+from pipeline.contracts.problem import (
+    Constraint,
+    Safeguard,
+    constraint_signs,
+    read_constraint,
+    require_few_constraints,
+)
 from pipeline.dual.solving import EvaluationSize, SolvedDual, build_problem_on_samples, solve_problem
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.dual.table_reader import ScoreChunk, ScoreTable
@@ -127,8 +133,7 @@ class TableRequest:
             raise InputError(f"the seed is {self.seed}; it must not be negative")
         if not names:
             raise InputError("no constraint is given; without one there is no multiplier to find")
-        if len(names) > MAX_CONSTRAINTS:
-            raise InputError(f"{len(names)} constraints are given; a problem has at most {MAX_CONSTRAINTS}")
+        require_few_constraints(len(names))
         repeated = sorted(name for name, count in Counter(names).items() if count > 1)
         if repeated:
             raise InputError(f"{repeated[0]!r} is bounded twice; a constraint bounds a score of its own")

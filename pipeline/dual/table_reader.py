@@ -322,7 +322,8 @@ class ScoreTable:
             if len(wrong):
                 raise InputError(
                     f"{self.source.place(row_n[wrong[0]])}: row {row_n[wrong[0]]} has {length[wrong[0]]} scores in "
-                    f"{name!r} and {lengths[0][wrong[0]]} in {self.scores[0]!r}; a prompt needs one of each for every response"
+                    f"{name!r} and {lengths[0][wrong[0]]} in {self.scores[0]!r}; a prompt needs one of each for "
+                    "every response"
                 )
         return np.asarray(pc.list_parent_indices(columns[0]).to_numpy())
 

@@ -12,7 +12,6 @@ import pyarrow as pa
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import (
-    MAX_CONSTRAINTS,
     MAX_FRONTIER_POINTS,
     Constraint,
     holds_range,
@@ -47,8 +46,6 @@ def read_grid(texts: Sequence[str]) -> ThresholdGrid:
     Raises:
         InputError: none holds a range, a text or a range has another form, or there are too many points.
     """
-    if len(texts) > MAX_CONSTRAINTS:
-        raise InputError(f"{len(texts)} constraints are given; a problem has at most {MAX_CONSTRAINTS}")
     swept = tuple(place for place, text in enumerate(texts) if holds_range(text))
     if not swept:
         raise InputError(
