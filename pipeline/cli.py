@@ -175,7 +175,16 @@ class _ShowVersion(argparse.Action):
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser that lists every command and knows the options of the one that is asked for."""
+    """A parser that lists every command and knows the options of the one that is asked for.
+
+    Raises:
+        InputError: more constraints than a problem can have; to read so many would take minutes.
+    """
+    n_constraints = sum(text.partition("=")[0] == "--constraint" for text in arguments)
+    if n_constraints:
+        from pipeline.contracts.problem import require_few_constraints
+
+        require_few_constraints(n_constraints)
     parser = argparse.ArgumentParser(prog="dualign", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and leave")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -536,7 +545,13 @@ def _env(options: argparse.Namespace, rest: Sequence[str]) -> None:  # noqa: ARG
 
 
 def _add_table_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--table", type=Path, required=True, metavar="PATH", help="Parquet file or folder of scores")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="file of scores (Parquet, CSV or JSON Lines), or a folder of such files",
+    )
     parser.add_argument("--prompt-id", default="prompt_id", metavar="COLUMN", help="which prompt a row answers")
     parser.add_argument("--reward", required=True, metavar="COLUMN", help="the score to maximise")
     parser.add_argument(
@@ -601,10 +616,11 @@ def _frontier(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _table_request(options: argparse.Namespace, constraints: Sequence[Constraint]) -> TableRequest:
     from pipeline.dual.from_table import TableRequest
-    from pipeline.dual.table_sources import ParquetFiles
+    from pipeline.dual.table_sources import ScoreFiles
 
+    columns = (options.prompt_id, options.reward, *(constraint.name for constraint in constraints))
     return TableRequest(
-        source=ParquetFiles(options.table),
+        source=ScoreFiles(options.table, columns),
         prompt_id=options.prompt_id,
         reward=options.reward,
         constraints=tuple(constraints),
@@ -635,7 +651,7 @@ def _safeguards(options: argparse.Namespace) -> dict[str, Safeguard]:
     for field in _SAFEGUARDS:
         for text in getattr(options, field):
             given = f"--{field.replace('_', '-')} {text!r}"
-            name, _, number = text.partition("=")
+            name, _, number = text.rpartition("=")  # a name may hold the sign itself
             try:
                 value = float(number)
             except ValueError:

@@ -95,7 +95,7 @@ def _constraint_statistics(question: Question, answer: Answer) -> Iterator[dict[
     for j, sign in enumerate(constraint.sign for constraint in question.constraints):
         yield {
             "multiplier_ci95": _interval(intervals.multipliers[j]),
-            "multiplier_standard_error": float(found.errors.multipliers[j]),
+            "multiplier_standard_error": _finite(found.errors.multipliers[j]),
             "multiplier_corrected": None if corrected_m is None else float(corrected_m[j]),
             "predicted": sign * float(solution.predicted_constraints[j]),
             "predicted_ci95": _interval(sign * intervals.policy.constraints[j]),

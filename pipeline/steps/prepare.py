@@ -98,7 +98,9 @@ def _recorded_settings(prompts: PromptSettings) -> dict[str, Any]:
     The categories themselves are among the inputs: nothing that was sampled or scored depends on their column. The
     limit shows in the inputs too: a larger one is a source that has grown.
     """
-    return prompts.model_dump(mode="json", exclude={"category_column", "limit"})
+    # Only `drop` changes a prompt; with the others a run is what it was before there was the setting.
+    same = {"last_assistant_turn"} if prompts.last_assistant_turn != "drop" else set()
+    return prompts.model_dump(mode="json", exclude={"category_column", "limit"} | same)
 
 
 def _merge_reference(run: Run) -> None:
