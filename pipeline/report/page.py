@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.contracts.artifacts import atomic_write_bytes, is_complete, read_json, read_manifest
 from pipeline.published import PublishedPoint
+from pipeline.report.evaluated import read_evaluation
 from pipeline.report.plates import stage1_plates, stage2_plates
 from pipeline.report.readers import (
     PolicyExamples,
@@ -68,7 +69,9 @@ def write_report(
     dual = read_json(path)
     solved = ReportedSolution.from_document(dual, source=path)
     evaluation_path = run_dir / "evaluation" / "evaluation.json"
-    evaluation = read_json(evaluation_path) if evaluation_path.is_file() else None
+    evaluation = read_json(evaluation_path) if evaluation_path.exists() else None
+    if evaluation is not None:
+        read_evaluation(evaluation_path, solved)
     scores = read_tilted_scores(run_dir / "tilted", solved.names)
     stage1 = stage1_plates(
         solved,
