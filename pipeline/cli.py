@@ -461,7 +461,8 @@ def _validate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         origin = f"from {', '.join(link.made_from)}" if link.made_from else ""
         if link.run not in (None, folder.name):
             origin += f" (made as run {link.run})"
-        print(f"{link.name:24} {(link.identity or 'not finished')[:12]:14} {counts or '-':44} {origin}".rstrip())
+        line = f"{link.name:24} {(link.identity or 'not finished')[:12]:14} {counts or '-':44} {origin}"
+        print(printable(line.rstrip()))
     for fault in found.faults:
         print(printable(f"fault: {fault}"))
     if not found.faults:

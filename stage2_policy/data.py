@@ -348,7 +348,9 @@ def _read_tilted(folder: Path, *, constraint_names: Sequence[str]) -> pa.Table:
     paths = sorted(folder.glob("data/train-*.parquet"))
     if not paths:
         raise InputError(f"the tilted table in {folder} has no train split")
-    return pa.concat_tables([read_parquet(path, columns=columns, schema=tilted_schema(constraint_names)) for path in paths])
+    return pa.concat_tables(
+        [read_parquet(path, columns=columns, schema=tilted_schema(constraint_names)) for path in paths]
+    )
 
 
 def _keys(table: pa.Table) -> list[tuple[str, int]]:

@@ -194,6 +194,18 @@ def read_json(path: Path) -> Any:
     return value
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        CorruptArtifactError: as :func:`read_json`, or it holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CorruptArtifactError(f"{path} is damaged: it holds {shown(repr(value))}, not an object")
+    return value
+
+
 def shown(text: str, *, limit: int = 80) -> str:
     """A text of a file for a message: its beginning, where it is long."""
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -214,6 +214,7 @@ def read_parquet(
             _require_fields(path, file.schema_arrow, columns, schema)  # before anything is read
             table = file.read(columns=list(columns) if columns is not None else None)
         table.validate(full=True)  # texts that are not UTF-8, lengths that do not fit
+        _require_no_inner_nulls(path, table)
     except (pa.ArrowException, OSError, KeyError, ValueError, MemoryError) as error:
         raise CorruptArtifactError(
             f"{path} is damaged or not Parquet: {shown(str(error), limit=300)}; {_REPAIR}"
@@ -238,6 +239,23 @@ def _require_fields(path: Path, found: pa.Schema, columns: Sequence[str] | None,
             f"{[_described(field) for field in fields]}, expected {wanted.names} of types "
             f"{[_described(field) for field in wanted]}"
         )
+
+
+def _require_no_inner_nulls(path: Path, table: pa.Table) -> None:
+    """Token ids and messages have values where the schema cannot say so: fields within lists may always be null."""
+    for name in table.column_names:
+        if any(_has_inner_nulls(chunk) for chunk in table[name].chunks):
+            raise CorruptArtifactError(f"{path} has a null within a value of the column {name!r}")
+
+
+def _has_inner_nulls(array: pa.Array) -> bool:
+    if pa.types.is_list(array.type):
+        inner = [array.flatten()]
+    elif pa.types.is_struct(array.type):
+        inner = array.flatten()
+    else:
+        return False
+    return any(one.null_count or _has_inner_nulls(one) for one in inner)
 
 
 def _as_written(field: pa.Field) -> pa.Field:

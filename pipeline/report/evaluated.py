@@ -90,9 +90,9 @@ class Evaluation(Part):
     lagrangian: Lagrangian
     by_category: Annotated[tuple[Category, ...], Field(strict=False)] = ()
     gold: dict[str, Gold] | None = None
-    warnings: list[str] = []
-    inputs: dict[str, str] = {}
-    environment: dict[str, str] = {}
+    warnings: list[str] = Field(default_factory=list)
+    inputs: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _status_is_the_worst(self) -> Self:

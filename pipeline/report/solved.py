@@ -112,8 +112,8 @@ class ReportedSolution(Solution):
     warnings: list[str]
     truncation: Truncation | None = None
     by_category: Annotated[tuple[PredictedCategory, ...], Field(strict=False)] = ()
-    inputs: dict[str, str] = {}
-    environment: dict[str, str] = {}
+    inputs: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _scores_are_known(self) -> Self:

@@ -46,7 +46,9 @@ class SortedKeys:
             return np.full(len(index), -1)
         wanted = place * self.width + index
         row = np.minimum(np.searchsorted(self.key_n, wanted), len(self.key_n) - 1)
-        found: np.ndarray = np.where((place >= 0) & (index >= 0) & (index < self.width) & (self.key_n[row] == wanted), row, -1)
+        found: np.ndarray = np.where(
+            (place >= 0) & (index >= 0) & (index < self.width) & (self.key_n[row] == wanted), row, -1
+        )
         return found
 
 
@@ -199,9 +201,7 @@ def _sample_keys(samples: ShardedTable, split: str) -> tuple[SortedKeys, np.ndar
 def _fill(value_n: np.ndarray, scores: ShardedTable, split: str, keys: SortedKeys, *, name: str) -> None:
     """Write a scorer's values to the rows they belong to."""
     for path in scores.paths(split):
-        table = read_parquet(
-            path, columns=[*SAMPLE_KEY, "value"], schema=scores.schema, as_dictionary=["prompt_id"]
-        )
+        table = read_parquet(path, columns=[*SAMPLE_KEY, "value"], schema=scores.schema, as_dictionary=["prompt_id"])
         _require_finite(table, name)
         row_n = keys.find(table)
         unknown = np.count_nonzero(row_n < 0)

@@ -131,8 +131,7 @@ def write_tilted_table(
     for split, rows in scored.items():
         weight_n = tilted_weights(rows, solution)
         pieces = (
-            _tilted_rows(_read_texts(path), rows, weight_n, about, names, split)
-            for path in samples.paths(split)
+            _tilted_rows(_read_texts(path), rows, weight_n, about, names, split) for path in samples.paths(split)
         )
         for number, piece in enumerate(_regrouped(pieces)):
             n_rows += piece.num_rows

@@ -110,7 +110,10 @@ def recorded_settings(config: RunConfig) -> dict[str, Any]:
 def _some_prompts(run: Run) -> list[Any]:
     """Messages of a few of the prompts that are trained on."""
     table = run.folder / "tilted" / "data"
-    shards = [read_parquet(path, columns=["prompt_id", "prompt"], schema=PROMPTS) for path in sorted(table.glob("train-*"))[:1]]
+    shards = [
+        read_parquet(path, columns=["prompt_id", "prompt"], schema=PROMPTS)
+        for path in sorted(table.glob("train-*"))[:1]
+    ]
     first = {row["prompt_id"]: row["prompt"] for shard in shards for row in shard.slice(0, 4_096).to_pylist()}
     return list(first.values())[:_PROMPTS_SERVED]
 
