@@ -105,8 +105,8 @@ class ShardedTable:
             Booleans, shape (prompts, n_samples).
 
         Raises:
-            CorruptArtifactError: a shard cannot be read, a row is there twice, or the grid would be larger than any table
-                of samples, which is what a damaged ``sample_index`` asks for.
+            CorruptArtifactError: a shard cannot be read, a row is there twice, or the grid would be larger than any
+                table of samples, which is what a damaged ``sample_index`` asks for.
         """
         if len(prompts) * n_samples > _MOST_CELLS:
             raise CorruptArtifactError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ _STEP_OF = {"dual": "solve", "tilted": "export", "policy": "train", "evaluation"
 
 def load_run(folder: Path) -> LoadedRun:
     """See :func:`dualign.load_run`."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112  # of a name too long for a file, False
         beside = [path.name for path in folder.parent.glob("*") if path.is_dir()] if folder.parent.is_dir() else []
         raise InputError(f"there is no run {str(folder)!r}{nearest(folder.name, beside) if beside else ''}")
     if not (folder / "prompts").is_dir():

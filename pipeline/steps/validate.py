@@ -120,7 +120,7 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
     Raises:
         InputError: there is no run in the folder.
     """
-    if not (folder / "prompts").is_dir():
+    if not os.path.isdir(folder / "prompts"):  # noqa: PTH112  # of a name too long for a file, False
         raise InputError(f"{folder} is not a run: it has no prompts folder")
     found = Validation(faults=list(_not_folders(folder)))
     manifests = {name: _read(folder / name, found) for name in _artifacts(folder)}
