@@ -324,6 +324,8 @@ def read_prompt_rows(tilted: Path, solution: Solution, *, split: str) -> Iterato
     if not paths:
         return
     table = pa.concat_tables([read_parquet(path, schema=tilted_schema(solution.names)) for path in paths])
+    if table.num_rows == 0:
+        return
     table = table.sort_by([(name, "ascending") for name in SAMPLE_KEY])
     prompt_id = table["prompt_id"].to_numpy(zero_copy_only=False)
     score = solution.tilt(table) / solution.beta

@@ -135,10 +135,9 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
         *((f"hashes of {name}", _bound(_check_files, folder / name, complete[name])) for name in complete),
         ("prompts", lambda: _check_prompts(folder / "prompts")),
     ]
-    if "dual" in complete:
-        checks.append(("dual", lambda: _check_dual(folder)))
-    if "evaluation" in complete:
-        checks.append(("evaluation", lambda: _check_evaluation(folder)))
+    for name, check in (("prompts", _check_splits), ("dual", _check_dual), ("evaluation", _check_evaluation)):
+        if name in complete:
+            checks.append((name, _bound(check, folder, complete[name])))
     for responses in known_response_sets(folder):
         checks += _checks_of_set(folder, responses, complete)
     for description, check in tqdm(checks, desc="validating", unit=" checks", disable=not show_progress):
@@ -270,6 +269,17 @@ def _check_prompts(folder: Path) -> Iterator[str]:
         yield f"{folder}: unknown splits {sorted(unknown)}"
 
 
+def _check_splits(run: Path, manifest: Manifest) -> Iterator[str]:
+    splits = _read_prompts(run / "prompts")["split"].to_pylist()
+    yield from _check_counts(run / "prompts", manifest, {split: splits.count(split) for split in SPLITS})
+
+
+def _check_counts(folder: Path, manifest: Manifest, found: Mapping[str, int]) -> Iterator[str]:
+    for name, n in found.items():
+        if manifest.count(name) != n:
+            yield f"{folder}: {n} {name}, {manifest.counts[name]} in the manifest"
+
+
 def _is_named(messages: list[dict[str, str]], name: str) -> bool:
     return bool(messages) and prompt_id(messages) == name
 
@@ -322,8 +332,7 @@ def _check_samples(responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
     # Of another distribution, the sampler's log-probabilities do not say how many repeats chance makes.
     if all(manifest.settings.get(name) == value for name, value in asdict(THE_POLICY).items()):
         yield from _check_repeats(folder, table)
-    if n_rows != manifest.count("rows"):
-        yield f"{folder}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
+    yield from _check_counts(folder, manifest, {"rows": n_rows})
     missing = manifest.count("prompts") * n_samples - n_rows
     if missing != manifest.count("failed"):
         yield f"{folder}: {missing} rows are missing, {manifest.counts['failed']} failures in the manifest"
@@ -426,8 +435,7 @@ def _check_pairs(run: Path, responses: ResponseSet, manifest: Manifest) -> Itera
     alone = sum((prompt, index ^ 1) not in there for prompt, index in keys)
     if alone:
         yield f"{folder}: {alone} responses have no partner"
-    if len(keys) != manifest.count("rows"):
-        yield f"{folder}: {len(keys)} rows, {manifest.counts['rows']} in the manifest"
+    yield from _check_counts(folder, manifest, {"rows": len(keys)})
 
 
 def _check_scores(responses: ResponseSet, folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -450,8 +458,7 @@ def _check_scores(responses: ResponseSet, folder: Path, manifest: Manifest) -> I
             if infinite:
                 yield f"{path}: {infinite} scores are not finite"
         yield from _check_distinct(folder, split, np.concatenate(scored))
-    if n_rows != manifest.count("rows"):
-        yield f"{folder}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
+    yield from _check_counts(folder, manifest, {"rows": n_rows})
 
 
 def _read_dual(run: Path) -> _CheckedSolution:
@@ -459,9 +466,11 @@ def _read_dual(run: Path) -> _CheckedSolution:
     return _CheckedSolution.from_document(read_json(path), source=path)
 
 
-def _check_dual(run: Path) -> Iterator[str]:
+def _check_dual(run: Path, manifest: Manifest) -> Iterator[str]:
     path = run / "dual" / "dual.json"
-    for bound in _read_dual(run).constraints:
+    solution = _read_dual(run)
+    yield from _check_counts(run / "dual", manifest, {"prompts": solution.n_prompts, "samples": solution.n_samples})
+    for bound in solution.constraints:
         # By its own means: a fault in the sign that the solve used would hide itself.
         sign = 1.0 if bound.direction == ">=" else -1.0
         slack = sign * (bound.predicted - bound.threshold)
@@ -475,9 +484,11 @@ def _check_dual(run: Path) -> Iterator[str]:
             yield f"{path}: the threshold of {bound.name} is not its reference plus its margin"
 
 
-def _check_evaluation(run: Path) -> Iterator[str]:
+def _check_evaluation(run: Path, manifest: Manifest) -> Iterator[str]:
     path = run / "evaluation" / "evaluation.json"
     found = read_evaluation(path, _read_dual(run))
+    counts = {"prompts": found.n_prompts, "samples": found.n_samples}
+    yield from _check_counts(run / "evaluation", manifest, counts)
     for bound in found.constraints:
         sign = 1.0 if bound.direction == ">=" else -1.0
         slack = sign * (bound.realised - bound.threshold)
@@ -552,8 +563,7 @@ def _check_tilted(run: Path, responses: ResponseSet, manifest: Manifest) -> Iter
                         f"{run / 'dual' / 'dual.json'}: the {kind} mean of {entry.name} is {recorded:g}; the "
                         f"tilted table gives {mean:g} (a sign, a weight or a score differs)"
                     )
-    if n_rows != manifest.count("rows"):
-        yield f"{responses.tilted}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
+    yield from _check_counts(responses.tilted, manifest, {"rows": n_rows})
 
 
 def _check_against_scores(
