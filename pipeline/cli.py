@@ -516,7 +516,7 @@ def _validate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _require_no_more(rest, command="validate RUN")
     name = options.run or options.run_name or "embedded"
     folder = options.data_dir / "runs" / name
-    if not folder.is_dir() and Path(name).is_dir():
+    if not os.path.isdir(folder) and os.path.isdir(name):  # noqa: PTH112  # of a name too long for a file, False
         folder = Path(name)
     found = validate_run(folder, show_progress=_shows_progress(options))
     for link in found.chain:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from pipeline.contracts.artifacts import atomic_write_bytes, is_complete, read_json, read_manifest
 from pipeline.contracts.training_verdict import read_training_verdict
 from pipeline.published import PublishedPoint
+from pipeline.report.evaluated import read_evaluation
 from pipeline.report.plates import stage1_plates, stage2_plates
 from pipeline.report.readers import (
     PolicyExamples,
@@ -70,11 +71,12 @@ def write_report(
     dual = read_json(path)
     solved = ReportedSolution.from_document(dual, source=path)
     evaluation_path = run_dir / "evaluation" / "evaluation.json"
-    evaluation = read_json(evaluation_path) if evaluation_path.is_file() else None
+    evaluation = read_json(evaluation_path) if evaluation_path.exists() else None
     is_trained = is_complete(run_dir / "policy")
     training = read_training_verdict(run_dir / "policy") if is_trained else None
     tables = [stage1_view(dual, training)]
     if evaluation is not None:
+        read_evaluation(evaluation_path, solved)
         tables.insert(0, stage2_view(evaluation, dual, training))
     scores = read_tilted_scores(run_dir / "tilted", solved.names)
     stage1 = stage1_plates(

@@ -22,6 +22,8 @@ from pipeline.contracts.solution import Solution
 from pipeline.contracts.training_verdict import read_training_verdict
 from pipeline.evaluation import evaluate_policy
 from pipeline.microworld import gold_scores
+from pipeline.report.evaluated import Evaluation, read_evaluation
+from pipeline.report.solved import ReportedSolution
 from pipeline.report.terminal import print_stage2
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
@@ -80,12 +82,14 @@ def evaluate(run: Run) -> None:
             counts={"prompts": evaluation["n_prompts"], "samples": evaluation["n_samples"]},
             started=started,
         )
+    read_evaluation(folder / "evaluation.json", ReportedSolution.from_document(dual, source=path))
     print_stage2(read_json(folder / "evaluation.json"), dual, read_training_verdict(run.folder / "policy"))
 
 
 def read_status(run: Run) -> str:
     """The verdict of the run's evaluation: ``satisfied``, ``undecided`` or ``violated``."""
-    return str(read_json(run.evaluation / "evaluation.json")["status"])
+    path = run.evaluation / "evaluation.json"
+    return Evaluation.from_document(read_json(path), source=path).status
 
 
 def compare_policy(run: Run, *, solution: Solution, samples: Path, scores: Path, split: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pipeline.config.recipe import RunConfig
 from pipeline.contracts.artifacts import begin_step, checkpoint_sha256, file_sha256, is_complete, read_manifest
 from pipeline.contracts.errors import TrainingDidNotPayError, require_extra
 from pipeline.contracts.shards import read_parquet
+from pipeline.contracts.tables import PROMPTS
 from pipeline.contracts.training_verdict import read_training_verdict
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
@@ -137,7 +138,10 @@ def recorded_settings(config: RunConfig) -> dict[str, Any]:
 def _some_prompts(run: Run) -> list[Any]:
     """Messages of a few of the prompts that are trained on."""
     table = run.folder / "tilted" / "data"
-    shards = [read_parquet(path, columns=["prompt_id", "prompt"]) for path in sorted(table.glob("train-*"))[:1]]
+    shards = [
+        read_parquet(path, columns=["prompt_id", "prompt"], schema=PROMPTS)
+        for path in sorted(table.glob("train-*"))[:1]
+    ]
     first = {row["prompt_id"]: row["prompt"] for shard in shards for row in shard.slice(0, 4_096).to_pylist()}
     return list(first.values())[:_PROMPTS_SERVED]
 
