@@ -12,7 +12,6 @@ COVERED_ELSEWHERE = {
     "pipeline/contracts/arrays.py": "two names of types",
     "pipeline/baselines/palette.py": "colours",
     # The experiments are run whole, at a small size, and their tables compared with the runs they read.
-    "pipeline/baselines/annotators.py": "tests/pipeline/baselines/test_experiments.py",
     "pipeline/baselines/command.py": "tests/pipeline/baselines/test_experiments.py",
     "pipeline/baselines/costs.py": "tests/pipeline/baselines/test_experiments.py",
     "pipeline/baselines/demands.py": "tests/pipeline/baselines/test_experiments.py",
