@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.contracts.errors import (
+    ConfigError,
+    ConstraintsNotSatisfiedError,
     DualignError,
     InputError,
     MissingExtraError,
@@ -16,6 +18,7 @@ from pipeline.contracts.errors import (
     printable,
     writing_failure,
 )
+from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
 
 
 @pytest.mark.parametrize(
@@ -74,3 +77,9 @@ def test_what_a_full_disk_does_is_found_behind_what_libraries_make_of_it() -> No
 )
 def test_a_terminal_follows_nothing_in_a_message(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_exit_codes() -> None:
+    codes = {DualignError: 1, InputError: 2, ConfigError: 2, InfeasibleError: 3, NotCertifiedError: 4}
+    assert {kind: kind.exit_code for kind in codes} == codes
+    assert ConstraintsNotSatisfiedError.exit_code == 5
