@@ -22,14 +22,9 @@ LINE_SECONDS = 60.0
 _SHORTEST_SECONDS = 1.0
 """... but no two within this time."""
 
-_LINE = ", ".join(
-    (
-        "{desc}: {percentage:.0f}%",
-        "{n_fmt}/{total_fmt}{unit}",
-        "{elapsed} passed",
-        "{remaining} left",
-        "{rate_noinv_fmt}{postfix}",
-    )
+_LINE = (
+    "{desc}: {percentage:.0f}%, {n_fmt}/{total_fmt}{unit}, "
+    "{elapsed} passed, {remaining} left, {rate_noinv_fmt}{postfix}"
 )
 
 
