@@ -11,15 +11,6 @@ COVERED_ELSEWHERE = {
     "pipeline/__main__.py": "tests/pipeline/test_cli.py starts it as a program",
     "pipeline/contracts/arrays.py": "two names of types",
     "pipeline/baselines/palette.py": "colours",
-    # The experiments are run whole, at a small size, and their tables compared with the runs they read.
-    "pipeline/baselines/command.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/costs.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/demands.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/dual_experiments.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/outcomes.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/policies.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/study.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/trade_off.py": "tests/pipeline/baselines/test_experiments.py",
     # What solve_problem and its file say are one question.
     "pipeline/dual/document.py": "tests/pipeline/dual/test_solving.py",
     # The parts of a world are compared on one built world.
