@@ -18,30 +18,21 @@ COVERED_ELSEWHERE = {
     "pipeline/microworld/scorers.py": "tests/pipeline/microworld/test_world.py",
     "pipeline/microworld/size.py": "tests/pipeline/microworld/test_world.py",
     "pipeline/microworld/tokenizer.py": "tests/pipeline/microworld/test_world.py",
-    # One look at everything that is published.
-    "pipeline/published/facts.py": "tests/pipeline/published/test_published.py",
-    "pipeline/published/numbers.py": "tests/pipeline/published/test_published.py",
-    "pipeline/published/points.py": "tests/pipeline/published/test_published.py",
     # The public face is where users meet these.
     "pipeline/dual/result.py": "tests/dualign/test_solve.py",
     "pipeline/run/loaded.py": "tests/dualign/test_load_run.py",
     # What needs a run is tested on whole runs of real, tiny checkpoints.
-    "pipeline/run/execution.py": "tests/end_to_end/test_ray_execution.py",
     "pipeline/sampling/pair_samples.py": "tests/pipeline/sources/test_pairs.py",
-    "pipeline/sampling/policies.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/sampling/policy_samples.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/sampling/preview.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/scoring/log_ratios.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/scoring/sample_scores.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/evaluate.py": "tests/end_to_end/test_main_job.py",
-    "pipeline/steps/export.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/frontier.py": "tests/pipeline/dual/test_from_table.py",
-    "pipeline/steps/order.py": "tests/pipeline/test_cli.py",
     "pipeline/steps/prepare.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/report.py": "tests/pipeline/steps/test_inputs.py",
     "pipeline/steps/sample.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/score.py": "tests/pipeline/steps/test_runner.py",
-    "pipeline/steps/solve.py": "tests/pipeline/steps/test_runner.py",
 }
 """Modules of pipeline/ without a test file of their name: the file that covers them, or why none must."""
 

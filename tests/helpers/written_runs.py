@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,8 +36,14 @@ def write_scores(folder: Path, by_split: Mapping[str, Values]) -> None:
     write_finished(folder, step="score", files=files, counts={"failed": 0})
 
 
-def write_samples(folder: Path, by_split: Mapping[str, Mapping[str, Sequence[int]]], *, prompt_length: int) -> None:
-    """A finished samples table: for each prompt the lengths of its completions, tokens."""
+def write_samples(
+    folder: Path,
+    by_split: Mapping[str, Mapping[str, Sequence[int]]],
+    *,
+    prompt_length: int,
+    cut_off: Collection[tuple[str, int]] = (),
+) -> None:
+    """A finished samples table: for each prompt the lengths of its completions, tokens; by key those cut off."""
     table = ShardedTable(folder=folder, schema=SAMPLES, metadata={})
     for split, by_prompt in by_split.items():
         rows = [
@@ -47,7 +53,7 @@ def write_samples(folder: Path, by_split: Mapping[str, Mapping[str, Sequence[int
                 "completion": f"response {k}",
                 "prompt_token_ids": [1] * prompt_length,
                 "completion_token_ids": [2] * length,
-                "finish_reason": "stop",
+                "finish_reason": "length" if (prompt, k) in cut_off else "stop",
                 "seed": k,
                 "sampler_logp": -1.0,
             }
