@@ -11,15 +11,6 @@ COVERED_ELSEWHERE = {
     "pipeline/__main__.py": "tests/pipeline/test_cli.py starts it as a program",
     "pipeline/contracts/arrays.py": "two names of types",
     "pipeline/baselines/palette.py": "colours",
-    # The experiments are run whole, at a small size, and their tables compared with the runs they read.
-    "pipeline/baselines/command.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/costs.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/demands.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/dual_experiments.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/outcomes.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/policies.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/study.py": "tests/pipeline/baselines/test_experiments.py",
-    "pipeline/baselines/trade_off.py": "tests/pipeline/baselines/test_experiments.py",
     # What solve_problem and its file say are one question.
     "pipeline/dual/document.py": "tests/pipeline/dual/test_solving.py",
     # The parts of a world are compared on one built world.
@@ -27,30 +18,21 @@ COVERED_ELSEWHERE = {
     "pipeline/microworld/scorers.py": "tests/pipeline/microworld/test_world.py",
     "pipeline/microworld/size.py": "tests/pipeline/microworld/test_world.py",
     "pipeline/microworld/tokenizer.py": "tests/pipeline/microworld/test_world.py",
-    # One look at everything that is published.
-    "pipeline/published/facts.py": "tests/pipeline/published/test_published.py",
-    "pipeline/published/numbers.py": "tests/pipeline/published/test_published.py",
-    "pipeline/published/points.py": "tests/pipeline/published/test_published.py",
     # The public face is where users meet these.
     "pipeline/dual/result.py": "tests/dualign/test_solve.py",
     "pipeline/run/loaded.py": "tests/dualign/test_load_run.py",
     # What needs a run is tested on whole runs of real, tiny checkpoints.
-    "pipeline/run/execution.py": "tests/end_to_end/test_ray_execution.py",
     "pipeline/sampling/pair_samples.py": "tests/pipeline/sources/test_pairs.py",
-    "pipeline/sampling/policies.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/sampling/policy_samples.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/sampling/preview.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/scoring/log_ratios.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/scoring/sample_scores.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/evaluate.py": "tests/end_to_end/test_main_job.py",
-    "pipeline/steps/export.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/frontier.py": "tests/pipeline/dual/test_from_table.py",
-    "pipeline/steps/order.py": "tests/pipeline/test_cli.py",
     "pipeline/steps/prepare.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/report.py": "tests/pipeline/steps/test_inputs.py",
     "pipeline/steps/sample.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/score.py": "tests/pipeline/steps/test_runner.py",
-    "pipeline/steps/solve.py": "tests/pipeline/steps/test_runner.py",
 }
 """Modules of pipeline/ without a test file of their name: the file that covers them, or why none must."""
 

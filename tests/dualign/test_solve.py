@@ -17,6 +17,8 @@ import dualign
 import pipeline.dual.from_table
 from pipeline.cli import main
 
+pytestmark = pytest.mark.slow
+
 N_PROMPTS, N_RESPONSES = 60, 16
 CONSTRAINTS = ["harmless >= ref + 0.3", "toxicity <= 0.1"]
 ASKED = {"reward": "helpful", "constraints": CONSTRAINTS, "beta": 1.0}

@@ -38,6 +38,8 @@ from pipeline.formats import (
 from pipeline.run.run import Run
 from stage1_dual.sampling.rendering import render_prompts
 
+pytestmark = pytest.mark.slow
+
 BETA, MULTIPLIER, THRESHOLD = 0.5, 0.7, 0.2
 SETTINGS = ExportSettings(seed=3, pairs_per_prompt=20, lines_per_prompt=40)
 N_TRAIN, N_TEST, N_SAMPLES = 12, 3, 16

@@ -20,6 +20,8 @@ from pipeline.contracts.artifacts import read_manifest
 from stage2_policy.settings import TrainSettings
 from stage2_policy.trainer import train_policy
 
+pytestmark = pytest.mark.slow
+
 _TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 _PATH = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])

@@ -13,6 +13,8 @@ from pipeline.contracts.problem import Constraint
 from pipeline.published import read_points
 from pipeline.report.page import write_report
 
+pytestmark = pytest.mark.slow
+
 ATTACK = "<script>alert('x')</script><img src=\"https://example.org/p.png\"/> {{ 7 * 7 }}"
 
 

@@ -15,6 +15,8 @@ from pipeline.contracts.artifacts import content_sha256, file_sha256, is_complet
 from pipeline.contracts.errors import InputError
 from pipeline.run.replaced import clear_tables, drop_replaced, put_aside, remove_written
 
+pytestmark = pytest.mark.slow
+
 STEPS = {"prompts", "samples", "scores", "dual", "tilted"}
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from helpers.tiny_runs import dualign, run_folder, write_recipe
 
+pytestmark = pytest.mark.slow
+
 ORDER = ["prepare", "sample", "score", "solve", "export", "report"]
 
 

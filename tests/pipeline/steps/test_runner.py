@@ -13,6 +13,8 @@ from helpers.tiny_runs import N_PROMPTS, dualign, rows_of, run_folder, write_rec
 from pipeline.contracts.artifacts import read_json, read_manifest
 from pipeline.steps.validate import validate_run
 
+pytestmark = pytest.mark.slow
+
 SCORERS = ("helpful", "harmless")
 
 

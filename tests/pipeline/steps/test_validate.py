@@ -14,6 +14,8 @@ from pipeline.cli import main
 from pipeline.contracts.errors import InputError
 from pipeline.steps.validate import validate_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):

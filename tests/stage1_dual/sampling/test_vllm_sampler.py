@@ -21,6 +21,8 @@ from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
 from stage1_dual.sampling.vllm_sampler import VllmSampler
 
+pytestmark = pytest.mark.slow
+
 EOS = 2
 LIMIT = 16
 

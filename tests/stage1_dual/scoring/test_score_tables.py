@@ -23,6 +23,8 @@ from stage1_dual.scoring.score_tables import ScoringCounts, score_tables
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
 from stage1_dual.shard_plan import missing_shards, shard_order
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = {f"p{place}": [{"role": "user", "content": f"what could I do, {place}?"}] for place in range(9)}
 
 
