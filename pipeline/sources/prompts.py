@@ -225,18 +225,13 @@ def _data_set_tables(settings: PromptSettings, section: str) -> Iterator[_Source
         raise InputError(f"{what} is {settings.source!r}, on the Hub; give its `{section}.revision` too")
     try:
         files = _local_files(settings)
-        found = None
+        found = {}
         if files is None:
             found = datasets.load_dataset(settings.source, settings.dataset_config, revision=settings.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(f"{what} {settings.source} cannot be read as a data set: {error}") from error
-    known = files if files is not None else found
-    splits = _chosen_splits(settings, list(known), section)
-    for name, split in splits.items():
+    for name, split in _chosen_splits(settings, list(found if files is None else files), section).items():
         if files is not None:
-            formats = {file.format for file in files[name]}
-            if len(formats) > 1:
-                raise InputError(f"{what} {settings.source}: the split {name} has files of several formats")
             yield from (_file_table(file, split, what=what) for file in files[name])
         else:
             rows = found[name].with_format("arrow")[:]
