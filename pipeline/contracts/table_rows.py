@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -129,26 +129,49 @@ def read_csv(path: Path) -> dict[str, list[str]]:
     # The module's own limit on a field, 128 KiB, is one for the process.
     csv.field_size_limit(sys.maxsize)
     rows: list[list[str]] = []
+    ends: dict[str, int] = {}
     with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream, strict=True)
+        lines = _Lines(stream)
+        reader = csv.reader(lines, strict=True)
         try:
             for row in reader:
-                if row and rows and len(row) != len(rows[0]):
+                if not row:
+                    continue
+                if rows and len(row) != len(rows[0]):
                     raise InputError(
                         f"line {reader.line_num} ends a row of {len(row)} fields; the first line has {len(rows[0])}"
                     )
-                if row:
-                    rows.append(row)
+                rows.append(row)
+                ends.setdefault(lines.end, reader.line_num)
         except csv.Error as error:
             raise InputError(f"line {reader.line_num}: {error}") from error
         except UnicodeDecodeError as error:
             raise _not_utf8(path) from error
+    if "\r" in ends and "\n" in ends:
+        # A text that holds one without quotes would be two rows.
+        raise InputError(
+            f"line {ends[chr(13)]} ends in a carriage return and line {ends[chr(10)]} in a line feed; texts with line "
+            "breaks stand in quotes"
+        )
     names = rows[0] if rows else []
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(f"the column {repeated[0]!r} is there twice")
     columns = list(zip(*rows[1:], strict=True)) or [()] * len(names)
     return {name: list(column) for name, column in zip(names, columns, strict=True)}
+
+
+class _Lines:
+    """The lines of a stream; remembers how the last one ended."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.end = ""
+
+    def __iter__(self) -> Iterator[str]:
+        for line in self._stream:
+            self.end = line[-1] if line[-1] in "\r\n" else ""
+            yield line
 
 
 def read_json_lines(path: Path) -> dict[str, list[Any]]:

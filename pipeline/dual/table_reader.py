@@ -263,8 +263,6 @@ class ScoreTable:
             )
         if self.prompt_id in self.scores:
             raise InputError(f"the prompt's id is {self.prompt_id!r}, which is a score too; an id is no score")
-        if self.scores[0] in self.scores[1:]:
-            raise InputError(f"the reward is {self.scores[0]!r}, which a constraint bounds; it bounds another score")
 
     def _prompt_names(self, wanted_e: np.ndarray) -> dict[int, Any]:
         """The ids, as the table has them, of some prompts."""

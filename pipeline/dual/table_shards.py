@@ -68,10 +68,10 @@ def open_shard(
     """
     rows = TableRows(file, what="the table")
     given = {name: _partition_value(name, file, table) for name in file.partition}
-    if file.format == "parquet":
+    stored = rows.schema
+    if stored is not None:
         with _faults_named(file.path):
             metadata = pq.read_metadata(file.path)
-        stored: Any = rows.schema
         fields = [pa.field(name, _plain(stored.field(name).type)) for name in stored.names]
         n_rows, n_values = metadata.num_rows, partial(_count_values, metadata, stored)
         read = partial(_read_parquet, file.path)

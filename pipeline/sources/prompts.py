@@ -230,13 +230,8 @@ def _data_set_tables(settings: PromptSettings, section: str) -> Iterator[_Source
             found = datasets.load_dataset(settings.source, settings.dataset_config, revision=settings.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(f"{what} {settings.source} cannot be read as a data set: {error}") from error
-    known = files if files is not None else found
-    splits = _chosen_splits(settings, list(known), section)
-    for name, split in splits.items():
+    for name, split in _chosen_splits(settings, list(found if files is None else files), section).items():
         if files is not None:
-            formats = {file.format for file in files[name]}
-            if len(formats) > 1:
-                raise InputError(f"{what} {settings.source}: the split {name} has files of several formats")
             yield from (_file_table(file, split, what=what) for file in files[name])
         else:
             rows = found[name].with_format("arrow")[:]

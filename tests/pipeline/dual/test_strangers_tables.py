@@ -391,7 +391,6 @@ ASKED_WRONGLY: dict[str, tuple[list[str], str]] = {
     "an id called sample_index": (["--prompt-id", "sample_index"], "weights.parquet has columns sample_index, weight"),
     "an id called split": (["--prompt-id", "split"], "weights.parquet has columns sample_index, weight, split"),
     "an id that is a score": (["--prompt-id", "g"], "the prompt's id is 'g', which is a score too"),
-    "the reward is bounded": (["--constraint", "r >= 0"], "the reward is 'r', which a constraint bounds"),
     "a reward that does not show": (["--reward", "r\n"], "the reward is 'r\\n': a name has no characters that do not"),
     "a negative seed": (["--seed", "-1"], "the seed is -1; it must not be negative"),
     "a beta beyond float64": (["--beta", "1e300"], "beta is of the size 1e+300"),

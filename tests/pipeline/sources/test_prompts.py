@@ -1,5 +1,7 @@
 import json
+import logging
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -7,7 +9,15 @@ import pytest
 from pipeline.config.sections import PromptSettings
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.tables import PROMPTS
-from pipeline.sources.prompts import PromptRow, build_prompt_table, hash_split, limit_prompts, read_prompts
+from pipeline.sources.prompts import (
+    PromptRow,
+    build_prompt_table,
+    hash_split,
+    limit_prompts,
+    read_prompt_row,
+    read_prompts,
+    read_source,
+)
 
 
 def write_jsonl(path, rows):
@@ -185,3 +195,99 @@ def test_a_limit_takes_the_first_by_hash_of_each_split_and_a_larger_one_adds(tmp
     assert limit_prompts(whole, 10_000) == whole
     order = limit_prompts(whole, 20)["prompt_id"].to_pylist()
     assert order == [prompt for prompt in whole["prompt_id"].to_pylist() if prompt in chosen[20]]
+
+
+USER, ANSWER = {"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}
+
+
+def conversations(*last):
+    return [{"prompt": [{"role": "user", "content": f"question {i}"}, *last]} for i in range(40)]
+
+
+def test_prompts_that_end_in_an_answer_are_refused_or_lose_it(tmp_path):
+    settings = write_jsonl(tmp_path / "p.jsonl", conversations(ANSWER))
+    with pytest.raises(
+        InputError, match=r"p\.jsonl, row 0: .* ends in an answer .*`prompts.last_assistant_turn: drop`"
+    ):
+        read_prompts(settings)
+    dropped, _ = read_prompts(settings.model_copy(update={"last_assistant_turn": "drop"}))
+    plain, _ = read_prompts(write_jsonl(tmp_path / "q.jsonl", many(40)))
+    assert dropped.select(["prompt_id", "prompt", "split"]) == plain.select(["prompt_id", "prompt", "split"])
+    kept, _ = read_prompts(settings.model_copy(update={"last_assistant_turn": "keep"}))
+    assert kept["prompt"][0].as_py()[-1] == ANSWER
+    alone = write_jsonl(tmp_path / "r.jsonl", [{"prompt": [ANSWER]}])
+    with pytest.raises(InputError, match="an answer of the assistant and nothing else"):
+        read_prompts(alone.model_copy(update={"last_assistant_turn": "drop"}))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([USER, {"role": "tool", "content": "5", "tool_call_id": "t1"}], "row 40: a message has `tool_call_id`"),
+        ([{"from": "human", "value": "why?"}], "row 40: a message has the keys .* write its `from` as `role`"),
+        (json.dumps([USER]), "row 40: the prompt is a list of messages written as a text"),
+        (str([USER]), "row 40: the prompt is a list of messages written as a text"),
+        ({"role": "user"}, "row 40: the prompt is .*must be a non-empty text or a list"),
+        (7, "row 40: the prompt is 7; it must be a non-empty text"),
+    ],
+)
+def test_what_a_prompt_would_lose_is_refused_by_row(tmp_path, prompt, message):
+    with pytest.raises(InputError, match=rf"p\.jsonl, {message}"):
+        read_prompts(write_jsonl(tmp_path / "p.jsonl", [*many(40), {"prompt": prompt}]))
+
+
+def test_parquet_fills_keys_with_nothing_and_parts_of_text_are_joined(tmp_path):
+    parts = [{"type": "text", "text": "question "}, {"type": "text", "text": "0"}]
+    rows = [{"prompt": [{"role": "user", "content": parts, "name": None}]} for _ in range(1)]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(InputError, match="has no"):  # one prompt is in one split
+        read_prompts(PromptSettings(source=str(tmp_path / "p.parquet")))
+    named = [{"prompt": [{"role": "user", "content": "question 0"}]}]
+    read = [
+        next(iter(read_source(PromptSettings(source=str(path)), section="prompts")))
+        for path in (tmp_path / "p.parquet", write_jsonl_path(tmp_path / "q.jsonl", named))
+    ]
+    assert read_prompt_row(PromptSettings(), read[0]).messages == read_prompt_row(PromptSettings(), read[1]).messages
+
+
+def write_jsonl_path(path, rows):
+    write_jsonl(path, rows)
+    return path
+
+
+def test_texts_that_look_like_something_else_stay_texts(tmp_path):
+    texts = ["007", "2024-01-01", "NA", "null", "true", *(f"{i}.50" for i in range(40))]
+    pd.DataFrame({"prompt": texts, "topic": texts}).to_csv(tmp_path / "p.csv", index=False)
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": t, "topic": t}) + "\n" for t in texts))
+    for name in ("p.csv", "p.jsonl"):
+        table, _ = read_prompts(PromptSettings(source=str(tmp_path / name), category_column="topic"))
+        assert [row[0]["content"] for row in table["prompt"].to_pylist()] == texts
+        assert table["category"].to_pylist() == texts
+
+
+def test_folders_are_read_as_files_are_and_what_is_not_read_is_said(tmp_path, caplog):
+    """`datasets` alone would lose the prompt `NA`, and take the validation split for nothing."""
+    for split, texts in (("train", ["NA", "007"]), ("test", ["null"]), ("validation", ["v"])):
+        pd.DataFrame({"prompt": texts}).to_csv(tmp_path / f"{split}.csv", index=False)
+    (tmp_path / "more.jsonl.gz").write_bytes(b"x")
+    logging.getLogger("dualign").propagate = True
+    with caplog.at_level(logging.WARNING, logger="dualign"):
+        table, _ = read_prompts(PromptSettings(source=str(tmp_path)))
+    splits = {row["prompt"][0]["content"]: row["split"] for row in table.to_pylist()}
+    assert splits == {"NA": "train", "007": "train", "null": "test"}
+    assert "the splits validation are left out" in caplog.text
+    assert "1 files are not read as data: more.jsonl.gz" in caplog.text
+
+
+def test_folders_of_partitions_give_columns(tmp_path):
+    frame = pd.DataFrame(
+        {"prompt": [f"q{i}" for i in range(8)], "split": ["train", "test"] * 4, "topic": list("aabb") * 2}
+    )
+    frame.to_parquet(tmp_path / "hive", partition_cols=["split", "topic"])
+    settings = PromptSettings(source=str(tmp_path / "hive"), category_column="topic")
+    with pytest.raises(InputError, match=r"has folders for the column 'split'; set `prompts\.split_column: split`"):
+        read_prompts(settings)
+    table, _ = read_prompts(settings.model_copy(update={"split_column": "split"}))
+    found = {row["prompt"][0]["content"]: (row["split"], row["category"]) for row in table.to_pylist()}
+    assert found == {row["prompt"]: (row["split"], row["topic"]) for row in frame.to_dict("records")}

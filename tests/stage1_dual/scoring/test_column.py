@@ -125,3 +125,36 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, content: 
         path.write_bytes(content)
     with pytest.raises(InputError, match=message):
         ColumnScorer("quality", table=str(path))
+
+
+def test_ids_and_texts_of_csv_are_what_was_written(tmp_path: Path) -> None:
+    """``007``, a date and ``NA`` are texts; a number may be missing, and true is one."""
+    rows = [ScoreRequest("007", 0, PROMPTS[0], "2024-01-01"), ScoreRequest("7", 1, PROMPTS[0], "NA")]
+    path = tmp_path / "scores.csv"
+    path.write_text("prompt_id,sample_index,quality\n007,0,1.5\n7,1,NA\n")
+    assert values(ColumnScorer("quality", table=str(path)).score(rows)) == [1.5, "the column 'quality' is None there"]
+    path.write_text("prompt_id,completion,quality\n007,2024-01-01,true\n7,NA,FALSE\n")
+    assert values(ColumnScorer("quality", table=str(path)).score(rows)) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "t.csv",
+            "prompt_id,sample_index,quality\na,0,high\n",
+            r"row 0: the column 'quality' is 'high', which is not",
+        ),
+        ("t.csv", "prompt_id,sample_index,quality\na,first,1\n", r"row 0: the column 'sample_index' is 'first'"),
+        ("t.jsonl", '{"prompt_id": "a", "sample_index": 0, "quality": "1"}', r"row 0: the column 'quality' holds '1'"),
+        (
+            "t.jsonl",
+            '{"prompt": [{"from": "human", "value": "q"}], "sample_index": 0, "quality": 1}',
+            r"row 0: a message has the keys",
+        ),
+    ],
+)
+def test_values_that_are_none_are_named_by_row(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        ColumnScorer("quality", table=str(tmp_path / name))
