@@ -49,8 +49,9 @@ from trl.trainer.dpo_trainer import DPOTrainer
 from typing_extensions import override
 
 from stage2_policy.adapters import AdapterSettings, attach_adapter
-from stage2_policy.data import StepSampler, TrainingResponses
+from stage2_policy.data import TrainingResponses
 from stage2_policy.losses import tilted_pairwise
+from stage2_policy.step_sampler import StepSampler
 from stage2_policy.tilted_trainer import Policy, TiltedTrainer
 
 _WARM_UP = 2
@@ -239,7 +240,8 @@ class Bench:
             sampler_logp=np.zeros(n),
         )
         sampler = StepSampler(
-            data,
+            data.lengths,
+            data.prompt_p,
             tokens_per_step=self._size.step * length,
             tokens_per_microbatch=round(1.25 * self._size.microbatch * length),
             responses_per_group=_GROUP,

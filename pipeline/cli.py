@@ -143,6 +143,10 @@ def _show_log() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home where it cannot keep its list of fonts
+    if not sys.stderr.isatty():
+        # Our bars write lines there (pipeline.progress); others, once a minute. Read when tqdm is imported.
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
+        os.environ.setdefault("TQDM_MAXINTERVAL", "60")
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -176,7 +180,16 @@ class _ShowVersion(argparse.Action):
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser that lists every command and knows the options of the one that is asked for."""
+    """A parser that lists every command and knows the options of the one that is asked for.
+
+    Raises:
+        InputError: more constraints than a problem can have; to read so many would take minutes.
+    """
+    n_constraints = sum(text.partition("=")[0] == "--constraint" for text in arguments)
+    if n_constraints:
+        from pipeline.contracts.problem import require_few_constraints
+
+        require_few_constraints(n_constraints)
     parser = argparse.ArgumentParser(prog="dualign", description=_DESCRIPTION, allow_abbrev=False)
     parser.add_argument("--version", action=_ShowVersion, nargs=0, help="print the version and leave")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -279,6 +292,14 @@ def _step(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _perform(_read_run(options, rest), (options.command,), redo_from=options.command if options.redo else None)
 
 
+def _add_improvement_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--require-improvement",
+        action="store_true",
+        help="exit with 6 unless training certainly paid (without: only if no checkpoint beat the reference)",
+    )
+
+
 def _perform(run: Run, steps: Sequence[str], *, redo_from: str | None) -> None:
     from pipeline.run.launch import require_one_process
     from pipeline.steps.runner import run_steps
@@ -296,7 +317,7 @@ def _add_sample_options(parser: argparse.ArgumentParser) -> None:
 
 def _sample(options: argparse.Namespace, rest: Sequence[str]) -> None:
     if options.dry_run:
-        from pipeline.steps.runner import preview_samples
+        from pipeline.steps.sample import preview_samples
 
         print(printable(preview_samples(_read_run(options, rest))))  # not offline: the tokenizer may be on the Hub
     else:
@@ -348,18 +369,26 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         help="train on several processes: single_gpu, multi_gpu, fsdp2, zero3, or a configuration file of accelerate",
     )
     parser.add_argument("--processes", type=int, metavar="N", help="how many (default: as the configuration says)")
+    _add_improvement_option(parser)
+    # An exit code of a process that a launcher started would come out as the launcher's traceback.
+    parser.add_argument("--launched", action="store_true", help=argparse.SUPPRESS)
 
 
 def _train(options: argparse.Namespace, rest: Sequence[str]) -> int | None:
     from pipeline.contracts.artifacts import is_complete
     from pipeline.run.launch import process_number
-    from pipeline.steps.train import perform_training
+    from pipeline.steps.train import perform_training, require_improvement
 
     run = _read_run(options, rest)
     if options.accelerate_config:
-        return _launch(options, rest)
+        code = _launch(options, rest)
+        if code == 0:
+            require_improvement(run, certainly=options.require_improvement)
+        return code
     if process_number() == 0:
         _perform(run, ("train",), redo_from="train" if options.redo else None)
+        if not options.launched:
+            require_improvement(run, certainly=options.require_improvement)
     elif options.redo or not is_complete(run.folder / "policy"):
         # The first process holds the run, checks and records; the others only train.
         perform_training(run)
@@ -370,7 +399,7 @@ def _launch(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from pipeline.run.launch import launch_training
 
     require_extra("train", "torch", "transformers", "accelerate", "peft", purpose="training")
-    arguments = ["--config", str(options.config), "--data-dir", str(options.data_dir)]
+    arguments = ["--launched", "--config", str(options.config), "--data-dir", str(options.data_dir)]
     arguments += ["--run", options.run] if options.run else []
     arguments += ["--no-progress"] if options.no_progress else []
     arguments += ["--redo"] if options.redo else []
@@ -405,6 +434,8 @@ def _add_stage_options(steps: Sequence[str]) -> Callable[[argparse.ArgumentParse
             action="store_true",
             help="check the recipe, show what would be loaded, sampled and trained, and estimates; no network",
         )
+        if "train" in steps:
+            _add_improvement_option(parser)
 
     return add_options
 
@@ -418,6 +449,10 @@ def _stage(options: argparse.Namespace, rest: Sequence[str]) -> None:
         print(printable(show_plan(run, steps)))
     else:
         _perform(run, steps, redo_from=options.redo_from)
+        if "train" in steps:
+            from pipeline.steps.train import require_improvement
+
+            require_improvement(run, certainly=options.require_improvement)
 
 
 # Around the steps.
@@ -430,13 +465,18 @@ def _add_multishot_options(parser: argparse.ArgumentParser) -> None:
 
 def _multishot(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from pipeline.contracts.artifacts import read_json
+    from pipeline.contracts.training_verdict import read_training_verdict
     from pipeline.multishot.loop import run_multishot
     from pipeline.report.terminal import print_stage2
     from pipeline.run.launch import require_one_process
 
     require_one_process(("multishot",))
     kept = run_multishot(_read_run(options, rest), redo=options.redo)
-    print_stage2(read_json(kept.folder / "evaluation" / "evaluation.json"), read_json(kept.folder / "dual/dual.json"))
+    print_stage2(
+        read_json(kept.folder / "evaluation" / "evaluation.json"),
+        read_json(kept.folder / "dual" / "dual.json"),
+        read_training_verdict(kept.folder / "policy"),
+    )
 
 
 def _add_baselines_options(parser: argparse.ArgumentParser) -> None:
@@ -481,7 +521,7 @@ def _validate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _require_no_more(rest, command="validate RUN")
     name = options.run or options.run_name or "embedded"
     folder = options.data_dir / "runs" / name
-    if not folder.is_dir() and Path(name).is_dir():
+    if not os.path.isdir(folder) and os.path.isdir(name):  # noqa: PTH112  # of a name too long for a file, False
         folder = Path(name)
     found = validate_run(folder, show_progress=_shows_progress(options))
     for link in found.chain:
@@ -510,7 +550,13 @@ def _env(options: argparse.Namespace, rest: Sequence[str]) -> None:  # noqa: ARG
 
 
 def _add_table_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--table", type=Path, required=True, metavar="PATH", help="Parquet file or folder of scores")
+    parser.add_argument(
+        "--table",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="file of scores (Parquet, CSV or JSON Lines), or a folder of such files",
+    )
     parser.add_argument("--prompt-id", default="prompt_id", metavar="COLUMN", help="which prompt a row answers")
     parser.add_argument("--reward", required=True, metavar="COLUMN", help="the score to maximise")
     parser.add_argument(
@@ -575,10 +621,11 @@ def _frontier(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 def _table_request(options: argparse.Namespace, constraints: Sequence[Constraint]) -> TableRequest:
     from pipeline.dual.from_table import TableRequest
-    from pipeline.dual.table_sources import ParquetFiles
+    from pipeline.dual.table_sources import ScoreFiles
 
+    columns = (options.prompt_id, options.reward, *(constraint.name for constraint in constraints))
     return TableRequest(
-        source=ParquetFiles(options.table),
+        source=ScoreFiles(options.table, columns),
         prompt_id=options.prompt_id,
         reward=options.reward,
         constraints=tuple(constraints),
@@ -609,7 +656,7 @@ def _safeguards(options: argparse.Namespace) -> dict[str, Safeguard]:
     for field in _SAFEGUARDS:
         for text in getattr(options, field):
             given = f"--{field.replace('_', '-')} {text!r}"
-            name, _, number = text.partition("=")
+            name, _, number = text.rpartition("=")  # a name may hold the sign itself
             try:
                 value = float(number)
             except ValueError:

@@ -1,35 +1,33 @@
-"""The training set: sampled token ids joined with tilted weights by key, and the order they are trained in."""
+"""The training set: sampled token ids joined with tilted weights by key, and the prompts that are held out.
+
+Neither this nor the order of training (:mod:`stage2_policy.step_sampler`) needs torch, so that a run can be planned
+where none is.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from torch.utils.data import Dataset, Sampler
 
 from pipeline.contracts.artifacts import Manifest, checkpoint_sha256, file_sha256, read_json, read_manifest
 from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, require_unique
-
-GroupedRow = tuple[int, int]
-"""Number of a row, and of the group it is read in."""
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, require_unique, tilted_schema
 
 _WEIGHT_TOLERANCE = 1e-6
 _SAMPLE_COLUMNS = (*SAMPLE_KEY, "prompt_token_ids", "completion_token_ids", "sampler_logp")
 
 
 @dataclass(frozen=True)
-class TrainingResponses(Dataset[GroupedRow]):
-    """Scored responses of some prompts, sorted by prompt; an item is what the sampler asks for, row and group.
+class TrainingResponses:
+    """Scored responses of some prompts, sorted by prompt.
 
     Of pairs of a data set, every pair stands for itself, and "prompt" means pair: see :func:`split_pairs`.
 
@@ -55,8 +53,10 @@ class TrainingResponses(Dataset[GroupedRow]):
         """Number of responses."""
         return len(self.sequences)
 
-    def __getitem__(self, item: GroupedRow) -> GroupedRow:
-        return item
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, prompt and completion, shape (n,)."""
+        return np.array([len(prompt) + len(done) for prompt, done in self.sequences], dtype=np.int64)
 
     @property
     def n_samples(self) -> np.ndarray:
@@ -244,108 +244,29 @@ def _read_pairs(folder: Path, solution: Solution, *, held_out: Sequence[str]) ->
     return split_pairs(kept, beta=solution.beta), (len(responses) - len(kept)) // 2
 
 
-def choose_held_out(prompt_ids: Sequence[str], *, fraction: float) -> list[int]:
-    """Places of the prompts with the smallest hashes: about ``fraction`` of them, at least one and not all.
+def count_held_out(n_prompts: int, *, fraction: float) -> int:
+    """How many of the train prompts are held out: about ``fraction`` of them, at least one and not all.
 
     Raises:
         InputError: fewer than two prompts.
     """
-    if len(prompt_ids) < 2:
-        raise InputError(f"{len(prompt_ids)} train prompts: training needs at least 2, one of them held out")
-    count = min(max(1, round(fraction * len(prompt_ids))), len(prompt_ids) - 1)
+    if n_prompts < 2:
+        raise InputError(f"{n_prompts} train prompts: training needs at least 2, one of them held out")
+    return min(max(1, round(fraction * n_prompts)), n_prompts - 1)
+
+
+def choose_held_out(prompt_ids: Sequence[str], *, fraction: float) -> list[int]:
+    """Places of the prompts with the smallest hashes, as many as :func:`count_held_out` says, ascending.
+
+    Raises:
+        InputError: fewer than two prompts.
+    """
+    count = count_held_out(len(prompt_ids), fraction=fraction)
     # Hashed again: other choices, such as the test split, may already read the digits of the id itself.
     order = sorted(
         range(len(prompt_ids)), key=lambda place: hashlib.sha256(f"held-out {prompt_ids[place]}".encode()).digest()
     )
     return sorted(order[:count])
-
-
-class StepSampler(Sampler[list[GroupedRow]]):
-    """Rows of each microbatch: every response once an epoch, in an order that depends on seed and epoch only.
-
-    The responses of a prompt are dealt to groups at random, groups are dealt to the optimisation steps, and a step is
-    cut into microbatches between groups, by length to save padding. The order of the steps is uniformly random, so
-    that the sum over a step's groups, times the number of steps, is an unbiased estimate of the sum over all groups;
-    how a step is cut changes nothing but speed and memory.
-
-    Args:
-        responses: what is trained on.
-        tokens_per_step: about how many tokens an optimisation step reads.
-        tokens_per_microbatch: about how many tokens are in memory at once; a group is never cut, however long it is.
-        responses_per_group: how many responses of one prompt are compared with each other: those of a prompt are
-            dealt evenly to as many groups as come nearest to this size, so that none has a group of its own.
-        seed: of the order.
-        process: number of this process among those that train together.
-        n_processes: how many they are. Each gets every so-manieth microbatch of a step, as many as all others.
-
-    Raises:
-        InputError: a step has fewer groups than there are processes.
-    """
-
-    def __init__(
-        self,
-        responses: TrainingResponses,
-        *,
-        tokens_per_step: int,
-        tokens_per_microbatch: int,
-        responses_per_group: int,
-        seed: int,
-        process: int = 0,
-        n_processes: int = 1,
-    ) -> None:
-        self._length = np.array([len(prompt) + len(done) for prompt, done in responses.sequences])
-        self._rows_of_prompt = np.split(np.arange(len(responses)), np.flatnonzero(np.diff(responses.prompt_p)) + 1)
-        self._groups_of_prompt = [max(1, round(len(rows) / responses_per_group)) for rows in self._rows_of_prompt]
-        self._seed = seed
-        self._epoch = 0
-        tokens = int(self._length.sum())
-        n_groups = sum(self._groups_of_prompt)
-        self.n_steps = min(max(1, round(tokens / tokens_per_step)), n_groups)
-        fewest_groups = n_groups // self.n_steps
-        if fewest_groups < n_processes:
-            raise InputError(
-                f"a step has {fewest_groups} groups of responses for {n_processes} processes; each needs at least "
-                f"one: raise `tokens_per_step`, which is {tokens_per_step}"
-            )
-        # A quarter more room: for padding, and for steps longer than the average one.
-        rounds = math.ceil(1.25 * tokens / self.n_steps / tokens_per_microbatch / n_processes)
-        self.microbatches_per_step = n_processes * min(rounds, fewest_groups // n_processes)
-        self._process = process
-        self._n_processes = n_processes
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order the next iteration gives."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        """Microbatches of this process in an epoch."""
-        return self.n_steps * self.microbatches_per_step // self._n_processes
-
-    def __iter__(self) -> Iterator[list[GroupedRow]]:
-        """Rows of each microbatch of this process with the groups they are in, as many microbatches for each step."""
-        rng = np.random.default_rng([self._seed, self._epoch])
-        groups = [
-            group
-            for rows, count in zip(self._rows_of_prompt, self._groups_of_prompt, strict=True)
-            for group in np.array_split(rng.permutation(rows), count)
-        ]
-        steps = np.array_split(rng.permutation(len(groups)), self.n_steps)
-        for place in rng.permutation(self.n_steps):
-            microbatches = self._cut([groups[group] for group in steps[place]])
-            yield from islice(microbatches, self._process, None, self._n_processes)
-
-    def _cut(self, groups: list[np.ndarray]) -> Iterator[list[GroupedRow]]:
-        groups = sorted(groups, key=lambda rows: int(self._length[rows].max()))
-        tokens = np.cumsum([self._length[rows].sum() for rows in groups])
-        shares = np.arange(1, self.microbatches_per_step) / self.microbatches_per_step
-        # At least one group each: an empty microbatch would have nothing to back-propagate.
-        cuts = np.clip(
-            np.searchsorted(tokens, shares * tokens[-1]),
-            np.arange(1, self.microbatches_per_step),
-            len(groups) - np.arange(self.microbatches_per_step - 1, 0, -1),
-        )
-        for part in np.split(np.arange(len(groups)), cuts):
-            yield [(int(row), place) for place, group in enumerate(part) for row in groups[group]]
 
 
 def _require_chain(manifests: Mapping[str, Manifest], folders: Mapping[str, Path], *, reference: Path) -> None:
@@ -427,7 +348,9 @@ def _read_tilted(folder: Path, *, constraint_names: Sequence[str]) -> pa.Table:
     paths = sorted(folder.glob("data/train-*.parquet"))
     if not paths:
         raise InputError(f"the tilted table in {folder} has no train split")
-    return pa.concat_tables([read_parquet(path, columns=columns) for path in paths])
+    return pa.concat_tables(
+        [read_parquet(path, columns=columns, schema=tilted_schema(constraint_names)) for path in paths]
+    )
 
 
 def _keys(table: pa.Table) -> list[tuple[str, int]]:

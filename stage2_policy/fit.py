@@ -16,11 +16,12 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from pipeline.contracts.errors import writing_failure
 from stage2_policy.callbacks import ProgressBar, StopOnDivergence
 from stage2_policy.checkpointing import SealCheckpoints, last_checkpoint
-from stage2_policy.data import StepSampler, TrainingData
+from stage2_policy.data import TrainingData
 from stage2_policy.held_out import HeldOutEstimate
 from stage2_policy.objectives import find_objective
 from stage2_policy.reference import ReferenceLogp
 from stage2_policy.settings import TrainSettings
+from stage2_policy.step_sampler import StepSampler, count_all_steps
 from stage2_policy.tilted_trainer import Policy, TiltedTrainer
 
 
@@ -108,7 +109,7 @@ def fit_policy(
             if state.global_step >= state.max_steps
             else f"the held-out gap has not fallen in {settings.patience} evaluations"
         ),
-        held_out=HeldOutEstimate(**{name: best[f"eval_{name}"] for name in HeldOutEstimate.__dataclass_fields__}),
+        held_out=HeldOutEstimate.from_metrics(best, "eval"),
         held_out_reference=start,
         weights=trainer.accelerator.get_state_dict(trainer.model_wrapped),
     )
@@ -126,7 +127,8 @@ def _build_trainer(
 ) -> TiltedTrainer:
     processes = PartialState()
     sampler = StepSampler(
-        data.train,
+        data.train.lengths,
+        data.train.prompt_p,
         tokens_per_step=settings.tokens_per_step,
         tokens_per_microbatch=settings.tokens_per_microbatch,
         responses_per_group=settings.responses_per_group,
@@ -134,7 +136,7 @@ def _build_trainer(
         process=processes.process_index,
         n_processes=processes.num_processes,
     )
-    steps = math.ceil(settings.epochs * sampler.n_steps)
+    steps = count_all_steps(sampler.n_steps, epochs=settings.epochs)
     interval = max(1, math.ceil(steps / settings.evaluations))
     args = TrainingArguments(
         output_dir=str(checkpoints),

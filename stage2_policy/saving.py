@@ -45,7 +45,7 @@ def save_policy(
 
 
 def read_provenance(policy_dir: Path) -> dict[str, Any]:
-    """The ``identities`` of what a policy was made from and the settings of its ``training``, as its card has them.
+    """The ``identities`` of what a policy was made from, the settings of its ``training`` and the ``doubt`` about it.
 
     Raises:
         CorruptArtifactError: the folder records none.
@@ -61,6 +61,7 @@ def write_model_card(
     evaluation: Mapping[str, Any] | None,
     identities: Mapping[str, str] | None = None,
     training: Mapping[str, Any] | None = None,
+    doubt: str = "",
 ) -> None:
     """Write README.md of a policy.
 
@@ -70,13 +71,15 @@ def write_model_card(
         evaluation: content of evaluation.json, or None before the policy is evaluated.
         identities: identity of each artifact the policy was made from; remembered from the first call.
         training: settings of the training run; remembered from the first call.
+        doubt: what the verdict on training warns of, for the top of the card; remembered with the others.
 
     Raises:
         CorruptArtifactError: no earlier call has recorded identities and training settings, and they are not given.
     """
     if identities is not None and training is not None:
-        write_json(policy_dir / _PROVENANCE, {"identities": dict(identities), "training": dict(training)})
-    provenance = read_provenance(policy_dir)
+        record = {"identities": dict(identities), "training": dict(training), "doubt": doubt}
+        write_json(policy_dir / _PROVENANCE, record)
+    provenance = {"doubt": "", **read_provenance(policy_dir)}  # policies of older versions have none
     realised = {} if evaluation is None else {row["name"]: row for row in evaluation["constraints"]}
     card = ModelCard.from_template(
         ModelCardData(

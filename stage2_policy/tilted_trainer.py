@@ -9,17 +9,32 @@ import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from typing_extensions import override
 
-from stage2_policy.data import GroupedRow, StepSampler, TrainingResponses
+from stage2_policy.data import TrainingResponses
 from stage2_policy.held_out import HeldOutEstimate, estimate_held_out
 from stage2_policy.logprobs import SequenceBatch, build_batch, can_share_prompts, score_sequences, sequence_logp
 from stage2_policy.losses import RowLoss, Targets
 from stage2_policy.reference import arithmetic
+from stage2_policy.step_sampler import GroupedRow, StepSampler
 
 Policy = PreTrainedModel | PeftModel
+
+
+class RowNumbers(Dataset[GroupedRow]):
+    """The data set of a Trainer: an item is what the sampler asks for, a row with its group, as it is."""
+
+    def __init__(self, n_rows: int) -> None:
+        self._n_rows = n_rows
+
+    def __len__(self) -> int:
+        """Number of responses."""
+        return self._n_rows
+
+    def __getitem__(self, item: GroupedRow) -> GroupedRow:
+        return item
 
 
 class TiltedTrainer(Trainer):
@@ -60,7 +75,8 @@ class TiltedTrainer(Trainer):
     ) -> None:
         # nn.DataParallel would cut prompts and completions alike: several devices are a matter of the launcher.
         args._n_gpu = min(args.n_gpu, 1)
-        super().__init__(model, args, train_dataset=train, eval_dataset=held_out, callbacks=list(callbacks))
+        rows, held_out_rows = RowNumbers(len(train)), RowNumbers(len(held_out))
+        super().__init__(model, args, train_dataset=rows, eval_dataset=held_out_rows, callbacks=list(callbacks))
         self._policy = model
         self._row_loss = row_loss
         self._train = train
@@ -86,7 +102,7 @@ class TiltedTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[GroupedRow]:
         """Microbatches in the sampler's order, which has dealt them to the processes already."""
         loader: DataLoader[GroupedRow] = DataLoader(
-            self._train,
+            RowNumbers(len(self._train)),
             batch_sampler=self._sampler,
             collate_fn=self._collate,
             pin_memory=self.args.dataloader_pin_memory,

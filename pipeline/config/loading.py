@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import ConfigError
+from pipeline.contracts.problem import MAX_CONSTRAINTS
 from pipeline.contracts.section import nearest
 from pipeline.scorers.kinds import KINDS, kind_of
 
@@ -149,6 +150,9 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
     """Faults between sections; read from the raw tree, so that they are found beside the others."""
     scorers, constraints = tree.get("scorers"), tree.get("constraints")
     faults: list[str] = []
+    if isinstance(constraints, Mapping) and len(constraints) > MAX_CONSTRAINTS:
+        # Faults of each would bury this one.
+        return [f"`constraints` has {len(constraints)} entries; a problem has at most {MAX_CONSTRAINTS}"]
     if isinstance(scorers, Mapping):
         faults.extend(
             f"`scorers.{_shown(name)}`: a name is at most 100 letters, digits, `_` and `-`, and begins with a letter"

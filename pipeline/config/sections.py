@@ -47,6 +47,9 @@ class PromptSettings(_SourceSettings):
     """Share of the prompts that a split by hash puts into ``test``."""
     repeated: Literal["refuse", "drop"] = "refuse"
     """What to do with a prompt that occurs again; dropped ones are counted."""
+    last_assistant_turn: Literal["refuse", "drop", "keep"] = "refuse"
+    """What to do with a prompt whose last message is the assistant's, as lists for supervised fine-tuning have it:
+    ``drop`` leaves that message out, ``keep`` has the model go on from it."""
     limit: Positive | None = None
     """At most so many prompts of each split take part: those whose ``prompt_id``, a hash, comes first. A larger limit
     adds prompts to those of a smaller one. ``--limit N`` is its short name on the command line."""

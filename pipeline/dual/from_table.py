@@ -6,9 +6,11 @@ by :func:`solve_table`.
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,15 +21,21 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from pipeline.contracts.artifacts import environment, require_writable, run_lock, write_json
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.problem import Constraint, Safeguard, constraint_signs, read_constraint
+from pipeline.contracts.problem import (
+    Constraint,
+    Safeguard,
+    constraint_signs,
+    read_constraint,
+    require_few_constraints,
+)
 from pipeline.dual.solving import EvaluationSize, SolvedDual, build_problem_on_samples, solve_problem
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.dual.table_reader import ScoreChunk, ScoreTable
-from pipeline.dual.table_sources import ParquetFiles, ScoreSource
+from pipeline.dual.table_sources import ScoreFiles, ScoreSource
+from pipeline.progress import progress_bar
 from stage1_dual.dual import (
     GroupedSamples,
     Normaliser,
@@ -48,6 +56,8 @@ _UNFINISHED = ".scores-"
 _NO_EVALUATION = EvaluationSize(0, 0)
 # Scores beyond this are kept on disk while it works. To group them in memory takes five times their size.
 MEMORY_BYTES = 2**28
+
+_log = logging.getLogger("dualign")
 
 SafeguardName = Literal["reserve", "assurance", "score_error"]
 
@@ -123,7 +133,8 @@ class TableRequest:
             raise InputError(f"the seed is {self.seed}; it must not be negative")
         if not names:
             raise InputError("no constraint is given; without one there is no multiplier to find")
-        repeated = sorted({name for name in names if names.count(name) > 1})
+        require_few_constraints(len(names))
+        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
         if repeated:
             raise InputError(f"{repeated[0]!r} is bounded twice; a constraint bounds a score of its own")
         unknown = sorted(set(self.safeguards) - set(names))
@@ -157,7 +168,7 @@ def require_output(output: Path, source: ScoreSource) -> None:
     Raises:
         InputError: the folder cannot be written, or lies inside the folder of the table.
     """
-    table = source.path if isinstance(source, ParquetFiles) else None
+    table = source.path if isinstance(source, ScoreFiles) else None
     if table is not None and table.is_dir() and output.resolve().is_relative_to(table.resolve()):
         raise InputError(
             f"the output folder {output} lies inside the table {table}: the results would be read as scores"
@@ -200,7 +211,7 @@ def solve_table(request: TableRequest, *, scratch: Path) -> TableSolution:
         NotCertifiedError: the solution failed the independent check.
     """
     table = request.open_table()
-    splits = read_splits(table, request, scratch=scratch)
+    splits, notes = read_splits(table, request, scratch=scratch)
     problems = {
         split: build_problem_on_samples(grouped.scores, constraints=request.constraints, beta=request.beta)
         for split, grouped in splits.items()
@@ -217,7 +228,7 @@ def solve_table(request: TableRequest, *, scratch: Path) -> TableSolution:
         n_replicates=request.n_replicates,
         rng=np.random.default_rng(request.seed),
     )
-    return TableSolution(request, table, splits, solved)
+    return TableSolution(request, table, splits, solved, tuple(notes))
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,23 +240,27 @@ class TableSolution:
         table: the table.
         splits: its scores by split.
         solved: the solution.
+        notes: what was left out of the table, or could not be told of it.
     """
 
     request: TableRequest
     table: ScoreTable
     splits: Mapping[str, GroupedSamples]
     solved: SolvedDual
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def content(self) -> dict[str, Any]:
         """What ``dual.json`` says, but for where the rows came from (docs/artifacts.md)."""
-        return self.solved.content | {"seed": self.request.seed}
+        found = self.solved.content
+        return found | {"seed": self.request.seed, "warnings": [*self.notes, *found["warnings"]]}
 
     @cached_property
     def frontier(self) -> pa.Table:
         """What ``frontier.parquet`` holds: each threshold swept from the reference to near the best attainable."""
         n_points = _FRONTIER_POINTS if _fits_in_memory(self.table) else _FEW_FRONTIER_POINTS
-        return sweep_constraints(self.solved.problem, self.request.constraints, n_points=n_points)
+        shown = self.request.show_progress
+        return sweep_constraints(self.solved.problem, self.request.constraints, n_points=n_points, show_progress=shown)
 
     @property
     def weights_schema(self) -> pa.Schema:
@@ -323,21 +338,27 @@ class TableSolution:
         return found
 
 
-def read_splits(table: ScoreTable, request: TableRequest, *, scratch: Path) -> dict[str, GroupedSamples]:
+def read_splits(
+    table: ScoreTable, request: TableRequest, *, scratch: Path
+) -> tuple[dict[str, GroupedSamples], list[str]]:
     """The scores of a table by split: in memory where they fit, else in the empty folder ``scratch``.
 
+    Returns:
+        The scores, and what was left out of the table or cannot be told of it, which is logged too.
+
     Raises:
-        InputError: a value is null, NaN or infinite, or there are fewer than two prompts to solve on.
+        InputError: a value is null, NaN or infinite, a response is there twice, a prompt is in both splits, or there
+            are fewer than two prompts to solve on.
     """
     constraints = request.constraints
     splits = ("train", "test") if table.has_split else ("train",)
+    notes = table.notes(splits)
     executor = request.executor or ThreadExecutor()
     found: dict[str, GroupedSamples] = {}
     if _fits_in_memory(table):
         chunks = list(_turned(table, constraints, show_progress=request.show_progress))
         for split in splits:
-            parts = [vars(_of_split(rows, split_n, split)).values() for rows, split_n in chunks]
-            whole = UngroupedScores(*map(np.concatenate, zip(*parts, strict=True)))
+            whole = UngroupedScores.concatenate([_of_split(rows, split_n, split) for rows, split_n in chunks])
             if len(whole.prompt_n):
                 found[split] = group_in_memory(whole, executor=executor)
     else:
@@ -358,13 +379,16 @@ def read_splits(table: ScoreTable, request: TableRequest, *, scratch: Path) -> d
             )
             if grouped is not None:
                 found[split] = grouped
-    if "train" not in found:
-        raise InputError(f"{request.source.name} has a column `split`, but no row of the split 'train'")
+    notes += table.require_distinct(found)
+    if "test" in found and len(found["test"].prompt_p) < 2:
+        notes.append(f"{table.source.name}: the split 'test' has 1 prompt, too few for held-out predictions")
+    for note in notes:
+        _log.warning("%s", note)
     if len(found["train"].prompt_p) < 2:
         raise InputError(
             f"{request.source.name} has 1 prompt to solve on; intervals are between prompts and need at least 2"
         )
-    return found
+    return found, notes
 
 
 def _fits_in_memory(table: ScoreTable) -> bool:
@@ -378,13 +402,18 @@ def _turned(
     signs_m = constraint_signs(constraints)
     for chunk in _shown(table, "reading scores", show_progress=show_progress):
         yield (
-            UngroupedScores(chunk.prompt_n, chunk.scores_ns[:, 0].copy(), chunk.scores_ns[:, 1:] * signs_m),
+            UngroupedScores(
+                chunk.prompt_n,
+                chunk.scores_ns[:, 0].copy(),
+                chunk.scores_ns[:, 1:] * signs_m,
+                chunk.sample_index_n if table.has_sample_index else None,
+            ),
             chunk.split_n,
         )
 
 
 def _shown(table: ScoreTable, what: str, *, show_progress: bool) -> Iterator[ScoreChunk]:
-    with tqdm(total=table.n_responses, desc=what, unit="row", unit_scale=True, disable=not show_progress) as bar:
+    with progress_bar(total=table.n_responses, doing=what, unit="rows", unit_scale=True, shown=show_progress) as bar:
         for chunk in table.chunks():
             yield chunk
             bar.update(len(chunk.prompt_n))
@@ -394,7 +423,13 @@ def _of_split(rows: UngroupedScores, split_n: np.ndarray | None, split: str) -> 
     if split_n is None:
         return rows
     mask_n = split_n == split
-    return UngroupedScores(rows.prompt_n[mask_n], rows.reward_n[mask_n], rows.scores_nm[mask_n])
+    index_n = rows.sample_index_n
+    return UngroupedScores(
+        rows.prompt_n[mask_n],
+        rows.reward_n[mask_n],
+        rows.scores_nm[mask_n],
+        None if index_n is None else index_n[mask_n],
+    )
 
 
 T = TypeVar("T")
@@ -417,5 +452,8 @@ class ShownPasses:
         """Results in the order of ``partitions``."""
         self._n_passes += 1
         results = self._executor.run(function, partitions)
-        bar = tqdm(results, total=len(partitions), desc=f"pass {self._n_passes} over the scores", leave=False)
-        yield from bar
+        doing = f"pass {self._n_passes} over the scores"
+        with progress_bar(total=len(partitions), doing=doing, unit="parts", stays=False) as bar:
+            for result in results:
+                yield result
+                bar.update()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.contracts.errors import CorruptArtifactError
+from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.problem import Constraint, Safeguard, constraint_signs
 from pipeline.contracts.solution import Solution
 from pipeline.dual.document import Answer, Question, describe_solution
@@ -28,6 +28,11 @@ from stage1_dual.dual import (
 
 if TYPE_CHECKING:
     from pipeline.scoring.joined import JoinedScores
+
+
+# What a number of a problem may be in size. The expansions behind starts, intervals and predictions hold products of
+# three scores over a square of beta: within these, no such product leaves the range of float64.
+_SMALLEST, _LARGEST = 1e-50, 1e50
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +84,31 @@ def build_problem_on_samples(samples: SampleScores, *, constraints: Sequence[Con
 
 def set_thresholds(problem: DualProblem, constraints: Sequence[Constraint]) -> DualProblem:
     """The problem under the thresholds of ``constraints``; margins are over its own reference means."""
+    _require_sizes(problem, constraints)
     signs_m = constraint_signs(constraints)
     thresholds = [
         bound.absolute_threshold(sign * mean)
         for bound, sign, mean in zip(constraints, signs_m, problem.reference_means_m, strict=True)
     ]
     return problem.with_thresholds(np.array(thresholds) * signs_m)
+
+
+def _require_sizes(problem: DualProblem, constraints: Sequence[Constraint]) -> None:
+    """Raise InputError where scores, or beta, are so large or so small that float64 cannot hold their products."""
+    facts = problem.samples.facts
+    sizes = [("beta", problem.beta, problem.beta), ("the reward", facts.reward_scale, abs(facts.reference_reward))]
+    for j, constraint in enumerate(constraints):
+        sizes.append((f"the score {constraint.name!r}", facts.score_scale_m[j], facts.score_magnitude_m[j]))
+        asked = constraint.margin if constraint.threshold is None else constraint.threshold
+        sizes.append((f"the constraint on {constraint.name!r}", 0.0, abs(asked or 0.0)))
+    for what, spread, size in sizes:
+        # A spread of zero is a score that no policy changes.
+        wrong = size if size > _LARGEST else spread if spread > 0 and not _SMALLEST <= spread <= _LARGEST else None
+        if wrong is not None:
+            raise InputError(
+                f"{what} is of the size {wrong:.3g}; scores, their spread within prompts and beta must lie between "
+                f"{_SMALLEST:g} and {_LARGEST:g}, where float64 can multiply them: give them in other units"
+            )
 
 
 def solve_problem(
@@ -131,13 +155,15 @@ def solve_problem(
     except InfeasibleError as error:
         message = _infeasible_message(problem, constraints, error.certificate)
         raise InfeasibleError(message, certificate=error.certificate) from error
-    found = quantify_uncertainty(
-        tightened,
-        thresholds_are_relative_m=relative_m,
-        corrects_response_bias=corrects_response_bias,
-        n_replicates=n_replicates,
-        rng=rng,
-    )
+    # The solution is certified. Around it, expansions may leave float64; what does so is said to be unknown.
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        found = quantify_uncertainty(
+            tightened,
+            thresholds_are_relative_m=relative_m,
+            corrects_response_bias=corrects_response_bias,
+            n_replicates=n_replicates,
+            rng=rng,
+        )
     solved, solution, ladder = found.tightened.problem, found.tightened.solution, found.ladder
     prediction = None
     if heldout is not None:
@@ -150,6 +176,13 @@ def solve_problem(
     )
     if corrects_response_bias and ladder.bias is None:
         content["warnings"].append(f"lambda* is not corrected for finitely many responses: {ladder.refusal}")
+    intervals, policy = found.intervals, found.intervals.policy
+    known = (intervals.multipliers, policy.reward, policy.constraints, policy.kl)
+    if not intervals.infeasible_fraction and not all(np.isfinite(bounds).all() for bounds in known):
+        content["warnings"].append(
+            "some 95% intervals are not known: at this beta the policy leans on so few responses that a redrawn set "
+            "of prompts takes the expansion around it out of the range of float64"
+        )
     return SolvedDual(content, solved, solution)
 
 

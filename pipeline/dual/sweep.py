@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from tqdm import tqdm
 
 from pipeline.contracts.problem import Constraint, constraint_signs
 from pipeline.contracts.shards import write_parquet
@@ -16,15 +17,23 @@ _REACH = 0.95
 """How far a sweep goes from the reference mean towards the best the samples can attain: beyond, few responses rule."""
 
 
-def sweep_constraints(problem: DualProblem, constraints: Sequence[Constraint], *, n_points: int) -> pa.Table:
+def sweep_constraints(
+    problem: DualProblem, constraints: Sequence[Constraint], *, n_points: int, show_progress: bool = False
+) -> pa.Table:
     """Sweep each constraint's threshold, the others held: from the reference mean to near the best attainable.
 
     The grid also holds the thresholds of the problem itself, so that the run's own point lies on the curve.
+
+    Args:
+        problem: the problem, with its own thresholds.
+        constraints: its constraints, in its order.
+        n_points: points of each sweep.
+        show_progress: show how many of the sweeps are done.
     """
     attainable = AttainableMeans(problem)
     best_m = attainable.best_attainable_m()
     tables = []
-    for j in range(len(constraints)):
+    for j in tqdm(range(len(constraints)), desc="frontier", unit="constraint", disable=not show_progress):
         start, best = problem.reference_means_m[j], best_m[j]
         own = problem.thresholds_m[j]
         sweep = np.linspace(start, start + _REACH * (best - start), n_points)

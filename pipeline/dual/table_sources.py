@@ -1,8 +1,10 @@
-"""Where the rows of a table of scores lie: Parquet files, or memory."""
+"""Where the rows of a table of scores lie: files, or memory."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,10 +13,11 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.contracts.artifacts import file_sha256
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.table_files import FoundTable, find_table
+from pipeline.dual.table_shards import Shard, is_list, open_shard
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +26,9 @@ SPLIT = "split"
 SAMPLE_INDEX = "sample_index"
 OPTIONAL = (SPLIT, SAMPLE_INDEX)
 """Columns that are read where a table has them."""
+
+# How writers name the files of a split.
+_SPLIT_NAME = re.compile(r"(?:^|[-_./])(train|test|validation|valid|val|dev|eval)(?=[-_./0-9]|$)", re.IGNORECASE)
 
 
 class ScoreSource(Protocol):
@@ -40,6 +46,13 @@ class ScoreSource(Protocol):
     def n_rows(self) -> int:
         """Rows, of lists or of numbers."""
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of what lies beside the rows and is not read."""
+
+    def place(self, row: int) -> str:
+        """What messages call the part of the source that a row stands in."""
+
     def require_agreement(self, columns: Sequence[str]) -> None:
         """Check that all parts of the source have these columns, of one kind."""
 
@@ -54,14 +67,17 @@ class ScoreSource(Protocol):
 
 
 @dataclass(frozen=True)
-class ParquetFiles:
-    """A Parquet file, or a folder of them, read in the order of their names.
+class ScoreFiles:
+    """A file of scores (Parquet, CSV or JSON Lines), or a folder of such files, read in the order of their names.
 
     Attributes:
         path: the file or folder.
+        columns: those that will be read: the prompt's id, then scores. Of a format that says nothing of types they
+            have the types that a table of scores needs.
     """
 
     path: Path
+    columns: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -73,89 +89,123 @@ class ParquetFiles:
         """Of the first file.
 
         Raises:
-            InputError: no such file, or one of them is not Parquet.
+            InputError: no such file, one that cannot be read, or a folder that cannot be read whole as one table.
         """
-        return self._footers[0].schema.to_arrow_schema()
+        return self._shards[0].schema
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of what lies in the folder and is not read."""
+        return self._found.left_out
 
     def require_agreement(self, columns: Sequence[str]) -> None:
         """Check that all files have these columns, of one kind, and that all or none have the optional ones.
 
         Raises:
-            InputError: a file differs from the first.
+            InputError: a file differs from the first or is a copy of another, or files are named after several splits
+                and no column says which rows are whose.
         """
-        first = self.schema
-        for path, footer in zip(self._paths[1:], self._footers[1:], strict=True):
-            schema = footer.schema.to_arrow_schema()
-            require_columns(schema.names, columns, table=str(path))
+        first = self._shards[0]
+        for shard in self._shards[1:]:
+            require_columns(shard.schema.names, columns, table=str(shard.path))
             for name in OPTIONAL:
-                if (name in schema.names) != (name in first.names):
-                    having, lacking = (path, self._paths[0]) if name in schema.names else (self._paths[0], path)
-                    raise InputError(f"{having} has a column {name!r} and {lacking} has none; all files or none must")
-            for name in (*columns, *(one for one in OPTIONAL if one in first.names)):
-                kind, expected = schema.field(name).type, first.field(name).type
-                if _kind(kind) != _kind(expected):
+                if (name in shard.schema.names) != (name in first.schema.names):
+                    having, lacking = (shard, first) if name in shard.schema.names else (first, shard)
                     raise InputError(
-                        f"{path}: column {name!r} is of type {kind}, in {self._paths[0]} of type {expected}"
+                        f"{having.path} has a column {name!r} and {lacking.path} has none; all files or none must"
                     )
+            for name in (*columns, *(one for one in OPTIONAL if one in first.schema.names)):
+                kind, expected = shard.schema.field(name).type, first.schema.field(name).type
+                if _kind(kind) != _kind(expected) or (name not in columns[1:] and kind != expected):
+                    raise InputError(
+                        f"{shard.path}: column {name!r} is of type {kind}, in {first.path} of type {expected}"
+                    )
+        self._require_one_split_of_names()
+        self._require_different_files()
 
     @cached_property
     def n_rows(self) -> int:
-        """Rows of all files, from their footers."""
-        return sum(metadata.num_rows for metadata in self._footers)
+        """Rows of all files."""
+        return sum(shard.n_rows for shard in self._shards)
 
     def n_values(self, column: str) -> int:
-        """Numbers in a column, from the footers; an empty list counts as one."""
-        return sum(
-            group.column(place).num_values
-            for metadata in self._footers
-            for group in map(metadata.row_group, range(metadata.num_row_groups))
-            for place in range(group.num_columns)
-            if f"{group.column(place).path_in_schema}.".startswith(f"{column}.")
-        )
+        """Numbers in a column, of Parquet from the footers; an empty list counts as one."""
+        return sum(shard.n_values(column) for shard in self._shards)
+
+    def place(self, row: int) -> str:
+        """What messages call the file that a row stands in."""
+        done = 0
+        for shard in self._shards:
+            done += shard.n_rows
+            if row < done:
+                return str(shard.path)
+        return self.name
 
     def batches(self, columns: Sequence[str], *, rows_at_once: int) -> Iterator[pa.RecordBatch]:
-        """The rows in their order, one file after the other: a dataset's scanner reads far ahead.
+        """The rows in their order.
 
         Raises:
             InputError: a file is damaged, or has changed since it was first looked at.
         """
-        if _state(self._paths) != self._first_look[0]:
+        if _state([file.path for file in self._found.files]) != self._first_look:
             raise InputError(f"{self.path} has changed since it was first read: solve it again")
-        try:
-            for path in self._paths:
-                with pq.ParquetFile(path) as file:
-                    yield from file.iter_batches(batch_size=rows_at_once, columns=list(columns))
-        except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.path} cannot be read as Parquet: {error}") from error
+        schema = pa.schema([self.schema.field(name) for name in columns])
+        for shard in self._shards:
+            for batch in shard.batches(columns, rows_at_once=rows_at_once):
+                # Whole numbers in one file and others in the next are one column.
+                yield batch if batch.schema.equals(schema) else batch.cast(schema, safe=False)
 
     def file_hashes(self) -> dict[str, str]:
         """sha256 of each file by its name."""
-        return {
-            path.name if path == self.path else str(path.relative_to(self.path)): file_sha256(path)
-            for path in self._paths
-        }
+        return {self._name_of(shard.path): file_sha256(shard.path) for shard in self._shards}
 
     @cached_property
-    def _paths(self) -> list[Path]:
-        paths = [self.path] if self.path.is_file() else sorted(self.path.rglob("*.parquet"))
-        if not paths:
-            raise InputError(f"the table is {self.name!r}; there is no such file, nor a folder with Parquet files")
-        return paths
-
-    @property
-    def _footers(self) -> list[pq.FileMetaData]:
-        return self._first_look[1]
+    def _found(self) -> FoundTable:
+        return find_table(self.path, what="the table")
 
     @cached_property
-    def _first_look(self) -> tuple[list[tuple[int, int]], list[pq.FileMetaData]]:
-        """Size and time of each file, and its footer."""
-        state, found = _state(self._paths), []
-        for path in self._paths:
-            try:
-                found.append(pq.read_metadata(path))
-            except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{path} cannot be read as Parquet: {error}") from error
-        return state, found
+    def _first_look(self) -> list[tuple[int, int]]:
+        """Size and time of each file."""
+        return _state([file.path for file in self._found.files])
+
+    @cached_property
+    def _shards(self) -> tuple[Shard, ...]:
+        """The files, opened; those that hold text are read."""
+        assert self._first_look  # before anything else is looked at
+        return tuple(
+            open_shard(
+                file, self._found, columns=self.columns, texts=(self.columns[0], SPLIT), integers=(SAMPLE_INDEX,)
+            )
+            for file in self._found.files
+        )
+
+    def _name_of(self, path: Path) -> str:
+        return path.name if path == self.path else str(path.relative_to(self.path))
+
+    def _require_one_split_of_names(self) -> None:
+        """Names may be all there is of a split: they are not read, and so not passed over."""
+        if SPLIT in self.schema.names or not self.path.is_dir():
+            return
+        named: dict[str, str] = {}
+        for shard in self._shards:
+            match = _SPLIT_NAME.search(self._name_of(shard.path))
+            if match is not None:
+                named.setdefault(match[1].lower(), self._name_of(shard.path))
+        if len(named) > 1:
+            raise InputError(
+                f"{self.path} has files named after several splits ({', '.join(named.values())}) and no column "
+                f"{SPLIT!r}: give it one, or the files of one split alone"
+            )
+
+    def _require_different_files(self) -> None:
+        """Two files of the same bytes are one file and its copy."""
+        known: dict[str, Path] = {}
+        sizes = Counter(size for size, _ in self._first_look)
+        for shard, (size, _) in zip(self._shards, self._first_look, strict=True):
+            if sizes[size] > 1 and not shard.is_of_partition:
+                path = known.setdefault(file_sha256(shard.path), shard.path)
+                if path != shard.path:
+                    raise InputError(f"{shard.path} is a copy of {path}; its rows would count twice")
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,14 +230,22 @@ class TableInMemory:
         """Rows, of lists or of numbers."""
         return int(self.table.num_rows)
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    def place(self, row: int) -> str:  # noqa: ARG002  # a table in memory is one part
+        """The name."""
+        return self.name
+
     def require_agreement(self, columns: Sequence[str]) -> None:
         """A table in memory has one schema."""
 
     def n_values(self, column: str) -> int:
         """Numbers in a column, those in its lists counted one by one."""
         values = self.table.column(column)
-        is_number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
-        return len(values) if is_number else int(pc.sum(pc.list_value_length(values)).as_py() or 0)
+        return int(pc.sum(pc.list_value_length(values)).as_py() or 0) if is_list(values.type) else len(values)
 
     def batches(self, columns: Sequence[str], *, rows_at_once: int) -> Iterator[pa.RecordBatch]:
         """The rows in their order."""
@@ -210,14 +268,14 @@ def open_source(table: pd.DataFrame | pa.Table | str | Path, columns: Sequence[s
         InputError: it is something else, or a column of a DataFrame is missing or mixes types.
     """
     if isinstance(table, (str, Path)):
-        return ParquetFiles(Path(table))
+        return ScoreFiles(Path(table), tuple(columns))
     if isinstance(table, pa.Table):
         return TableInMemory(table)
     if is_data_frame(table):
         return _from_data_frame(table, columns)
     raise InputError(
         f"the table is of type {type(table).__name__}; it must be a pandas DataFrame, a pyarrow Table or the path of "
-        "a Parquet file or folder"
+        "a file or folder"
     )
 
 
@@ -260,7 +318,7 @@ def _kind(kind: pa.DataType) -> str:
     """What a column holds, however wide: whole and other numbers are one kind, as are texts."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+    if is_list(kind):
         return f"list of {_kind(kind.value_type)}"
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return "number"

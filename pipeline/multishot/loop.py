@@ -8,7 +8,6 @@ from the policy before. Slacks are measured on the train prompts; the test promp
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,12 +34,15 @@ from pipeline.contracts.shards import write_parquet
 from pipeline.contracts.solution import Solution, read_solution
 from pipeline.multishot.rules import Measured, gradient_step, secant_step
 from pipeline.report.trajectory import write_trajectory_figure
+from pipeline.run.replaced import drop_replaced, put_aside
+from pipeline.run.response_set import known_response_sets, policy_responses
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy, reopen
+from pipeline.sampling.policies import trained_policy
+from pipeline.sampling.policy_samples import sample_policy
+from pipeline.scoring.sample_scores import score_policy
 from pipeline.steps.evaluate import compare_policy
 from pipeline.steps.runner import run_steps
-from pipeline.steps.sample import SampledPolicy, sample_policy
-from pipeline.steps.score import score_policy
 from pipeline.steps.solve import reference_problem
 from stage1_dual.dual import (
     DualProblem,
@@ -51,7 +53,6 @@ from stage1_dual.dual import (
 )
 
 FOLDER = "multishot"
-_SHARED = ("prompts", "samples", "reference", "reference_logp", "pairs/prompts", "pairs/samples", "pairs/scores")
 _MEASURING_SEED = 2_000_029
 """Added to the run's seed for the iterates' samples on train prompts."""
 
@@ -113,15 +114,12 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
     run_steps(run, ("prepare", "sample", "score", "solve", "export", "train", "evaluate"))
     started = time.monotonic()
     folder, settings = run.folder / FOLDER, run.config.multishot
+    if redo and folder.is_dir():
+        with run_lock(folder):
+            pass  # nobody works there
+        put_aside(run.folder, [FOLDER])
     require_writable(folder)
     with run_lock(folder):
-        if redo and folder.is_dir():
-            reopen(folder)
-            for path in folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif not path.name.startswith("."):  # the lock is held
-                    path.unlink()
         inputs = {name: read_manifest(run.folder / name).identity for name in ("dual", "policy", "samples")}
         begin_step(folder, settings=_step_settings(settings), inputs=inputs, remedy=remedy("multishot"))
         reopen(folder)
@@ -154,6 +152,7 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
             details={"kept": best, "kept_run": kept.name},
             started=started,
         )
+    drop_replaced(run.folder, [FOLDER])
     log.info("multishot: kept iterate %d of %d, run `%s`", best, len(iterates) - 1, kept.name)
     return kept
 
@@ -189,7 +188,7 @@ def _perform_iterate(run: Run, number: int, lam: np.ndarray, *, start: Run, prob
     child = replace(
         run,
         name=f"{run.name}/{FOLDER}/{number}",
-        config=_iterate_config(run.config, reserve_m=asked, initial=start.folder / "policy"),
+        config=_iterate_config(run.config, reserve_m=asked, initial=start.policy),
     )
     share_stage1(run, child)
     run_steps(child, ("solve", "export", "train"))
@@ -216,41 +215,36 @@ def _iterate_config(config: RunConfig, *, reserve_m: np.ndarray, initial: Path) 
 
 
 def share_stage1(run: Run, child: Run) -> None:
-    """Let a run below another one's folder read its prompts, samples, scores and pairs, by links that survive moving
-    both.
+    """Let a run below another one's folder read its prompts, samples and scores, those of a data set's pairs too, by
+    links that survive moving both.
     """
-    if run.pairs.is_dir():
-        child.pairs.mkdir(parents=True, exist_ok=True)
-    (child.folder / "scores").mkdir(parents=True, exist_ok=True)
-    (run.folder / "reference_logp").mkdir(exist_ok=True)  # whoever computes log pi_ref first serves all
-    scores = sorted(path.relative_to(run.folder) for path in (run.folder / "scores").iterdir())
+    run.reference_logp.mkdir(exist_ok=True)  # whoever computes log pi_ref first serves all
+    shared = [run.merged_reference.name, run.reference_logp.name]
+    for responses in known_response_sets(run.folder):
+        if responses.made_by and responses.root.is_dir():
+            (child.folder / responses.prefix / "scores").mkdir(parents=True, exist_ok=True)
+            shared += responses.scored_tables()
     up = Path(*[".."] * len(child.folder.relative_to(run.folder).parts))
-    for shared in (*map(Path, _SHARED), *scores):
-        target, link = run.folder / shared, child.folder / shared
+    for name in map(Path, shared):
+        target, link = run.folder / name, child.folder / name
         if target.exists() and not link.is_symlink() and not link.exists():
-            link.symlink_to(Path(*[".."] * (len(shared.parts) - 1)) / up / shared, target_is_directory=True)
+            link.symlink_to(Path(*[".."] * (len(name.parts) - 1)) / up / name, target_is_directory=True)
 
 
 def _measure(run: Run, folder: Path) -> Iterate:
     """Sample and score the run's policy on the train prompts."""
     solution = read_solution(run.folder / "dual" / "dual.json")
+    responses = policy_responses(folder, prompts=run.prompts, split="train")
     sample_policy(
         run,
-        SampledPolicy("policy", str((run.folder / "policy").absolute())),
-        folder=folder / "samples",
+        trained_policy(run),
+        responses,
         step="multishot",
-        splits=("train",),
         samples_per_prompt=run.config.multishot.samples_per_prompt,
         seed=run.config.seed + _MEASURING_SEED,
     )
-    score_policy(
-        run,
-        samples=folder / "samples",
-        folder=folder / "scores",
-        split="train",
-        step="multishot",
-        names=(run.config.reward, *run.config.constraints),  # what the step of lambda needs
-    )
+    # What the step of lambda needs.
+    score_policy(run, responses, step="multishot", names=(run.config.reward, *run.config.constraints))
     path = folder / "measured.json"
     inputs = {
         name: read_manifest(at).identity

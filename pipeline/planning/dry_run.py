@@ -10,14 +10,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.config.recipe import RunConfig
 from pipeline.config.sections import PromptSettings
-from pipeline.contracts.artifacts import is_complete
+from pipeline.contracts.artifacts import is_complete, read_manifest
 from pipeline.contracts.errors import InputError, MissingExtraError
 from pipeline.contracts.section import Dtype
 from pipeline.contracts.tables import SPLITS
+from pipeline.microworld.grammar import read_grammar
 from pipeline.microworld.size import WorldSize
 from pipeline.planning import estimates
 from pipeline.planning.estimates import (
@@ -40,7 +42,8 @@ from pipeline.planning.estimates import (
     training_bytes,
     weight_bytes,
 )
-from pipeline.planning.model_sizes import read_size
+from pipeline.planning.model_sizes import embedded_size, read_size
+from pipeline.planning.training_steps import StepCount, bound_steps, count_on_tables, measure_lengths
 from pipeline.published import read_data_set_facts, read_model_facts
 from pipeline.run.run import Run
 from pipeline.scorers.models import EMBEDDED, ModelSettings, find_model, is_hub_id
@@ -48,7 +51,9 @@ from pipeline.scoring.groups import check_new_responses
 from pipeline.sources.pairs import pair_reader, read_pairs
 from pipeline.sources.prompts import limit_prompts, read_prompts
 from pipeline.steps.preflight import check_models, check_packages, check_training
+from pipeline.steps.prepare import prompts_are_prepared
 from pipeline.steps.runner import STEPS
+from stage2_policy.data import count_held_out
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,13 @@ class PlannedPrompts:
         where: what they are read from.
         counts: prompts of each split; None where not known.
         exact: whether they were counted, as opposed to bounded from above.
-        tokens: of one prompt in the mean, with its template.
-        counted_from: where the length comes from.
+        characters: of one prompt in the mean, without its template; None where they were not read.
     """
 
     where: str
     counts: Mapping[str, int | None]
     exact: bool
-    tokens: float
-    counted_from: str
+    characters: float | None
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,31 @@ class PlannedPairs:
     Attributes:
         where: what they are read from.
         count: how many; None where not known.
-        bound: what the count is where they were not counted, such as ``at most``.
+        bound: what the count is, such as ``at most``.
+        counted: whether they were read and counted.
     """
 
     where: str
     count: int | None
     bound: str
+    counted: bool = False
+
+
+@dataclass(frozen=True)
+class PlannedLengths:
+    """Tokens of prompts and responses in the mean.
+
+    Attributes:
+        prompt: of a prompt, with its template.
+        response: of a response.
+        prompt_from: where the first comes from.
+        response_from: where the second comes from.
+    """
+
+    prompt: float
+    response: float
+    prompt_from: str
+    response_from: str
 
 
 @dataclass(frozen=True)
@@ -123,11 +145,12 @@ class Plan:
     Attributes:
         prompts: its prompts.
         pairs: those of a data set that it trains on; None where it trains on what it samples.
+        lengths: of prompts and responses.
         models: its models.
         works: tokens through models, in the order of the run; empty where the number of prompts or a size is unknown.
         unknown: why works are missing.
         sequences: prompts × responses, by step; ``pairs`` are the two responses of each pair.
-        steps: optimisation steps of training; None where not known.
+        steps: optimisation steps of training; None where nothing can be said of them.
         trained: weights that are trained; None where not known.
         at_once: sequences decoded at the same time, by device.
         memory: of scoring and training.
@@ -137,11 +160,12 @@ class Plan:
 
     prompts: PlannedPrompts
     pairs: PlannedPairs | None
+    lengths: PlannedLengths
     models: tuple[PlannedModel, ...]
     works: tuple[Work, ...]
     unknown: tuple[str, ...]
     sequences: Mapping[str, int]
-    steps: int | None
+    steps: StepCount | None
     trained: int | None
     at_once: Mapping[str, int]
     memory: tuple[Memory, ...]
@@ -164,33 +188,33 @@ def plan_run(run: Run, steps: Sequence[str]) -> Plan:
         check_training(run, locate=find_model)
     prompts = _plan_prompts(run, needed)
     pairs = _plan_pairs(config, needed)
-    models = _plan_models(config, needed)
+    lengths = _plan_lengths(run, prompts)
+    models = _plan_models(run, needed)
     sizes = {model.setting: model.size for model in models}
     unknown = [f"the size of {model.name}" for model in models if model.size is None]
     unknown += [f"the number of {split} prompts" for split, count in prompts.counts.items() if count is None]
     unknown += ["the number of pairs"] if pairs is not None and pairs.count is None else []
     reference = sizes["reference"]
-    sequences = _sequences(config, prompts, pairs)
+    sequences = _sequences(config, prompts, pairs, steps)
     works: tuple[Work, ...] = ()
-    n_steps = None
     if not unknown:
         assert reference is not None
         known = {setting: size for setting, size in sizes.items() if size is not None}
-        works = tuple(_works(config, prompts, sequences, known, steps))
-        n_steps = _steps(config, prompts, sequences)
+        works = tuple(_works(config, lengths, sequences, known, steps))
     trained = _trained(config, reference)
     return Plan(
         prompts=prompts,
         pairs=pairs,
+        lengths=lengths,
         models=models,
         works=works,
         unknown=tuple(dict.fromkeys(unknown)),
         sequences=sequences,
-        steps=n_steps,
+        steps=_count_steps(run, prompts, pairs, sequences) if "train" in steps else None,
         trained=trained,
-        at_once=_at_once(config, prompts, reference) if {"sample", "evaluate"} & set(steps) else {},
+        at_once=_at_once(config, lengths, reference) if {"sample", "evaluate"} & set(steps) else {},
         memory=tuple(_memory(config, sizes, steps, trained)),
-        disk=_disk(config, prompts, models, sequences, steps, trained),
+        disk=_disk(config, lengths, models, sequences, steps, trained),
         needed=tuple(dict.fromkeys(needed)),
     )
 
@@ -205,24 +229,46 @@ def _missing_packages(run: Run, steps: Sequence[str]) -> Iterator[str]:
 
 def _plan_prompts(run: Run, needed: list[str]) -> PlannedPrompts:
     settings = run.config.prompts
-    assumed = "assumed"
+    if prompts_are_prepared(run):
+        where = "the embedded world" if settings.source == "embedded" else settings.source
+        return _read_prompts(run.prompts_table(), f"{where}, as prepared")
     if settings.source == "embedded":
         size = WorldSize()
+        # The world takes its prompts from these at random.
+        texts = [prompt.text for prompt in read_grammar().build_prompts()]
         counts: dict[str, int | None] = {"train": size.n_train_prompts, "test": size.n_test_prompts}
-        where, exact, tokens = "the embedded world", True, float(PROMPT_TOKENS)
+        where, exact, characters = "the embedded world", True, sum(map(len, texts)) / len(texts)
     elif Path(settings.source).is_file():
-        table = limit_prompts(read_prompts(settings)[0], settings.limit)
-        splits = table["split"].to_pylist()
-        texts = ["".join(message["content"] for message in row) for row in table["prompt"].to_pylist()]
-        counts = {split: splits.count(split) for split in SPLITS}
-        where, exact = settings.source, True
-        tokens, assumed = sum(map(len, texts)) / len(texts) / CHARACTERS_PER_TOKEN, "their characters / 4"
+        return _read_prompts(limit_prompts(read_prompts(settings)[0], settings.limit), settings.source)
     else:
         counts, where = _data_set(settings, "prompts", needed)
-        exact, tokens = False, float(PROMPT_TOKENS)
+        exact, characters = False, None
     if settings.limit is not None:
         counts = {split: settings.limit if n is None else min(n, settings.limit) for split, n in counts.items()}
-    return PlannedPrompts(where=where, counts=counts, exact=exact, tokens=tokens, counted_from=assumed)
+    return PlannedPrompts(where=where, counts=counts, exact=exact, characters=characters)
+
+
+def _read_prompts(table: pa.Table, where: str) -> PlannedPrompts:
+    splits = table["split"].to_pylist()
+    texts = ["".join(message["content"] for message in row) for row in table["prompt"].to_pylist()]
+    return PlannedPrompts(
+        where=where,
+        counts={split: splits.count(split) for split in SPLITS},
+        exact=True,
+        characters=sum(map(len, texts)) / len(texts),
+    )
+
+
+def _plan_lengths(run: Run, prompts: PlannedPrompts) -> PlannedLengths:
+    measured = measure_lengths(run)
+    if measured is not None:
+        return PlannedLengths(measured.prompt, measured.response, "of the samples", "of the samples")
+    if prompts.characters is None:
+        prompt, prompt_from = float(PROMPT_TOKENS), "assumed"
+    else:
+        prompt, prompt_from = prompts.characters / CHARACTERS_PER_TOKEN, "their characters / 4"
+    response = RESPONSE_SHARE * run.config.sampling.max_new_tokens
+    return PlannedLengths(prompt, response, prompt_from, f"{RESPONSE_SHARE:.0%} of its limit")
 
 
 def _plan_pairs(config: RunConfig, needed: list[str]) -> PlannedPairs | None:
@@ -231,7 +277,8 @@ def _plan_pairs(config: RunConfig, needed: list[str]) -> PlannedPairs | None:
         return None
     if Path(settings.source).is_file():
         # Test prompts of the run, and responses that are too long, are left out later.
-        return PlannedPairs(settings.source, len(read_pairs(config, test_prompts=set()).pairs), bound="at most")
+        n_pairs = len(read_pairs(config, test_prompts=set()).pairs)
+        return PlannedPairs(settings.source, n_pairs, bound="at most", counted=True)
     counts, where = _data_set(pair_reader(config), "training.pairs", needed)
     count, bound = counts["train"], "at most"
     if settings.limit is not None and count is not None:
@@ -266,8 +313,12 @@ def _data_set(settings: PromptSettings, section: str, needed: list[str]) -> tupl
     return counts, where
 
 
-def _plan_models(config: RunConfig, needed: list[str]) -> tuple[PlannedModel, ...]:
-    models = {setting: _plan_model(setting, model, needed) for setting, model in config.checkpoints().items()}
+def _plan_models(run: Run, needed: list[str]) -> tuple[PlannedModel, ...]:
+    config = run.config
+    embedded = {"reference": run.world.reference, **run.world.scorers} if _is_world_built(run) else {}
+    models = {
+        setting: _plan_model(setting, model, embedded, needed) for setting, model in config.checkpoints().items()
+    }
     for name, scorer in config.scorers.items():
         setting = f"scorers.{name}"
         is_tuned = None in scorer.checkpoints().values()
@@ -278,15 +329,24 @@ def _plan_models(config: RunConfig, needed: list[str]) -> tuple[PlannedModel, ..
     return tuple(models.values())
 
 
-def _plan_model(setting: str, model: ModelSettings, needed: list[str]) -> PlannedModel:
+def _is_world_built(run: Run) -> bool:
+    """Whether `prepare` has built the embedded world of this run, and it is still there."""
+    details = read_manifest(run.prompts).details if is_complete(run.prompts) else {}
+    return "world" in details and (run.data_dir / str(details["world"]["directory"])).is_dir()
+
+
+def _plan_model(setting: str, model: ModelSettings, embedded: Mapping[str, Path], needed: list[str]) -> PlannedModel:
     name = model.model if model.revision is None else f"{model.model} at {model.revision}"
     facts = read_model_facts().get(model.model)
     size = None
     fetched: float | None = 0.0
     licence = facts.licence if facts is not None else "see its card"
     if model.model.startswith(EMBEDDED):
-        size, place, licence = _embedded_size(model.model), "built by `dualign prepare`, in about two minutes", ""
-    elif (folder := find_model(model, {}, setting=setting)) is not None:
+        licence = ""
+    if model.model.startswith(EMBEDDED) and not embedded:
+        size = embedded_size(model.model.removeprefix(EMBEDDED), WorldSize())
+        place = "built by `dualign prepare`, in about two minutes"
+    elif (folder := find_model(model, embedded, setting=setting)) is not None:
         size = read_size(Path(folder))
         place = f"here, {_folder_bytes(Path(folder)) / 1e9:.3g} GB"
     elif is_hub_id(model.model):
@@ -312,53 +372,40 @@ def _plan_model(setting: str, model: ModelSettings, needed: list[str]) -> Planne
     return PlannedModel(setting, name, place, size, model.dtype, licence, fetched)
 
 
-def _embedded_size(name: str) -> Size:
-    """A Llama with tied embeddings, or the scorers' encoder of about the same layout."""
-    world = WorldSize()
-    if name == f"{EMBEDDED}reference":
-        vocabulary, layers, width = world.policy_vocabulary, world.policy_layers, world.policy_width
-        inner = world.policy_ffn_width
-    else:
-        vocabulary, layers, width = world.scorer_vocabulary, world.scorer_layers, world.scorer_width
-        inner = world.scorer_ffn_width
-    parameters = vocabulary * width + layers * (4 * width**2 + 3 * width * inner + 2 * width) + width
-    return Size(parameters, layers, width, width, inner)
-
-
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
-def _sequences(config: RunConfig, prompts: PlannedPrompts, pairs: PlannedPairs | None) -> dict[str, int]:
+def _sequences(
+    config: RunConfig, prompts: PlannedPrompts, pairs: PlannedPairs | None, steps: Sequence[str]
+) -> dict[str, int]:
     train_prompts, test_prompts = (prompts.counts[split] for split in SPLITS)
     if train_prompts is None or test_prompts is None or (pairs is not None and pairs.count is None):
         return {}
     of_pairs = 0 if pairs is None or pairs.count is None else 2 * pairs.count
     samples = config.sampling.samples_per_prompt
-    held_out = min(max(1, round(config.training.held_out_fraction * train_prompts)), max(train_prompts - 1, 1))
-    return {
+    found = {
         "sample": (train_prompts + test_prompts) * samples,
         "pairs": of_pairs,
-        "train": (train_prompts - held_out) * samples if pairs is None else of_pairs,
-        "held_out": held_out * samples,
         "evaluate": test_prompts * config.evaluation.samples_per_prompt,
     }
-
-
-def _response_tokens(config: RunConfig) -> float:
-    return RESPONSE_SHARE * config.sampling.max_new_tokens
+    if "train" in steps:
+        held_out = count_held_out(train_prompts, fraction=config.training.held_out_fraction)
+        found["train"] = (train_prompts - held_out) * samples if pairs is None else of_pairs
+        found["held_out"] = held_out * samples
+    return found
 
 
 def _works(
     config: RunConfig,
-    prompts: PlannedPrompts,
+    lengths: PlannedLengths,
     sequences: Mapping[str, int],
     sizes: Mapping[str, Size],
     steps: Sequence[str],
 ) -> Iterator[Work]:
     """Every pass of tokens through a model."""
-    response = _response_tokens(config)
-    whole = prompts.tokens + response
+    response = lengths.response
+    whole = lengths.prompt + response
     parameters, dtype = sizes["reference"].parameters, config.reference.dtype
     if "sample" in steps:
         yield draw("sample", tokens=sequences["sample"] * response, parameters=parameters, dtype=dtype)
@@ -411,14 +458,25 @@ def _dtype(models: Mapping[str, tuple[str, ModelSettings]]) -> Dtype:
     return own.dtype
 
 
-def _steps(config: RunConfig, prompts: PlannedPrompts, sequences: Mapping[str, int]) -> int:
-    """As :class:`stage2_policy.data.StepSampler` counts them, each response at its expected length."""
-    training = config.training
-    tokens = sequences["train"] * (prompts.tokens + _response_tokens(config))
-    compared = config.sampling.samples_per_prompt if training.pairs is None else 2  # a pair stands for itself
-    groups = sequences["train"] // compared * max(1, round(compared / training.responses_per_group))
-    a_pass = min(max(1, round(tokens / training.tokens_per_step)), max(groups, 1))
-    return -int(-training.epochs * a_pass // 1)
+def _count_steps(
+    run: Run, prompts: PlannedPrompts, pairs: PlannedPairs | None, sequences: Mapping[str, int]
+) -> StepCount | None:
+    """The steps of training by its own functions; None where neither responses nor prompts can be read."""
+    counted = count_on_tables(run)
+    if counted is not None:
+        return counted
+    # Of prompts that were not read, no length is known; and of pairs that were not read, not how many a prompt has.
+    if prompts.characters is None or not sequences or (pairs is not None and not pairs.counted):
+        return None
+    compared = run.config.sampling.samples_per_prompt if pairs is None else 2
+    return bound_steps(
+        run.config.training,
+        n_prompts=sequences["train"] // compared,
+        responses_per_prompt=compared,
+        prompt_tokens=prompts.characters / CHARACTERS_PER_TOKEN,
+        most_response_tokens=run.config.sampling.max_new_tokens,
+        at_most=pairs is not None,
+    )
 
 
 def _trained(config: RunConfig, reference: Size | None) -> int | None:
@@ -430,7 +488,7 @@ def _trained(config: RunConfig, reference: Size | None) -> int | None:
     return adapter_parameters(reference, rank=training.lora_r, modules=training.lora_target_modules)
 
 
-def _at_once(config: RunConfig, prompts: PlannedPrompts, reference: Size | None) -> dict[str, int]:
+def _at_once(config: RunConfig, lengths: PlannedLengths, reference: Size | None) -> dict[str, int]:
     if reference is None:
         return {}
     found = {
@@ -439,7 +497,7 @@ def _at_once(config: RunConfig, prompts: PlannedPrompts, reference: Size | None)
             config.reference.dtype,
             device=device,
             share=config.sampling.gpu_memory_utilization,
-            tokens=prompts.tokens + config.sampling.max_new_tokens,
+            tokens=lengths.prompt + config.sampling.max_new_tokens,
             at_most=config.sampling.max_num_seqs,
         )
         for device in DEVICES
@@ -480,7 +538,7 @@ def _memory(
 
 def _disk(
     config: RunConfig,
-    prompts: PlannedPrompts,
+    lengths: PlannedLengths,
     models: Sequence[PlannedModel],
     sequences: Mapping[str, int],
     steps: Sequence[str],
@@ -495,7 +553,7 @@ def _disk(
         sequences.get("evaluate", 0) if "evaluate" in steps else 0
     )
     if rows:
-        tokens = rows * (prompts.tokens + _response_tokens(config))
+        tokens = rows * (lengths.prompt + lengths.response)
         found["samples, scores and tilted table"] = table_bytes(
             tokens=tokens, rows=rows, n_scorers=len(config.scorers)
         )
@@ -531,12 +589,18 @@ def show_plan(run: Run, steps: Sequence[str]) -> str:
         config=config,
         plan=plan,
         steps=steps,
-        done=[name for name in steps if is_complete(run.folder / STEPS[name].folder)],
-        response=_response_tokens(config),
+        done=[name for name in steps if _is_done(run, name)],
+        response=plan.lengths.response,
         devices=DEVICES,
         totals=[total_seconds(plan, device) for device in DEVICES],
         assumed=estimates,
     ).rstrip()
+
+
+def _is_done(run: Run, step: str) -> bool:
+    if step == "score":
+        return all(is_complete(run.scores / name) for name in run.config.used_scorers())
+    return is_complete(run.folder / STEPS[step].folder)
 
 
 def _count(number: float) -> str:

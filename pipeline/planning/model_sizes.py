@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.contracts.errors import InputError
+from pipeline.microworld.size import WorldSize
 from pipeline.planning.estimates import Size
 
 _NAMES = {
@@ -43,6 +44,23 @@ def read_size(folder: Path) -> Size:
         intermediate=found["intermediate"],
         decoder=not any(str(name).startswith(_ENCODERS) for name in config.get("architectures") or []),
     )
+
+
+def embedded_size(name: str, world: WorldSize) -> Size:
+    """The size of an embedded model that is not built yet: a Llama, the reference's embeddings tied to its head.
+
+    Args:
+        name: ``reference``, or that of a score model.
+        world: how large the world will be.
+    """
+    if name == "reference":
+        vocabulary, layers, width = world.policy_vocabulary, world.policy_layers, world.policy_width
+        inner, head = world.policy_ffn_width, 0
+    else:
+        vocabulary, layers, width = world.scorer_vocabulary, world.scorer_layers, world.scorer_width
+        inner, head = world.scorer_ffn_width, world.scorer_width
+    parameters = vocabulary * width + layers * (4 * width**2 + 3 * width * inner + 2 * width) + width + head
+    return Size(parameters, layers, width, width, inner)
 
 
 _ENCODERS = ("Bert", "Roberta", "DistilBert", "Deberta", "Electra", "XLMRoberta", "ModernBert", "Albert")

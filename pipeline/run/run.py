@@ -12,10 +12,11 @@ import pyarrow as pa
 from pipeline.config.recipe import RunConfig
 from pipeline.config.sections import ReferenceSettings
 from pipeline.contracts.artifacts import checkpoint_sha256, content_sha256, environment, is_complete, read_manifest
-from pipeline.contracts.errors import InputError, StaleArtifactError
+from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.tables import PROMPTS, SAMPLES
 from pipeline.microworld import World, read_world
+from pipeline.run.response_set import ResponseSet, data_set_pairs, evaluated_responses, sampled_responses
 from pipeline.run.step import remedy
 from pipeline.scorers.models import EMBEDDED, ModelSettings, resolve_model
 
@@ -59,6 +60,73 @@ class Run:
         return self.data_dir / "runs" / self.name
 
     @property
+    def prompts(self) -> Path:
+        """Folder of the prompts table."""
+        return self.folder / "prompts"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of the table of the reference's samples."""
+        return self.sampled.samples
+
+    @property
+    def scores(self) -> Path:
+        """Holds a folder with the samples' score table for each scorer."""
+        return self.sampled.scores
+
+    @property
+    def dual(self) -> Path:
+        """Folder of the solution and the frontier."""
+        return self.folder / "dual"
+
+    @property
+    def tilted(self) -> Path:
+        """Folder of the hand-off table of the samples."""
+        return self.sampled.tilted
+
+    @property
+    def policy(self) -> Path:
+        """Folder of the trained policy."""
+        return self.folder / "policy"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the evaluation of the policy."""
+        return self.folder / "evaluation"
+
+    @property
+    def reference_logp(self) -> Path:
+        """Holds the reference's log-probabilities by the arithmetic of training."""
+        return self.folder / "reference_logp"
+
+    @property
+    def merged_reference(self) -> Path:
+        """Folder of the step that merges the reference's adapter into its weights."""
+        return self.folder / "reference"
+
+    @property
+    def sampled(self) -> ResponseSet:
+        """The reference's own responses."""
+        return sampled_responses(self.folder)
+
+    @property
+    def evaluated(self) -> ResponseSet:
+        """The policy's responses that the evaluation judges."""
+        return evaluated_responses(self.folder)
+
+    def response_sets(self) -> tuple[ResponseSet, ...]:
+        """The sets that the steps of this recipe make: the reference's own responses and, where it names some, the
+        pairs of a data set.
+        """
+        pairs = () if self.config.training.pairs is None else (data_set_pairs(self.folder),)
+        return (self.sampled, *pairs)
+
+    @property
+    def trained_on(self) -> ResponseSet:
+        """The set that is trained on."""
+        return self.response_sets()[-1]
+
+    @property
     def uses_embedded(self) -> bool:
         """Whether the prompts or a model come from the embedded world."""
         models = self.config.checkpoints().values()
@@ -67,7 +135,7 @@ class Run:
     @cached_property
     def world(self) -> World:
         """The embedded world that ``prepare`` built."""
-        details = read_manifest(self.folder / "prompts").details
+        details = read_manifest(self.prompts).details
         return read_world(self.data_dir / str(details["world"]["directory"]))
 
     def model(self, settings: ModelSettings, setting: str) -> str:
@@ -84,11 +152,6 @@ class Run:
         is_embedded = settings.model.startswith(EMBEDDED)
         embedded = {"reference": self.world.reference, **self.world.scorers} if is_embedded else {}
         return str(Path(resolve_model(settings, embedded, setting=setting)).absolute())
-
-    @property
-    def merged_reference(self) -> Path:
-        """Folder of the step that merges the reference's adapter into its weights."""
-        return self.folder / "reference"
 
     def _require_merged(self, adapter: str) -> None:
         folder = self.merged_reference
@@ -111,11 +174,6 @@ class Run:
             **{name: versions[name] for name in _FILE_VERSIONS if name in versions},
         }
 
-    @property
-    def pairs(self) -> Path:
-        """Folder of the pairs of a data set that are trained on, of a recipe that names some."""
-        return self.folder / "pairs"
-
     def prompts_table(self, folder: Path | None = None) -> pa.Table:
         """All prompts of the run, or those of another prompts table of it.
 
@@ -125,9 +183,12 @@ class Run:
         Raises:
             CorruptArtifactError: the step that makes it has not finished, or the table is damaged.
         """
-        folder = self.folder / "prompts" if folder is None else folder
+        folder = self.prompts if folder is None else folder
         read_manifest(folder)
-        return pa.concat_tables(read_parquet(path, schema=PROMPTS) for path in sorted(folder.glob("data/*.parquet")))
+        paths = sorted(folder.glob("data/*.parquet"))
+        if not paths:
+            raise CorruptArtifactError(f"{folder} has no table in data/; `dualign prepare` writes it anew")
+        return pa.concat_tables(read_parquet(path, schema=PROMPTS) for path in paths)
 
     def samples_table(self, folder: Path) -> ShardedTable:
         """A samples table of the run, in ``folder``."""

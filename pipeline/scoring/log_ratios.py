@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import ShardedTable, read_parquet
-from pipeline.contracts.tables import SPLITS, TOKEN_IDS
+from pipeline.contracts.tables import SAMPLES, SPLITS, TOKEN_IDS
 from pipeline.networks import load_network
 from pipeline.run.execution import local_device
 from pipeline.run.run import Run
@@ -32,7 +32,7 @@ def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str
     table = run.samples_table(policy_samples).read(split, columns=["prompt_id", "sample_index", *TOKEN_IDS])
     table = table.take(rows.find_in(table)[0])
     logp = {
-        "policy": _score(run, table, load_policy(str(run.folder / "policy"), dtype="float32"), "policy"),
+        "policy": _score(run, table, load_policy(str(run.policy), dtype="float32"), "policy"),
         "reference": _score(run, table, _load_reference(run, dtype="float32"), "reference"),
     }
     return np.asarray(logp["policy"] - logp["reference"])
@@ -100,5 +100,7 @@ def _some_samples(samples: ShardedTable, n_rows: int, *, seed: int) -> pa.Table:
     rng = np.random.default_rng(seed)
     paths = [path for split in SPLITS for path in samples.paths(split)]
     chosen = [paths[place] for place in sorted(rng.permutation(len(paths))[:4])]
-    rows = pa.concat_tables(read_parquet(path, columns=[*TOKEN_IDS, "sampler_logp"]) for path in chosen)
+    rows = pa.concat_tables(
+        read_parquet(path, columns=[*TOKEN_IDS, "sampler_logp"], schema=SAMPLES) for path in chosen
+    )
     return rows.take(np.sort(rng.permutation(rows.num_rows)[:n_rows]))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pipeline.config.recipe import RunConfig
 from pipeline.config.sections import PairSettings, PromptSettings
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.tables import SPLITS, prompt_id
+from pipeline.contracts.tables import prompt_id
 from pipeline.sources.prompts import Messages, SourceRow, read_prompt_row, read_source
 
 PAIRS_SECTION = "training.pairs"
@@ -80,10 +80,6 @@ def read_pairs(config: RunConfig, *, test_prompts: Set[str]) -> ReadPairs:
             counts["missing"] += 1
             continue
         prompt = read_prompt_row(reader, row)
-        if prompt.split not in SPLITS:
-            raise InputError(
-                f"{row.place}: the prompt has the split {prompt.split!r}; it must be one of {', '.join(SPLITS)}"
-            )
         key = prompt_id(prompt.messages)
         if prompt.split == "test":
             not_trained.add(key)
@@ -111,7 +107,7 @@ def read_pairs(config: RunConfig, *, test_prompts: Set[str]) -> ReadPairs:
 
 
 def pair_settings(config: RunConfig) -> PairSettings:
-    """The section ``training.pairs`` of a recipe that has one."""
+    """Where the pairs come from, of a recipe that trains on some."""
     assert config.training.pairs is not None  # the callers ask first
     return config.training.pairs
 
@@ -122,6 +118,7 @@ def pair_reader(config: RunConfig) -> PromptSettings:
         **pair_settings(config).model_dump(exclude={"response_columns"}),
         system=config.prompts.system,
         test_fraction=config.prompts.test_fraction,
+        last_assistant_turn=config.prompts.last_assistant_turn,
     )
 
 

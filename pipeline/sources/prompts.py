@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.json
-import pyarrow.parquet as pq
 
 from pipeline.config.sections import PromptSettings
 from pipeline.contracts.errors import InputError, import_failure
+from pipeline.contracts.messages import plain_messages
+from pipeline.contracts.table_files import FORMATS, TableFile, file_format, find_table, list_files
+from pipeline.contracts.table_rows import TableRows
 from pipeline.contracts.tables import PROMPTS, SPLITS, prompt_id
 from pipeline.scorers.models import is_hub_id
 
 Messages = Sequence[Mapping[str, str]]
 
-_READERS = {
-    ".parquet": pq.read_table,
-    ".jsonl": pyarrow.json.read_json,
-    ".json": pyarrow.json.read_json,
-    ".csv": pyarrow.csv.read_csv,
-}
+_log = logging.getLogger("dualign")
+
+# A list of messages that was written as a text, by JSON or by Python's own print.
+_WRITTEN_OUT = re.compile(r"""\s*\[\s*\{\s*(['"])(role|content|from|value)\1\s*:""")
 
 
 @dataclass(frozen=True)
@@ -116,15 +117,15 @@ def read_source(
     """
     named = [(setting, getattr(settings, setting)) for setting in ("prompt_column", "split_column", "category_column")]
     named += [("response_columns", column) for column in response_columns]
-    for place, split, rows in _read_tables(settings, section):
+    columns = list(dict.fromkeys(column for _, column in named if column is not None))
+    for table in _tables(settings, section):
         for setting, column in named:
-            if column is not None and column not in rows.column_names:
+            if column is not None and column not in table.names:
                 raise InputError(
-                    f"`{section}.{setting}` is {column!r}, but {place} has the columns {rows.column_names}"
+                    f"`{section}.{setting}` is {column!r}, but {table.place} has the columns {table.names}"
                 )
-        columns = [column for _, column in named if column is not None]
-        for number, row in enumerate(rows.select(list(dict.fromkeys(columns))).to_pylist()):
-            yield SourceRow(f"{place}, row {number}", split, row)
+        for number, row in enumerate(table.rows(columns)):
+            yield SourceRow(f"{table.place}, row {number}", table.split, row)
 
 
 def read_prompt_row(settings: PromptSettings, row: SourceRow) -> PromptRow:
@@ -133,12 +134,16 @@ def read_prompt_row(settings: PromptSettings, row: SourceRow) -> PromptRow:
     Raises:
         InputError: it is neither a non-empty text nor a list of messages.
     """
-    messages = _messages(row.values[settings.prompt_column], settings.system, place=row.place)
+    messages = _messages(row.values[settings.prompt_column], settings, place=row.place)
     if settings.split_column:
         split = row.values[settings.split_column]
+        if split not in SPLITS:
+            raise InputError(f"{row.place}: the prompt has the split {split!r}; it must be one of {', '.join(SPLITS)}")
     else:
         split = row.split or hash_split(messages, settings.test_fraction)
     category = row.values[settings.category_column] if settings.category_column else None
+    if isinstance(category, list | Mapping | bytes):
+        raise InputError(f"{row.place}: the category is {str(category)[:60]!r}; it must be a text or a number")
     return PromptRow(messages, split, "" if category is None else str(category))
 
 
@@ -164,66 +169,167 @@ def hash_split(messages: Messages, test_fraction: float) -> str:
     return "test" if int.from_bytes(digest[:8], "big") < test_fraction * 2**64 else "train"
 
 
-def _read_tables(settings: PromptSettings, section: str) -> Iterator[tuple[str, str | None, pa.Table]]:
-    """Tables of rows, each with its name for messages and the split it says it is."""
-    path = Path(settings.source)
+@dataclass(frozen=True)
+class _SourceTable:
+    """Some rows of a source.
+
+    Attributes:
+        place: what they are called in messages.
+        split: that the source says they are of, or None.
+        names: of their columns.
+        rows: the rows with some of the columns.
+    """
+
+    place: str
+    split: str | None
+    names: Sequence[str]
+    rows: Callable[[Sequence[str]], Iterator[Mapping[str, Any]]]
+
+
+def _tables(settings: PromptSettings, section: str) -> Iterator[_SourceTable]:
+    path, what = Path(settings.source), f"`{section}.source`"
     if path.is_file():
-        yield settings.source, None, _read_file(path, section)
+        yield _file_table(TableFile(path, file_format(path, what=what), {}), None, what=what)
+    elif path.is_dir() and any(path.glob("**/*=*/")):
+        found = find_table(path, what=what)
+        if "split" in found.files[0].partition and settings.split_column is None:
+            raise InputError(f"{what} {path} has folders for the column 'split'; set `{section}.split_column: split`")
+        _say_left_out(path, found.left_out)
+        yield from (_file_table(file, None, what=what) for file in found.files)
     elif path.is_dir() or is_hub_id(settings.source):
-        yield from _read_dataset(settings, section)
+        yield from _data_set_tables(settings, section)
     else:
         raise InputError(
-            f"`{section}.source` is {settings.source!r}; there is no such file or folder, and it is not a Hub id "
-            "(owner/name)"
+            f"{what} is {settings.source!r}; there is no such file or folder, and it is not a Hub id (owner/name)"
         )
 
 
-def _read_file(path: Path, section: str) -> pa.Table:
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise InputError(f"`{section}.source` is {str(path)!r}; its name must end in one of {', '.join(_READERS)}")
-    try:
-        return reader(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"`{section}.source` {path} cannot be read: {error}") from error
+def _file_table(file: TableFile, split: str | None, *, what: str) -> _SourceTable:
+    table = TableRows(file, what=what)
+
+    def rows(columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        for row in table.rows([name for name in columns if name not in file.partition]):
+            yield {**row, **{name: file.partition[name] for name in columns if name in file.partition}}
+
+    return _SourceTable(str(file.path), split, [*table.names, *file.partition], rows)
 
 
-def _read_dataset(settings: PromptSettings, section: str) -> Iterator[tuple[str, str | None, pa.Table]]:
+def _data_set_tables(settings: PromptSettings, section: str) -> Iterator[_SourceTable]:
+    """The splits of a data set; files on this disk are read as any other file, those of the Hub by `datasets`."""
     try:
         import datasets
     except ImportError as error:
         raise import_failure(error, package="datasets", extra="train", purpose="reading a data set") from error
-    if is_hub_id(settings.source) and settings.revision is None:
-        raise InputError(f"`{section}.source` is {settings.source!r}, on the Hub; give its `{section}.revision` too")
+    what = f"`{section}.source`"
+    if is_hub_id(settings.source) and not Path(settings.source).is_dir() and settings.revision is None:
+        raise InputError(f"{what} is {settings.source!r}, on the Hub; give its `{section}.revision` too")
     try:
-        found = datasets.load_dataset(settings.source, settings.dataset_config, revision=settings.revision)
+        files = _local_files(settings)
+        found: Any = {}
+        if files is None:
+            found = datasets.load_dataset(settings.source, settings.dataset_config, revision=settings.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(f"`{section}.source` {settings.source} cannot be read as a data set: {error}") from error
+        raise InputError(f"{what} {settings.source} cannot be read as a data set: {error}") from error
+    known = files if files is not None else found
+    splits = _chosen_splits(settings, list(known), section)
+    for name, split in splits.items():
+        if files is not None:
+            formats = {file.format for file in files[name]}
+            if len(formats) > 1:
+                raise InputError(f"{what} {settings.source}: the split {name} has files of several formats")
+            yield from (_file_table(file, split, what=what) for file in files[name])
+        else:
+            rows = found[name].with_format("arrow")[:]
+            yield _SourceTable(f"{settings.source}, split {name}", split, rows.column_names, _rows_of(rows))
+
+
+def _rows_of(table: pa.Table) -> Callable[[Sequence[str]], Iterator[Mapping[str, Any]]]:
+    return lambda columns: iter(table.select(list(columns)).to_pylist())
+
+
+def _chosen_splits(settings: PromptSettings, known: Sequence[str], section: str) -> Mapping[str, str | None]:
+    """The splits of a data set to read, and what they are here; says which are left out."""
     splits: Mapping[str, str | None]
     if settings.dataset_splits is not None:
         splits = settings.dataset_splits
-    elif set(SPLITS) <= set(found):
+    elif set(SPLITS) <= set(known):
         splits = {name: name for name in SPLITS}
     else:
-        splits = dict.fromkeys(found)
-    for name, split in splits.items():
-        if name not in found:
-            raise InputError(
-                f"`{section}.dataset_splits` names {name!r}, but {settings.source} has the splits {sorted(found)}"
-            )
-        yield f"{settings.source}, split {name}", split, found[name].with_format("arrow")[:]
+        splits = dict.fromkeys(known)
+    unknown = [name for name in splits if name not in known]
+    if unknown:
+        raise InputError(
+            f"`{section}.dataset_splits` names {unknown[0]!r}, but {settings.source} has the splits {sorted(known)}"
+        )
+    left_out = [name for name in known if name not in splits]
+    if left_out:
+        _log.warning(
+            "%s: the splits %s are left out; `%s.dataset_splits` can name them",
+            settings.source,
+            ", ".join(left_out),
+            section,
+        )
+    return splits
 
 
-def _messages(value: Any, system: str | None, *, place: str) -> Messages:
+def _local_files(settings: PromptSettings) -> dict[str, list[TableFile]] | None:
+    """The files of each split of a folder that holds nothing but tables known here; None for any other data set."""
+    folder = Path(settings.source)
+    if not folder.is_dir():
+        return None
+    import datasets
+
+    builder = datasets.load_dataset_builder(settings.source, settings.dataset_config)
+    files = {str(split): [Path(name) for name in names] for split, names in (builder.config.data_files or {}).items()}
+    if not files or any(path.suffix.lower() not in FORMATS for paths in files.values() for path in paths):
+        return None
+    read = {path.resolve() for paths in files.values() for path in paths}
+    present, hidden = list_files(folder, what="the source")
+    _say_left_out(
+        folder, [str(path.relative_to(folder)) for path in (*present, *hidden) if path.resolve() not in read]
+    )
+    return {
+        split: [TableFile(path, FORMATS[path.suffix.lower()], {}) for path in paths] for split, paths in files.items()
+    }
+
+
+def _say_left_out(folder: Path, names: Sequence[str]) -> None:
+    if names:
+        _log.warning("%s: %d files are not read as data: %s", folder, len(names), ", ".join(names[:5]))
+
+
+def _messages(value: Any, settings: PromptSettings, *, place: str) -> Messages:
     if isinstance(value, str) and value.strip():
+        if _WRITTEN_OUT.match(value):
+            raise InputError(
+                f"{place}: the prompt is a list of messages written as a text, {value[:60]!r}; JSON Lines and Parquet "
+                "hold such a list as what it is (and a prompt that is to be this very text as a list of one message)"
+            )
         messages: list[Mapping[str, str]] = [{"role": "user", "content": value}]
-    elif isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value):
-        messages = list(value)
+    elif isinstance(value, list) and value:
+        messages = list(_without_answer(plain_messages(value, place=place), settings, place=place))
     else:
-        raise InputError(f"{place}: the prompt is {value!r}; it must be a non-empty text or a list of messages")
-    if system is not None and not any(message.get("role") == "system" for message in messages):
-        messages.insert(0, {"role": "system", "content": system})
+        raise InputError(
+            f"{place}: the prompt is {repr(value)[:120]}; it must be a non-empty text or a list of messages"
+        )
+    if settings.system is not None and not any(message.get("role") == "system" for message in messages):
+        messages.insert(0, {"role": "system", "content": settings.system})
     return messages
+
+
+def _without_answer(messages: Messages, settings: PromptSettings, *, place: str) -> Messages:
+    """The messages up to the one that a model is to answer."""
+    if messages[-1]["role"] != "assistant" or settings.last_assistant_turn == "keep":
+        return messages
+    if settings.last_assistant_turn == "refuse":
+        raise InputError(
+            f"{place}: the prompt ends in an answer of the assistant, {messages[-1]['content'][:60]!r}; set "
+            "`prompts.last_assistant_turn: drop` to leave that turn out (or `keep`, where the model is to go on from "
+            "it)"
+        )
+    if len(messages) == 1:
+        raise InputError(f"{place}: the prompt is an answer of the assistant and nothing else")
+    return messages[:-1]
 
 
 def _require_distinct(rows: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:

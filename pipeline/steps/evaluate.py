@@ -19,16 +19,20 @@ from pipeline.contracts.artifacts import (
 )
 from pipeline.contracts.errors import InputError, require_extra
 from pipeline.contracts.solution import Solution
+from pipeline.contracts.training_verdict import read_training_verdict
 from pipeline.evaluation import evaluate_policy
 from pipeline.microworld import gold_scores
+from pipeline.report.evaluated import Evaluation, read_evaluation
+from pipeline.report.solved import ReportedSolution
 from pipeline.report.terminal import print_stage2
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
+from pipeline.sampling.policies import trained_policy
+from pipeline.sampling.policy_samples import sample_policy
 from pipeline.scoring.categories import means_by_category, prompt_categories
 from pipeline.scoring.joined import policy_scores, reference_scores
 from pipeline.scoring.log_ratios import log_ratios
-from pipeline.steps.sample import SampledPolicy, sample_policy
-from pipeline.steps.score import score_policy
+from pipeline.scoring.sample_scores import score_policy
 
 _EVALUATION_SEED = 1_000_003
 """Added to the run's seed for the policy's samples: with equal seeds the two policies' samples would be correlated."""
@@ -40,7 +44,7 @@ def evaluate(run: Run) -> None:
     from stage2_policy.saving import write_model_card
 
     started = time.monotonic()
-    folder, config = run.folder / "evaluation", run.config
+    folder, config = run.evaluation, run.config
     demands = {name: bound.model_dump(mode="json") for name, bound in config.constraints.items()}
     settings = {**config.evaluation.model_dump(mode="json"), "constraints": demands, "seed": config.seed}
     inputs = {name: read_manifest(run.folder / name).identity for name in ("policy", "dual", "samples")}
@@ -53,21 +57,13 @@ def evaluate(run: Run) -> None:
     else:
         sample_policy(
             run,
-            SampledPolicy("policy", str((run.folder / "policy").absolute())),
-            folder=folder / "samples",
+            trained_policy(run),
+            run.evaluated,
             step="evaluate",
-            splits=("test",),
             samples_per_prompt=config.evaluation.samples_per_prompt,
             seed=config.seed + _EVALUATION_SEED,
         )
-        score_policy(
-            run,
-            samples=folder / "samples",
-            folder=folder / "scores",
-            split="test",
-            step="evaluate",
-            names=list(config.used_scorers()),
-        )
+        score_policy(run, run.evaluated, step="evaluate", names=list(config.used_scorers()))
         evaluation = compare_policy(
             run, solution=solution, samples=folder / "samples", scores=folder / "scores", split="test"
         )
@@ -75,7 +71,7 @@ def evaluate(run: Run) -> None:
             evaluation["gold"] = gold_means(run, samples=folder / "samples", split="test")
         evaluation |= {"seed": config.seed, "inputs": inputs, "environment": environment()}
         write_json(folder / "evaluation.json", evaluation)
-        write_model_card(run.folder / "policy", dual=dual, evaluation=evaluation)
+        write_model_card(run.policy, dual=dual, evaluation=evaluation)
         finish_step(
             run.name,
             folder,
@@ -86,12 +82,14 @@ def evaluate(run: Run) -> None:
             counts={"prompts": evaluation["n_prompts"], "samples": evaluation["n_samples"]},
             started=started,
         )
-    print_stage2(read_json(folder / "evaluation.json"), dual)
+    read_evaluation(folder / "evaluation.json", ReportedSolution.from_document(dual, source=path))
+    print_stage2(read_json(folder / "evaluation.json"), dual, read_training_verdict(run.folder / "policy"))
 
 
 def read_status(run: Run) -> str:
     """The verdict of the run's evaluation: ``satisfied``, ``undecided`` or ``violated``."""
-    return str(read_json(run.folder / "evaluation" / "evaluation.json")["status"])
+    path = run.evaluation / "evaluation.json"
+    return Evaluation.from_document(read_json(path), source=path).status
 
 
 def compare_policy(run: Run, *, solution: Solution, samples: Path, scores: Path, split: str) -> dict[str, Any]:
@@ -141,7 +139,7 @@ def gold_means(run: Run, *, samples: Path, split: str) -> dict[str, dict[str, fl
     """Means of the world's ground truth over the samples of a split, so that proxy and gold can be compared."""
     texts = {row["prompt_id"]: row["prompt"][-1]["content"] for row in run.prompts_table().to_pylist()}
     means: dict[str, dict[str, float]] = {}
-    for role, folder in (("reference", run.folder / "samples"), ("realised", samples)):
+    for role, folder in (("reference", run.samples), ("realised", samples)):
         table = run.samples_table(folder).read(split, columns=["prompt_id", "completion"])
         gold = [
             gold_scores(texts[prompt], completion)

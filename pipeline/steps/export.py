@@ -16,52 +16,80 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.markdown import code_markdown, plain_markdown
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SPLITS, tilted_schema
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, tilted_schema
 from pipeline.dual.solving import tilted_weights
+from pipeline.report.solved import ReportedSolution
 from pipeline.report.terminal import print_stage1
+from pipeline.run.response_set import ResponseSet
 from pipeline.run.run import Run
 from pipeline.run.step import derived_step_is_current, finish_step, log
 from pipeline.scoring.joined import JoinedScores, all_scores, reference_scores
-from pipeline.sources.pairs import PAIRS_SECTION
 
 
-def tilt_pairs(run: Run, solution: Solution) -> None:
-    """Write ``pairs/tilted/``, the hand-off table of the pairs of which both responses have all scores.
-
-    Args:
-        run: the run.
-        solution: of its dual.
+def export(run: Run) -> None:
+    """Write the tilted tables: every response with its scores and its weight under the tilted policy.
 
     Raises:
-        InputError: no pair has all scores.
+        InputError: no pair of a data set has all scores.
     """
+    path = run.dual / "dual.json"
+    dual = read_json(path)
+    ReportedSolution.from_document(dual, source=path)  # all that the table below shows
+    for responses in run.response_sets():
+        _export_set(run, responses, dual)
+    print_stage1(dual)
+
+
+def _export_set(run: Run, responses: ResponseSet, dual: Mapping[str, Any]) -> None:
     started = time.monotonic()
-    folder, names = run.pairs / "tilted", (run.config.reward, *run.config.constraints)
-    inputs = {
-        "dual": read_manifest(run.folder / "dual").identity,
-        **{
-            f"pairs/{name}": read_manifest(run.pairs / name).identity
-            for name in ("prompts", "samples", *(f"scores/{name}" for name in names))
-        },
-    }
+    folder = responses.tilted
+    inputs = {"dual": read_manifest(run.dual).identity, **_made_from(run, responses)}
     if derived_step_is_current(folder, step="export", settings={}, inputs=inputs):
         return
-    rows, _ = all_scores(run, samples=run.pairs / "samples", scores=run.pairs / "scores", split="train")
-    whole = _whole_pairs(rows)
-    n_pairs = read_manifest(run.pairs / "samples").count("pairs")
-    if whole.n_samples == 0:
-        raise InputError(f"none of the {n_pairs} pairs of `{PAIRS_SECTION}` has all scores of both responses")
     files, n_rows = write_tilted_table(
         folder,
-        prompts=run.prompts_table(run.pairs / "prompts"),
-        samples=run.samples_table(run.pairs / "samples"),
-        scored={"train": whole},
-        solution=solution,
+        prompts=run.prompts_table(responses.prompts),
+        samples=run.samples_table(responses.samples),
+        scored={split: _scored(run, responses, split) for split in responses.splits},
+        solution=Solution.from_document(dual, source=run.dual / "dual.json"),
         metadata=run.table_metadata(),
     )
-    counts = {"rows": n_rows, "pairs": n_rows // 2, "unscored": n_pairs - n_rows // 2}
+    counts = {"rows": n_rows}
+    if responses.paired:
+        counts |= {"pairs": n_rows // 2, "unscored": _count_pairs(responses) - n_rows // 2}
+        log.info("export: %d pairs of the data set to train on", counts["pairs"])
+    else:
+        write_dataset_card(folder, dual=dual, n_rows=n_rows, run=run.name, inputs=inputs)
     finish_step(run.name, folder, "export", settings={}, inputs=inputs, files=files, counts=counts, started=started)
-    log.info("export: %d pairs of the data set to train on", counts["pairs"])
+
+
+def _made_from(run: Run, responses: ResponseSet) -> dict[str, str]:
+    """The artifacts of a set that its tilted table is made from; the samples' scores stand in the dual."""
+    names = ["prompts", "samples"]
+    if responses.paired:
+        names += [f"scores/{name}" for name in (run.config.reward, *run.config.constraints)]
+    return {responses.prefix + name: read_manifest(responses.root / name).identity for name in names}
+
+
+def _scored(run: Run, responses: ResponseSet, split: str) -> JoinedScores:
+    """The responses of a set that take part; of pairs, those of which both responses have all scores.
+
+    Raises:
+        InputError: none of the pairs has.
+    """
+    if not responses.paired:
+        return reference_scores(run, split)
+    rows, _ = all_scores(run, samples=responses.samples, scores=responses.scores, split=split)
+    whole = _whole_pairs(rows)
+    if whole.n_samples == 0:
+        raise InputError(
+            f"none of the {_count_pairs(responses)} pairs of `{responses.setting}` has all scores of both responses"
+        )
+    return whole
+
+
+def _count_pairs(responses: ResponseSet) -> int:
+    return read_manifest(responses.samples).count("pairs")
 
 
 def _whole_pairs(rows: JoinedScores) -> JoinedScores:
@@ -69,33 +97,6 @@ def _whole_pairs(rows: JoinedScores) -> JoinedScores:
     pair_n = np.stack([rows.prompt_n, rows.sample_index_n // 2])
     _, place_n, count = np.unique(pair_n, axis=1, return_inverse=True, return_counts=True)
     return rows.select(count[place_n.ravel()] == 2)
-
-
-def export(run: Run) -> None:
-    """Write the tilted table: every response with its scores and its weight under the tilted policy."""
-    started = time.monotonic()
-    folder = run.folder / "tilted"
-    inputs = {name: read_manifest(run.folder / name).identity for name in ("prompts", "samples", "dual")}
-    path = run.folder / "dual" / "dual.json"
-    dual = read_json(path)
-    solution = Solution.from_document(dual, source=path)
-    if not derived_step_is_current(folder, step="export", settings={}, inputs=inputs):
-        files, n_rows = write_tilted_table(
-            folder,
-            prompts=run.prompts_table(),
-            samples=run.samples_table(run.folder / "samples"),
-            scored={split: reference_scores(run, split) for split in SPLITS},
-            solution=solution,
-            metadata=run.table_metadata(),
-        )
-        write_dataset_card(folder, dual=dual, n_rows=n_rows, run=run.name, inputs=inputs)
-        counts = {"rows": n_rows}
-        finish_step(
-            run.name, folder, "export", settings={}, inputs=inputs, files=files, counts=counts, started=started
-        )
-    if run.config.training.pairs is not None:
-        tilt_pairs(run, solution)
-    print_stage1(dual)
 
 
 _CARD = Path(__file__).parent / "dataset_card.md.jinja"
@@ -131,8 +132,7 @@ def write_tilted_table(
     for split, rows in scored.items():
         weight_n = tilted_weights(rows, solution)
         pieces = (
-            _tilted_rows(read_parquet(path, columns=[*SAMPLE_KEY, "completion"]), rows, weight_n, about, names, split)
-            for path in samples.paths(split)
+            _tilted_rows(_read_texts(path), rows, weight_n, about, names, split) for path in samples.paths(split)
         )
         for number, piece in enumerate(_regrouped(pieces)):
             n_rows += piece.num_rows
@@ -158,6 +158,10 @@ def write_dataset_card(
     solution = Solution.from_document(dual)
     text = template.render(solution=solution, dual=dual, n_rows=n_rows, run=run, inputs=inputs)
     atomic_write_bytes(folder / "README.md", text.encode())
+
+
+def _read_texts(path: Path) -> pa.Table:
+    return read_parquet(path, columns=[*SAMPLE_KEY, "completion"], schema=SAMPLES)
 
 
 def _tilted_rows(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.sections import ReferenceSettings, TrainingSettings
-from pipeline.contracts.artifacts import read_json
+from pipeline.contracts.artifacts import read_json_object
 from pipeline.contracts.errors import InputError, require_extra
 from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
 from pipeline.networks import require_safe_adapter
@@ -149,7 +149,7 @@ def _check_initial(training: TrainingSettings, initial: Path) -> None:
             "folder of a policy that was trained with an adapter, which is in its adapter/"
         )
     if training.adapter != "none":
-        shape = read_json(initial / "adapter" / "adapter_config.json")
+        shape = read_json_object(initial / "adapter" / "adapter_config.json")
         for setting, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
             if shape.get(name) != getattr(training, setting):
                 raise InputError(

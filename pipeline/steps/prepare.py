@@ -9,7 +9,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.contracts.artifacts import begin_step, checkpoint_sha256, content_sha256, file_sha256, is_complete
+from pipeline.config.sections import PromptSettings
+from pipeline.contracts.artifacts import (
+    begin_step,
+    checkpoint_sha256,
+    content_sha256,
+    file_sha256,
+    is_complete,
+    read_manifest,
+)
 from pipeline.contracts.errors import require_extra
 from pipeline.contracts.shards import write_table
 from pipeline.contracts.tables import SPLITS
@@ -26,7 +34,7 @@ WORLD_SEED = 0
 def prepare(run: Run) -> None:
     """Write the prompts table and, for recipes that use it, build the embedded world."""
     started = time.monotonic()
-    folder = run.folder / "prompts"
+    folder = run.prompts
     inputs: dict[str, str] = {}
     details: dict[str, Any] = {}
     if run.uses_embedded:
@@ -56,9 +64,7 @@ def prepare(run: Run) -> None:
         log.info("prepare: %d repeated prompts dropped", repeated)
     if left_out:
         log.info("prepare: %d prompts left out, beyond `prompts.limit` (%d)", left_out, run.config.prompts.limit)
-    # The categories themselves are among the inputs: nothing that was sampled or scored depends on their column. The
-    # limit shows in the inputs too: a larger one is a source that has grown.
-    settings = run.config.prompts.model_dump(mode="json", exclude={"category_column", "limit"})
+    settings = _recorded_settings(run.config.prompts)
     details["limit"] = run.config.prompts.limit
     # A source may grow: the table is then written anew, and later steps compute only what is new.
     inputs["prompts"] = _prompts_identity(prompts)
@@ -76,6 +82,25 @@ def prepare(run: Run) -> None:
         details=details,
         started=started,
     )
+
+
+def prompts_are_prepared(run: Run) -> bool:
+    """Whether the prompts table is there and is what the recipe asks for, as long as its source is the same."""
+    if not is_complete(run.prompts):
+        return False
+    found, prompts = read_manifest(run.prompts), run.config.prompts
+    return found.settings == _recorded_settings(prompts) and found.details.get("limit") == prompts.limit
+
+
+def _recorded_settings(prompts: PromptSettings) -> dict[str, Any]:
+    """The settings of the prompts table, as its manifest has them.
+
+    The categories themselves are among the inputs: nothing that was sampled or scored depends on their column. The
+    limit shows in the inputs too: a larger one is a source that has grown.
+    """
+    # Only `drop` changes a prompt; with the others a run is what it was before there was the setting.
+    same = {"last_assistant_turn"} if prompts.last_assistant_turn != "drop" else set()
+    return prompts.model_dump(mode="json", exclude={"category_column", "limit"} | same)
 
 
 def _merge_reference(run: Run) -> None:

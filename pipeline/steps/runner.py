@@ -5,33 +5,37 @@ Each step reads the artifacts before it and leaves one folder with a manifest. N
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import yaml
 
 from pipeline.contracts.artifacts import (
+    MANIFEST,
     atomic_write_bytes,
     file_sha256,
     is_complete,
     read_manifest,
     require_writable,
     run_lock,
+    verify_artifact,
 )
 from pipeline.contracts.errors import CorruptArtifactError, InputError
+from pipeline.run.replaced import drop_replaced, put_aside
+from pipeline.run.response_set import ResponseSet, known_response_sets
 from pipeline.run.run import Run
-from pipeline.run.step import log, reopen
-from pipeline.sources.prompts import limit_prompts, read_prompts
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.export import export
 from pipeline.steps.preflight import check_run
 from pipeline.steps.prepare import prepare
 from pipeline.steps.report import report
-from pipeline.steps.sample import sample, show_prompts
+from pipeline.steps.sample import sample
 from pipeline.steps.score import score
 from pipeline.steps.solve import solve
 from pipeline.steps.train import train
+
+_VERIFIED = ".verified.json"
+"""Remembers in the run's folder which files were found to be what their manifests say."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,6 @@ STEPS: dict[str, Step] = {
 }
 """In the order of :data:`pipeline.steps.order.SUMMARIES`."""
 
-_OF_PAIRS: dict[str, tuple[str, ...]] = {
-    "sample": ("pairs/prompts", "pairs/samples"),
-    "score": ("pairs/scores",),
-    "export": ("pairs/tilted",),
-}
-"""What a step leaves besides its own folder where the recipe trains on the pairs of a data set."""
-
 
 def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -> None:
     """Perform steps in order, holding the run.
@@ -68,7 +65,8 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
     Args:
         run: the run.
         names: steps to perform.
-        redo_from: a step to remove first, with all steps after it.
+        redo_from: a step to do anew, with all steps after it: what they made is put aside, each until its successor
+            is complete.
 
     Raises:
         DualignError: whatever makes a step stop; finished work is kept.
@@ -77,43 +75,35 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
     require_writable(run.folder)
     with run_lock(run.folder):
         if redo_from is not None:
-            _discard_from(run, redo_from)
+            _require_earlier_steps(run, redo_from, names)
+            _verify_earlier_steps(run, redo_from)
+            _put_aside_from(run, redo_from)
         _require_own_artifacts(run)
         for name in names:
             _require_earlier_steps(run, name, names)
+            _verify_earlier_steps(run, name)
             STEPS[name].perform(run)
+            drop_replaced(run.folder, _made_folders(run, name))
             # After the step: a configuration that was refused is not the run's.
             _write_config(run)
 
 
-def preview_samples(run: Run, *, n_prompts: int = 2) -> str:
-    """What the reference would read of the first prompts, token ids included, and how it would be sampled.
-
-    Nothing is written.
-
-    Raises:
-        InputError: the prompts, the tokenizer or the template cannot be used.
-    """
-    check_run(run, ("sample",))
-    if is_complete(run.folder / "prompts"):
-        table = run.prompts_table()
-    elif run.uses_embedded:
-        raise InputError(f"the embedded world of run `{run.name}` is not built; `dualign prepare` builds it")
-    else:
-        table = limit_prompts(read_prompts(run.config.prompts)[0], run.config.prompts.limit)
-    rows = table.slice(0, n_prompts).to_pylist()
-    return show_prompts(run, prompts=[(row["prompt_id"], row["prompt"]) for row in rows])
+def _folders(step: str, sets: Sequence[ResponseSet]) -> dict[str, str | None]:
+    """The folders that a step makes, within the run, each with the setting that asks for it, if one does."""
+    folders: dict[str, str | None] = {STEPS[step].folder: None}
+    for responses in sets:
+        folders |= {responses.prefix + name: responses.setting for name in responses.made_by.get(step, ())}
+    return folders
 
 
 def _require_earlier_steps(run: Run, name: str, planned: Sequence[str]) -> None:
     order = list(STEPS)
     needed = ["solve", "export"] if name == "report" else order[: order.index(name)]
     for earlier in needed:
-        of_pairs = _OF_PAIRS.get(earlier, ()) if run.config.training.pairs is not None else ()
-        for folder in (STEPS[earlier].folder, *of_pairs):
+        for folder, setting in _folders(earlier, run.response_sets()).items():
             done = is_complete(run.folder / folder) if earlier != "score" else (run.folder / folder).is_dir()
             if not done and earlier not in planned:
-                what = f" for `training.pairs` (no {folder})" if folder in of_pairs else ""
+                what = f" for `{setting}` (no {folder})" if setting is not None else ""
                 raise InputError(
                     f"`dualign {name}` needs the step `{earlier}` of run `{run.name}`, which is not done{what}; run "
                     "it first"
@@ -122,10 +112,10 @@ def _require_earlier_steps(run: Run, name: str, planned: Sequence[str]) -> None:
 
 def _require_own_artifacts(run: Run) -> None:
     """A run that was copied under another name is whole; a manifest of another run beside files of this one is not."""
-    folders = [run.folder / step.folder for name, step in STEPS.items() if name != "score"]
-    folders += [run.pairs / name for name in ("prompts", "samples", "tilted")]
-    folders += sorted([*(run.folder / "scores").glob("*"), *(run.pairs / "scores").glob("*")])
-    for folder in (*folders, run.folder / "evaluation" / "samples"):
+    names = [step.folder for step in STEPS.values()]
+    for responses in known_response_sets(run.folder):
+        names += [*responses.scored_tables(), responses.prefix + responses.tilted.name]
+    for folder in (run.folder / name for name in dict.fromkeys(names)):
         if not is_complete(folder) or (found := read_manifest(folder)).run == run.name:
             continue
         for name, recorded in found.files.items():
@@ -136,26 +126,35 @@ def _require_own_artifacts(run: Run) -> None:
                 )
 
 
-def _discard_from(run: Run, first: str) -> None:
+def _made_folders(run: Run, step: str) -> list[str]:
+    """The folders that a step makes, or once made, within the run, whatever its recipe asks for by now."""
+    merged = [run.merged_reference.name] if step == "prepare" else []
+    return [*merged, *_folders(step, known_response_sets(run.folder))]
+
+
+def _put_aside_from(run: Run, first: str) -> None:
     order = list(STEPS)
-    discarded = [
-        (name, run.folder / folder)
-        for name in order[order.index(first) :]
-        for folder in (STEPS[name].folder, *_OF_PAIRS.get(name, ()))
-    ]
-    for name, folder in discarded:
-        if folder.is_symlink():
+    made = [(name, folder) for name in order[order.index(first) :] for folder in _made_folders(run, name)]
+    for name, folder in made:
+        path = run.folder / folder
+        if path.is_symlink():
             raise InputError(
-                f"the step `{name}` of run `{run.name}` is that of {folder.resolve().parent}, by a link; redo it there"
+                f"the step `{name}` of run `{run.name}` is that of {path.resolve().parent}, by a link; redo it there"
             )
-    for name, folder in reversed(discarded):
-        if folder.is_dir():
-            reopen(folder)
-            shutil.rmtree(folder)
-            log.info("%s: removed, to be done anew", name)
-    if first == "prepare" and run.merged_reference.is_dir():
-        reopen(run.merged_reference)
-        shutil.rmtree(run.merged_reference)
+    put_aside(run.folder, [folder for _, folder in reversed(made)])
+
+
+def _verify_earlier_steps(run: Run, name: str) -> None:
+    """Compare what a step reads with the manifests that name it: all that the steps before it have finished.
+
+    Raises:
+        CorruptArtifactError: a file is missing, or is not what its manifest says; names it.
+    """
+    order = list(STEPS)
+    for earlier in order[: order.index(name)]:
+        for made in _made_folders(run, earlier):
+            for manifest in sorted((run.folder / made).rglob(MANIFEST)):
+                verify_artifact(manifest.parent, memory=run.folder / _VERIFIED)
 
 
 def _write_config(run: Run) -> None:

@@ -30,7 +30,7 @@ def reference_problem(run: Run, split: str) -> DualProblem:
 def solve(run: Run) -> None:
     """Minimise the dual, certify the answer, and write ``dual.json`` and the frontier."""
     started = time.monotonic()
-    folder, config = run.folder / "dual", run.config
+    folder, config = run.dual, run.config
     settings = {
         "beta": config.beta,
         "reward": config.reward,
@@ -41,16 +41,14 @@ def solve(run: Run) -> None:
     inputs = {
         **{name: read_manifest(run.folder / name).identity for name in ("prompts", "samples")},
         **{
-            f"scores/{name}": read_manifest(run.folder / "scores" / name).identity
+            f"scores/{name}": read_manifest(run.scores / name).identity
             for name in (config.reward, *config.constraints)
         },
     }
     if derived_step_is_current(folder, step="solve", settings=settings, inputs=inputs):
         return
     constraints = config.demanded_constraints()
-    everything, n_unscored = all_scores(
-        run, samples=run.folder / "samples", scores=run.folder / "scores", split="train"
-    )
+    everything, n_unscored = all_scores(run, samples=run.samples, scores=run.scores, split="train")
     train, test = apply_length_rule(everything, config.solve.on_length), reference_scores(run, "test")
     for split, rows in (("train", train), ("test", test)):
         if rows.n_samples == 0:
@@ -96,7 +94,7 @@ def _describe_samples(
 ) -> dict[str, Any]:
     """What ``dual.json`` says about the samples besides the solution."""
     names = (run.config.reward, *run.config.constraints)
-    manifest = read_manifest(run.folder / "samples")
+    manifest = read_manifest(run.samples)
     truncation = describe_truncation(everything, run.config.solve.on_length, names=names)
     faults = describe_faults(
         sampling=manifest.settings,
@@ -104,7 +102,7 @@ def _describe_samples(
         n_unscored=n_unscored,
         n_prompts_lost=len(everything.prompt_ids) - len(train.prompt_ids),
         n_unsampled=manifest.count("failed"),
-        n_prompts_left_out=read_manifest(run.folder / "prompts").counts.get("left_out", 0),
+        n_prompts_left_out=read_manifest(run.prompts).counts.get("left_out", 0),
     )
     for fault in faults:
         log.warning("solve: %s", fault)

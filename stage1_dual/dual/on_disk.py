@@ -16,15 +16,20 @@ from numpy.typing import NDArray
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.blocks import SampleBlock
-from stage1_dual.dual.grouping import GroupedSamples, UngroupedScores, order_by_prompt
+from stage1_dual.dual.grouping import (
+    SPREAD,
+    GroupedSamples,
+    RepeatedRows,
+    UngroupedScores,
+    find_repeated,
+    order_by_prompt,
+)
 from stage1_dual.dual.samples import PARTITION_ROWS, PassRunner, SampleScores
 from stage1_dual.dual.segments import Segments
 from stage1_dual.dual.threads import ThreadExecutor
 
 # What a file holds: a few of them in memory at once are small, and each is long enough to be read at full speed.
 _FILE_ROWS = 500_000
-# Ids of prompts are spread over the buckets by this odd multiplier (Knuth's multiplicative hashing).
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ def group_on_disk(
     Needs disk space for the rows twice while it works, and memory for a few partitions.
 
     Args:
-        chunks: the rows; all of finite scores.
+        chunks: the rows; all of finite scores, and a sample index in all chunks or in none.
         folder: an empty folder.
         n_rows: how many rows there will be, about: it decides the number of partitions.
         n_constraints: the number of constraint scores, m.
@@ -100,29 +105,44 @@ def group_on_disk(
     """
     n_buckets = max(1, math.ceil(n_rows / _FILE_ROWS))
     buckets = [folder / f"bucket-{number:05d}" for number in range(n_buckets)]
+    has_index = False
     for chunk in chunks:
+        has_index = chunk.sample_index_n is not None
         _deal(chunk, buckets)
     grouped = [
-        _group(bucket, folder / f"partition-{number:05d}", n_constraints)
+        _group(bucket, folder / f"partition-{number:05d}", n_constraints, has_index=has_index)
         for number, bucket in enumerate(buckets)
         if bucket.exists()
     ]
     if not grouped:
         return None
     scores = SampleScores(
-        tuple(partition for partition, _ in grouped), ThreadExecutor() if executor is None else executor, n_constraints
+        tuple(group.partition for group in grouped),
+        ThreadExecutor() if executor is None else executor,
+        n_constraints,
     )
-    return GroupedSamples(scores, np.concatenate([prompt_p for _, prompt_p in grouped]))
+    repeated = RepeatedRows.combine([group.repeated for group in grouped])
+    return GroupedSamples(scores, np.concatenate([group.prompt_p for group in grouped]), repeated)
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """The prompts of a bucket."""
+
+    partition: OnDiskPartition
+    prompt_p: NDArray[np.uint64]
+    repeated: RepeatedRows
 
 
 def _deal(chunk: UngroupedScores, buckets: list[Path]) -> None:
     with np.errstate(over="ignore"):
-        spread_n = (chunk.prompt_n * _SPREAD) >> np.uint64(32)
+        spread_n = (chunk.prompt_n * SPREAD) >> np.uint64(32)
     bucket_n = (spread_n % np.uint64(len(buckets))).astype(np.int64)
     order_n = np.argsort(bucket_n, kind="stable")
     # As words: an id read as a float could be a NaN, whose bits need not survive.
     values_nv = np.column_stack([chunk.reward_n, chunk.scores_nm]).view(np.uint64)
-    record_nv = np.column_stack([chunk.prompt_n, values_nv])[order_n]
+    index = [] if chunk.sample_index_n is None else [chunk.sample_index_n.view(np.uint64)]
+    record_nv = np.column_stack([chunk.prompt_n, values_nv, *index])[order_n]
     ends = np.cumsum(np.bincount(bucket_n, minlength=len(buckets)))
     for bucket, rows in zip(buckets, np.split(record_nv, ends[:-1]), strict=True):
         if len(rows):
@@ -130,15 +150,19 @@ def _deal(chunk: UngroupedScores, buckets: list[Path]) -> None:
                 rows.tofile(file)
 
 
-def _group(bucket: Path, path: Path, n_constraints: int) -> tuple[OnDiskPartition, NDArray[np.uint64]]:
-    record_nv = np.fromfile(bucket, dtype=np.uint64).reshape(-1, 2 + n_constraints)
+def _group(bucket: Path, path: Path, n_constraints: int, *, has_index: bool) -> _Group:
+    record_nv = np.fromfile(bucket, dtype=np.uint64).reshape(-1, 2 + n_constraints + has_index)
     bucket.unlink()
-    values_nv = np.ascontiguousarray(record_nv[:, 1:]).view(np.float64)
-    order_n, counts_p, prompt_p = order_by_prompt(UngroupedScores(record_nv[:, 0], values_nv[:, 0], values_nv[:, 1:]))
+    values_nv = np.ascontiguousarray(record_nv[:, 1 : 2 + n_constraints]).view(np.float64)
+    index_n = np.ascontiguousarray(record_nv[:, -1]).view(np.int64) if has_index else None
+    rows = UngroupedScores(np.ascontiguousarray(record_nv[:, 0]), values_nv[:, 0], values_nv[:, 1:], index_n)
+    order_n, counts_p, prompt_p = order_by_prompt(rows)
+    repeated = find_repeated(rows, order_n)
     values_nv = values_nv[order_n]
     centred_in = np.empty(values_nv.shape[::-1])
     block = SampleBlock.from_scores(values_nv[:, 0], values_nv[:, 1:], counts_p, out=centred_in)
     with path.open("wb") as file:
         for array in (counts_p, block.values_in, block.shift_ip):
             array.tofile(file)
-    return OnDiskPartition(path, block.segments.n_prompts, block.segments.n_rows, n_constraints), prompt_p
+    partition = OnDiskPartition(path, block.segments.n_prompts, block.segments.n_rows, n_constraints)
+    return _Group(partition, prompt_p, repeated)

@@ -10,7 +10,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from pipeline.contracts.errors import DualignError, WorkerFailedError
 from pipeline.contracts.keys import PromptPlaces
@@ -18,8 +17,9 @@ from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLES, SPLITS
 from stage1_dual.sampling.protocol import SampledCompletion, Sampler, SampleRequest
 from stage1_dual.sampling.seeds import sample_seed
-from stage1_dual.shard_plan import missing_shards, written_order
-from stage1_dual.work import Failure, FailureLimit, InProcess, ShardResult, Task, WorkerPool
+from stage1_dual.shard_loop import write_shards
+from stage1_dual.shard_plan import missing_shards
+from stage1_dual.work import Failure, ShardResult, Task, WorkerPool
 
 _FAILURES_OF_A_BROKEN_SAMPLER = 3
 """Prompts that fail one after the other, alone and on freshly started samplers: it is not the prompts, then."""
@@ -116,6 +116,7 @@ class SampleWorker:
             seconds=time.monotonic() - started,
             failures=failures,
             counts={
+                "rows": len(drawn),
                 "tokens": sum(len(completion.token_ids) for _, completion in drawn),
                 **{f"finish_{reason}": count for reason, count in counts.items()},
             },
@@ -214,37 +215,30 @@ def sample_table(
     if rows_present == n_rows:
         return SamplingCounts(0, rows_present, 0, {}, (), 0.0, 0.0)
 
-    limit = FailureLimit(n_rows, max_share=max_failed_share, table=table.folder)
-    counts: Counter[str] = Counter()
-    rows_sampled = 0
-    description: Mapping[str, object] = {}
-    started = time.monotonic()
-    ready = started
-    with tqdm(total=n_rows, initial=rows_present, desc="sampling", unit=" samples", disable=not show_progress) as bar:
-        tasks = _plan(prompts, presence, shard_rows=shard_rows)
-        worker = partial(SampleWorker, sampler_factory, run_seed)
-        for task, result, its_description in (execution or InProcess()).perform(worker, tasks):
-            rows = result.tables["samples"]
-            if rows.num_rows:
-                table.write_shard(rows, split=task.split, order=written_order(task.place, rows))
-            if not description:
-                description, ready = its_description, time.monotonic() - result.seconds
-            counts.update(result.counts)
-            rows_sampled += rows.num_rows
-            bar.update(rows.num_rows)
-            bar.set_postfix_str(f"{counts['tokens'] / max(time.monotonic() - ready, 1e-9):,.0f} tokens/s")
-            limit.add(result.failures)
+    written = write_shards(
+        partial(SampleWorker, sampler_factory, run_seed),
+        _plan(prompts, presence, shard_rows=shard_rows),
+        tables={"samples": table},
+        n_rows=n_rows,
+        n_present=rows_present,
+        failing=table.folder,
+        max_failed_share=max_failed_share,
+        execution=execution,
+        doing="sampling",
+        show_progress=show_progress,
+        rate_of="tokens",
+    )
     return SamplingCounts(
-        rows_sampled=rows_sampled,
+        rows_sampled=written.counts["rows"],
         rows_present=rows_present,
-        tokens_sampled=counts["tokens"],
+        tokens_sampled=written.counts["tokens"],
         finish_reasons={
-            name.removeprefix("finish_"): count for name, count in counts.items() if name.startswith("finish_")
+            name.removeprefix("finish_"): count for name, count in written.counts.items() if name.startswith("finish_")
         },
-        failures=tuple(limit.failures),
-        start_seconds=ready - started,
-        sampling_seconds=time.monotonic() - ready,
-        sampler=description,
+        failures=written.failures,
+        start_seconds=written.start_seconds,
+        sampling_seconds=written.working_seconds,
+        sampler=written.description,
     )
 
 

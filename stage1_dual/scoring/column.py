@@ -11,11 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.messages import plain_messages
+from pipeline.contracts.table_rows import TableRows, integer_in, number_in
 from pipeline.contracts.tables import prompt_id as id_of_prompt
 from stage1_dual.scoring.outputs import Affine
 from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.python_function import row_sha256
-from stage1_dual.scoring.user_tables import read_columns
+from stage1_dual.scoring.user_tables import open_table
 
 PROMPT_KEYS = ("prompt_id", "prompt")
 SAMPLE_KEYS = ("sample_index", "completion")
@@ -41,13 +43,14 @@ class ColumnScorer:
 
     def __init__(self, column: str, *, table: str | None = None, affine: Affine = Affine()) -> None:  # noqa: B008
         self._column, self._table, self._affine = column, table, affine
-        self._prompt_key, self._sample_keys = "prompt_id", ("sample_index",)
+        self._prompt_key = "prompt_id"
+        self._sample_keys: tuple[str, ...] = ("sample_index",)
         self._values: dict[Hashable, float | None] = {}
         if table is not None:
-            found = read_score_table(Path(table), column)
-            self._prompt_key, *sample_keys, _ = found.column_names
+            found = open_table(Path(table), setting="table")
+            self._prompt_key, *sample_keys = _keys(found, column, table)
             self._sample_keys = tuple(sample_keys)
-            self._values = _index(found, table)
+            self._values = _index(found, self.keys, column, table)
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -98,25 +101,19 @@ class _Text:
     text: str
 
 
-def read_score_table(path: Path, column: str) -> pa.Table:
-    """The key columns and the score column of a table of scores: prompt, sample by one or two columns, score.
-
-    Raises:
-        InputError: a column is missing or is not of numbers.
-    """
-    table = read_columns(path, setting="table")
+def _keys(table: TableRows, column: str, name: str) -> list[str]:
+    """The columns that say whose score a row is, the prompt's first, of a table that has the score column too."""
     keys = []
     for choice in (PROMPT_KEYS, SAMPLE_KEYS):
-        known = [name for name in choice if name in table.column_names]
+        known = [key for key in choice if key in table.names]
         if not known:
-            raise InputError(
-                f"`table` {path} has neither {' nor '.join(choice)}; its columns are {table.column_names}"
-            )
+            raise InputError(f"`table` {name} has neither {' nor '.join(choice)}; its columns are {table.names}")
         keys += known[:1] if choice is PROMPT_KEYS else known
-    if column not in table.column_names:
-        raise InputError(f"`column` is {column!r}; {path} has the columns {table.column_names}")
-    require_numbers(table.schema.field(column), where=f"`table` {path}")
-    return table.select([*keys, column])
+    if column not in table.names:
+        raise InputError(f"`column` is {column!r}; {name} has the columns {table.names}")
+    if table.schema is not None:
+        require_numbers(table.schema.field(column), where=f"`table` {name}")
+    return keys
 
 
 def require_numbers(field: pa.Field, *, where: str) -> None:
@@ -126,13 +123,23 @@ def require_numbers(field: pa.Field, *, where: str) -> None:
         raise InputError(f"{where}: the column {field.name!r} holds {kind}; a score is a number")
 
 
-def _index(table: pa.Table, name: str) -> dict[Hashable, float | None]:
+def _index(table: TableRows, keys: Sequence[str], column: str, name: str) -> dict[Hashable, float | None]:
     values: dict[Hashable, float | None] = {}
     repeated: list[int] = []
-    is_id = table.column_names[0] == "prompt_id"
-    columns = [column.to_pylist() for column in table.columns]
-    for number, (prompt, *sample, value) in enumerate(zip(*columns, strict=True)):
-        key = (_prompt_key(prompt, is_id=is_id), *sample)
+    prompt_key, *sample_keys = keys
+    for number, row in enumerate(table.rows((*keys, column))):
+        where = f"`table` {name}, row {number}"
+        place = f"{where}: the column"
+        sample, value = [row[part] for part in sample_keys], row[column]
+        if table.is_text:
+            value = _number(value, place=f"{place} {column!r}")
+            sample = [
+                integer_in(text, place=f"{place} {key!r}") if key == "sample_index" else text
+                for key, text in zip(sample_keys, sample, strict=True)
+            ]
+        elif value is not None and not isinstance(value, int | float):
+            raise InputError(f"{place} {column!r} holds {str(value)[:60]!r}; a score is a number")
+        key = (_prompt_key(row[prompt_key], is_id=prompt_key == "prompt_id", place=where), *sample)
         if key in values:
             repeated.append(number)
         values[key] = value
@@ -144,7 +151,13 @@ def _index(table: pa.Table, name: str) -> dict[Hashable, float | None]:
     return values
 
 
-def _prompt_key(prompt: Any, *, is_id: bool) -> Hashable:
+def _number(text: str, *, place: str) -> float | None:
+    """A score of a CSV file; annotations are often yes or no."""
+    answer = {"true": 1.0, "false": 0.0}.get(text.strip().lower())
+    return number_in(text, place=place) if answer is None else answer
+
+
+def _prompt_key(prompt: Any, *, is_id: bool, place: str) -> Hashable:
     if isinstance(prompt, list):
-        return id_of_prompt(prompt)
+        return id_of_prompt(plain_messages(prompt, place=place))
     return str(prompt) if is_id else _Text(str(prompt))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.contracts.errors import InputError, import_failure
+from pipeline.contracts.messages import plain_messages
 from pipeline.contracts.section import Dtype
 from stage1_dual.chat_templates import read_template, render_chat, template_file
 from stage1_dual.checkpoints import check_template, is_text_template
@@ -21,7 +22,7 @@ from stage1_dual.scoring.logprobs import TokenIds, response_logp
 from stage1_dual.scoring.outputs import Affine
 from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.texts import check_max_length
-from stage1_dual.scoring.user_tables import read_columns
+from stage1_dual.scoring.user_tables import open_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -168,7 +169,7 @@ class LogRatioScorer:
         return calibrate(ratios[: len(pairs)], ratios[len(pairs) :])
 
 
-def read_pairs(path: Path) -> list[tuple[list[Mapping[str, str]], str, str]]:
+def read_pairs(path: Path) -> list[tuple[list[dict[str, str]], str, str]]:
     """Preference pairs as (prompt messages, chosen text, rejected text).
 
     The columns ``prompt``, ``chosen`` and ``rejected`` hold texts, or lists of messages with ``role`` and ``content``.
@@ -176,22 +177,23 @@ def read_pairs(path: Path) -> list[tuple[list[Mapping[str, str]], str, str]]:
     Raises:
         InputError: a column is missing, or a cell is neither; names the row.
     """
-    table = read_columns(path, PAIR_COLUMNS, setting="calibration")
+    table = open_table(path, PAIR_COLUMNS, setting="calibration")
     pairs = []
-    for number, row in enumerate(table.to_pylist()):
+    for number, row in enumerate(table.rows(PAIR_COLUMNS)):
         place = f"{path}, row {number}"
         prompt = row["prompt"]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         if not isinstance(messages, list) or not messages:
             raise InputError(f"{place}: the prompt is {prompt!r}; it must be a text or a list of messages")
+        messages = plain_messages(messages, place=place)
         chosen, rejected = (_response(row[name], place=f"{place}, {name}") for name in PAIR_COLUMNS[1:])
         pairs.append((messages, chosen, rejected))
     return pairs
 
 
 def _response(cell: Any, *, place: str) -> str:
-    if isinstance(cell, list) and len(cell) == 1 and isinstance(cell[0], Mapping):
-        cell = cell[0].get("content")
+    if isinstance(cell, list) and len(cell) == 1:
+        cell = plain_messages(cell, place=place)[0]["content"]
     if not isinstance(cell, str):
         raise InputError(f"{place}: the response is {cell!r}; it must be a text or a list of one message")
     return cell

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from pipeline.contracts.errors import DualignError, InputError
 from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.shards import ShardedTable, read_parquet
-from pipeline.contracts.tables import SCORES, TOKEN_IDS
+from pipeline.contracts.tables import SAMPLES, SCORES, TOKEN_IDS
 from stage1_dual.scoring.protocol import RowFailure, Score, Scorer, ScoreRequest
-from stage1_dual.shard_plan import written_order
-from stage1_dual.work import Failure, FailureLimit, InProcess, ShardResult, Task, WorkerPool
+from stage1_dual.shard_loop import write_shards
+from stage1_dual.work import Failure, ShardResult, Task, WorkerPool
 
 _COLUMNS = ("prompt_id", "sample_index", "completion")
 
@@ -91,7 +89,7 @@ class ScoreWorker:
     def perform(self, payload: ScoreShard) -> ShardResult:
         """Score one shard."""
         started = time.monotonic()
-        samples = read_parquet(payload.path, columns=[*_COLUMNS, *self._reads]).take(payload.row_n)
+        samples = read_parquet(payload.path, columns=[*_COLUMNS, *self._reads], schema=SAMPLES).take(payload.row_n)
         rows = [self._row(row) for row in samples.to_pylist()]
         scores = [_checked(score, len(self._names)) for score in self._score(rows)]
         failures = [
@@ -187,32 +185,26 @@ def score_tables(
     if not tasks:
         return ScoringCounts(0, n_rows, 0, (), 0.0, 0.0)
 
-    limit = FailureLimit(n_rows, max_share=max_failed_share, table=samples.folder)
-    counts: Counter[str] = Counter()
-    description: Mapping[str, object] = {}
-    started = time.monotonic()
-    ready = started
-    with tqdm(
-        total=n_rows, initial=n_rows - rows_missing, desc="scoring", unit=" samples", disable=not show_progress
-    ) as bar:
-        worker = partial(ScoreWorker, scorer_factory, tuple(tables), messages, tuple(reads))
-        for task, result, its_description in (execution or InProcess()).perform(worker, tasks):
-            for name, rows in result.tables.items():
-                if rows.num_rows:
-                    tables[name].write_shard(rows, split=task.split, order=written_order(task.place, rows))
-            if not description:
-                description, ready = its_description, time.monotonic() - result.seconds
-            counts.update(result.counts)
-            bar.update(result.counts["rows"])
-            limit.add(result.failures)
+    written = write_shards(
+        partial(ScoreWorker, scorer_factory, tuple(tables), messages, tuple(reads)),
+        tasks,
+        tables=tables,
+        n_rows=n_rows,
+        n_present=n_rows - rows_missing,
+        failing=samples.folder,
+        max_failed_share=max_failed_share,
+        execution=execution,
+        doing="scoring",
+        show_progress=show_progress,
+    )
     return ScoringCounts(
-        rows_scored=counts["rows"],
+        rows_scored=written.counts["rows"],
         rows_present=n_rows - rows_missing,
-        rows_truncated=counts["truncated"],
-        failures=tuple(limit.failures),
-        start_seconds=ready - started,
-        scoring_seconds=time.monotonic() - ready,
-        scorer=description,
+        rows_truncated=written.counts["truncated"],
+        failures=written.failures,
+        start_seconds=written.start_seconds,
+        scoring_seconds=written.working_seconds,
+        scorer=written.description,
     )
 
 
@@ -245,7 +237,7 @@ def _plan(
 def _require_messages(path: Path, place: np.ndarray) -> None:
     unknown = np.flatnonzero(place < 0)
     if len(unknown):
-        prompt_id = read_parquet(path, columns=["prompt_id"])["prompt_id"][int(unknown[0])].as_py()
+        prompt_id = read_parquet(path, columns=["prompt_id"], schema=SAMPLES)["prompt_id"][int(unknown[0])].as_py()
         raise InputError(f"{path}: {len(unknown)} rows are of prompts that are not in the run (first: {prompt_id})")
 
 

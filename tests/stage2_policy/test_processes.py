@@ -63,6 +63,7 @@ torch.testing.assert_close(values[1], values[0])
 for whole, part in zip(plain.parameters(), sharded.parameters(), strict=True):
     assert isinstance(part.grad, DTensor)
     torch.testing.assert_close(part.grad.full_tensor(), whole.grad)
+distributed.barrier()
 distributed.destroy_process_group()
 """
 
@@ -177,7 +178,10 @@ use_cpu: true
 
 
 def test_the_command_trains_on_several_processes(
-    stage_one_run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage_one_run: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     recipe, data_dir = stage_one_run
     run = data_dir / "runs" / "test"
@@ -187,10 +191,14 @@ def test_the_command_trains_on_several_processes(
         monkeypatch.setenv(name, value)
     arguments = ["train", "--config", str(recipe), "--data-dir", str(data_dir), "--no-progress"]
 
-    assert main([*arguments, "--accelerate-config", str(processes)]) == 0
+    # So few responses teach it nothing, and the exit of the launched processes is not the launcher's traceback.
+    assert main([*arguments, "--accelerate-config", str(processes)]) == 6
+    assert "DID NOT PAY: no checkpoint beat the reference on 2 held-out prompts" in capfd.readouterr().err
     manifest = read_manifest(run / "policy")
+    assert manifest.details["verdict"]["verdict"] == "did not pay"
+    assert "> **Before use:** training DID NOT PAY" in (run / "policy" / "README.md").read_text()
     assert manifest.details["n_responses"] == manifest.counts["responses"] > 40
     AutoModelForCausalLM.from_pretrained(run / "policy")
     # In one process the step is recognised as done: how it was computed is not among its settings.
-    assert main(arguments) == 0
+    assert main(arguments) == 6
     assert read_manifest(run / "policy") == manifest

@@ -18,11 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, T
 
 from pipeline.contracts.errors import InputError
 from stage2_policy.callbacks import TrainingDivergedError
-from stage2_policy.data import Skipped, StepSampler, read_training_data
+from stage2_policy.data import Skipped, read_training_data
 from stage2_policy.held_out import estimate_held_out
 from stage2_policy.logprobs import IGNORED, score_sequences
 from stage2_policy.losses import tilted_nll
 from stage2_policy.settings import TrainSettings
+from stage2_policy.step_sampler import StepSampler
 from stage2_policy.tilted_trainer import TiltedTrainer
 from stage2_policy.trainer import TrainResult, train_policy
 
@@ -302,7 +303,14 @@ def test_a_second_device_without_a_launcher_is_left_alone(
         ref_logp=np.zeros(len(data.train)),
         held_out=data.held_out,
         held_out_ref_logp=np.zeros(len(data.held_out)),
-        sampler=StepSampler(data.train, tokens_per_step=300, tokens_per_microbatch=300, responses_per_group=2, seed=0),
+        sampler=StepSampler(
+            data.train.lengths,
+            data.train.prompt_p,
+            tokens_per_step=300,
+            tokens_per_microbatch=300,
+            responses_per_group=2,
+            seed=0,
+        ),
         beta=0.5,
         label_seed=0,
         token_budget=300,

@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers.tiny_models import save_tiny_policy
-from helpers.tiny_runs import write_recipe
+from helpers.tiny_runs import dualign, rows_of, run_folder, write_recipe
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from pipeline.cli import main
 from pipeline.config.loading import RECIPES, load_config
 from pipeline.contracts.errors import ConfigError, InputError
+from pipeline.microworld.size import WorldSize
+from pipeline.microworld.world import build_world_of_size
 from pipeline.planning.dry_run import plan_run, total_seconds
 from pipeline.planning.estimates import DEVICES
-from pipeline.planning.model_sizes import read_size
+from pipeline.planning.model_sizes import embedded_size, read_size
 from pipeline.run.run import Run
 from pipeline.sources.prompts import hash_split
 from pipeline.steps.order import STAGES
@@ -102,7 +104,7 @@ def test_the_figures_of_a_plan_by_hand(alone):
     assert works["train"].flops_per_token == 6 * 6_738_423_808  # 4N beside an adapter, 2N for checkpointing
     assert works["train: held-out checks"].tokens == 12 * 12_800 * 356
     assert works["evaluate: log-ratios"].tokens == 2 * 2000 * 356
-    assert found.steps == 3 * round(53_800 * 356 / 16_384)
+    assert found.steps is None  # neither prompts nor pairs are here
     assert found.trained == 6_291_456
     weights = 6_738_423_808 + 2 * 6_607_351_808
     assert found.disk["models to be fetched"] == 2 * weights
@@ -119,7 +121,7 @@ def test_the_figures_of_a_plan_on_sampled_pairs(alone):
         "held_out": 12_800,
         "evaluate": 2000,
     }
-    assert found.steps == 3 * round(115_200 * 356 / 16_384)
+    assert found.steps is None
 
 
 def test_pairs_are_counted_where_they_are_here_and_unknown_where_nothing_is_known(tmp_path, capsys):
@@ -132,6 +134,7 @@ def test_pairs_are_counted_where_they_are_here_and_unknown_where_nothing_is_know
     found = plan(recipe)
     assert found.pairs.count == n_train
     assert found.sequences["train"] == 2 * n_train
+    assert found.steps.fewest is None  # some may be of test or held-out prompts
     assert main(["run", "--config", recipe, "--dry-run", "--limit", "3"]) == 0
     assert "3 to train on at most, as `training.pairs.limit` says" in capsys.readouterr().out
     unknown = plan(recipe, **{"training.pairs.source": "somebody/pairs", "training.pairs.revision": "main"})
@@ -197,6 +200,7 @@ def test_what_is_not_known_is_called_unknown(alone, capsys):
         ("mocan-alpaca-7b", {"sampling.samples_are_not_of_the_reference": "false"}, "do not draw from the reference"),
         ("pecan-alpaca-7b", {"scorers.harmless.template": '"{completion}"'}, "`template` is '{completion}'"),
         ("embedded", {"reference.model": "embedded:policy"}, "no such embedded model"),
+        ("embedded", {"prompts.limit": 1}, "1 train prompts: training needs at least 2"),
     ],
 )
 def test_a_fault_of_a_recipe_is_found(alone, capsys, recipe, overrides, message):
@@ -221,12 +225,53 @@ def test_models_and_prompts_on_this_machine_are_counted(tmp_path, capsys):
     text = capsys.readouterr().out
     assert "4 train, 4 test, as `prompts.limit` says" in text
     assert f"here, {sum(p.stat().st_size for p in (tmp_path / 'policy').iterdir()) / 1e9:.3g} GB" in text
-    assert "a prompt has 3 tokens (their characters / 4)" in text
+    assert "a prompt has 3 tokens (their characters / 4), a response 6 (50% of its limit)" in text
     assert "No fault found." in text
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     (tmp_path / "helpful" / "config.json").unlink()
     assert main(["run", "--config", str(recipe), *data, "--dry-run"]) == 2
     assert "has no config.json" in capsys.readouterr().err
+
+
+def test_what_is_done_is_listed_and_lengths_are_those_of_the_samples(tmp_path, capsys):
+    recipe = write_recipe(tmp_path)
+    assert dualign("stage1", recipe) == 0
+    lengths = [
+        (len(row["prompt_token_ids"]), len(row["completion_token_ids"]))
+        for row in rows_of(run_folder(recipe) / "samples")
+    ]
+    prompt, response = (sum(column) / len(lengths) for column in zip(*lengths, strict=True))
+    capsys.readouterr()
+    assert dualign("run", recipe, "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert "done before: prepare, sample, score, solve, export\n" in text
+    assert f"a prompt has {prompt:.0f} tokens (of the samples), a response {response:.0f} (of the samples)" in text
+    assert "prompts.jsonl, as prepared\n" in text
+
+
+def test_an_embedded_model_is_as_large_as_it_will_be_built(tmp_path):
+    size = WorldSize(
+        n_train_prompts=8,
+        n_test_prompts=8,
+        policy_vocabulary=320,
+        policy_layers=3,
+        policy_width=32,
+        policy_heads=2,
+        policy_ffn_width=48,
+        policy_steps=1,
+        policy_batch=8,
+        scorer_vocabulary=300,
+        scorer_layers=1,
+        scorer_width=16,
+        scorer_heads=1,
+        scorer_ffn_width=40,
+        scorer_steps=4,
+        scorer_batch=8,
+        n_heldout_pairs=8,
+    )
+    world = build_world_of_size(tmp_path, seed=0, size=size, show_progress=False)
+    for name, folder in {"reference": world.reference, **world.scorers}.items():
+        assert embedded_size(name, size) == read_size(folder)
 
 
 def test_an_encoder_keeps_no_keys_and_other_names_are_known(tmp_path):

@@ -86,7 +86,7 @@ def test_malformed_prompts_are_named(tmp_path, rows, changes, message):
     ("name", "content", "message"),
     [
         ("missing.jsonl", None, "there is no such file or folder, and it is not a Hub id"),
-        ("p.txt", "x", "must end in one of .parquet, .jsonl, .json, .csv"),
+        ("p.txt", "x", r"must end in one of \.parquet, \.pq, \.csv, \.jsonl, \.ndjson, \.json"),
         ("p.parquet", "not parquet", "cannot be read"),
         ("p.jsonl", "{", "cannot be read"),
     ],

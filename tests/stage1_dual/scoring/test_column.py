@@ -116,7 +116,7 @@ def test_a_table_that_does_not_fit_is_refused(tmp_path: Path, damage: str) -> No
     [
         ("scores.parquet", None, "there is no such file"),
         ("scores.parquet", b"PAR1 but not really", "cannot be read"),
-        ("scores.xlsx", b"x", r"must end in \.parquet, \.csv, \.jsonl or \.json"),
+        ("scores.xlsx", b"x", r"must end in one of \.parquet, \.pq, \.csv, \.jsonl, \.ndjson, \.json"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:

@@ -1,0 +1,1 @@
+"""From the policies of a run to their tables of samples."""
