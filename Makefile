@@ -100,6 +100,10 @@ check: setup  ## ruff, mypy, import-linter
 test: setup  ## the test suite, with one real end-to-end run (ARGS= goes to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-fast
+test-fast: setup  ## the tests that take under a minute in all: modules not marked `slow` (ARGS= goes to pytest)
+	@$(BIN)/python -m pytest -m "not slow and not end_to_end" $(ARGS)
+
 # The locks come from pyproject.toml. PIP_FIND_LINKS or pip's configuration may point at local wheels; uv reads neither,
 # so they are handed over. The CUDA lock is resolved without them, or the CPU build of torch would be taken.
 LOCAL_WHEELS = $(shell $(BIN)/pip config get global.find-links 2>/dev/null || echo $(CPU_WHEELS)/torch/)

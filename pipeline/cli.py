@@ -10,6 +10,7 @@ when it is used, never for another command: `dualign --help` and `dualign solve 
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ from pipeline.contracts.errors import (
     require_extra,
     writing_failure,
 )
+from pipeline.contracts.privacy import keep_private
 from pipeline.steps.order import STAGES, SUMMARIES
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ _SAFEGUARDS: dict[SafeguardName, str] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of ``dualign``; returns the exit code."""
+    _mend_streams()
+    keep_private()
     _show_log()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     kept = "" if _names_a_table(arguments) else "; finished work is kept, run the same command to continue"
@@ -76,6 +80,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except _ToldToStop:
         print(f"dualign: terminated{kept}", file=sys.stderr)
         return 143
+
+
+def _mend_streams() -> None:
+    """Make standard streams that can be written to, whatever this process was given.
+
+    The number of a closed one would go to the next file that is opened, and what a library prints into that file; one
+    of another encoding than UTF-8 would fail at the first letter that it has not.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error is from the start
 
 
 class _ToldToStop(BaseException):
@@ -115,6 +137,11 @@ def _show_log() -> None:
     # What these libraries warn of is theirs to change; what matters of it is checked where a model is loaded.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home where it cannot keep its list of fonts
+    if not sys.stderr.isatty():
+        # Our bars write lines there (pipeline.progress); others, once a minute. Read when tqdm is imported.
+        os.environ.setdefault("TQDM_MININTERVAL", "60")
+        os.environ.setdefault("TQDM_MAXINTERVAL", "60")
 
 
 class _PrintableFormatter(logging.Formatter):
@@ -260,6 +287,14 @@ def _step(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _perform(_read_run(options, rest), (options.command,), redo_from=options.command if options.redo else None)
 
 
+def _add_improvement_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--require-improvement",
+        action="store_true",
+        help="exit with 6 unless training certainly paid (without: only if no checkpoint beat the reference)",
+    )
+
+
 def _perform(run: Run, steps: Sequence[str], *, redo_from: str | None) -> None:
     from pipeline.run.launch import require_one_process
     from pipeline.steps.runner import run_steps
@@ -329,18 +364,26 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         help="train on several processes: single_gpu, multi_gpu, fsdp2, zero3, or a configuration file of accelerate",
     )
     parser.add_argument("--processes", type=int, metavar="N", help="how many (default: as the configuration says)")
+    _add_improvement_option(parser)
+    # An exit code of a process that a launcher started would come out as the launcher's traceback.
+    parser.add_argument("--launched", action="store_true", help=argparse.SUPPRESS)
 
 
 def _train(options: argparse.Namespace, rest: Sequence[str]) -> int | None:
     from pipeline.contracts.artifacts import is_complete
     from pipeline.run.launch import process_number
-    from pipeline.steps.train import perform_training
+    from pipeline.steps.train import perform_training, require_improvement
 
     run = _read_run(options, rest)
     if options.accelerate_config:
-        return _launch(options, rest)
+        code = _launch(options, rest)
+        if code == 0:
+            require_improvement(run, certainly=options.require_improvement)
+        return code
     if process_number() == 0:
         _perform(run, ("train",), redo_from="train" if options.redo else None)
+        if not options.launched:
+            require_improvement(run, certainly=options.require_improvement)
     elif options.redo or not is_complete(run.folder / "policy"):
         # The first process holds the run, checks and records; the others only train.
         perform_training(run)
@@ -351,7 +394,7 @@ def _launch(options: argparse.Namespace, rest: Sequence[str]) -> int:
     from pipeline.run.launch import launch_training
 
     require_extra("train", "torch", "transformers", "accelerate", "peft", purpose="training")
-    arguments = ["--config", str(options.config), "--data-dir", str(options.data_dir)]
+    arguments = ["--launched", "--config", str(options.config), "--data-dir", str(options.data_dir)]
     arguments += ["--run", options.run] if options.run else []
     arguments += ["--no-progress"] if options.no_progress else []
     arguments += ["--redo"] if options.redo else []
@@ -386,6 +429,8 @@ def _add_stage_options(steps: Sequence[str]) -> Callable[[argparse.ArgumentParse
             action="store_true",
             help="check the recipe, show what would be loaded, sampled and trained, and estimates; no network",
         )
+        if "train" in steps:
+            _add_improvement_option(parser)
 
     return add_options
 
@@ -399,6 +444,10 @@ def _stage(options: argparse.Namespace, rest: Sequence[str]) -> None:
         print(printable(show_plan(run, steps)))
     else:
         _perform(run, steps, redo_from=options.redo_from)
+        if "train" in steps:
+            from pipeline.steps.train import require_improvement
+
+            require_improvement(run, certainly=options.require_improvement)
 
 
 # Around the steps.
@@ -411,13 +460,18 @@ def _add_multishot_options(parser: argparse.ArgumentParser) -> None:
 
 def _multishot(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from pipeline.contracts.artifacts import read_json
+    from pipeline.contracts.training_verdict import read_training_verdict
     from pipeline.multishot.loop import run_multishot
     from pipeline.report.terminal import print_stage2
     from pipeline.run.launch import require_one_process
 
     require_one_process(("multishot",))
     kept = run_multishot(_read_run(options, rest), redo=options.redo)
-    print_stage2(read_json(kept.folder / "evaluation" / "evaluation.json"), read_json(kept.folder / "dual/dual.json"))
+    print_stage2(
+        read_json(kept.folder / "evaluation" / "evaluation.json"),
+        read_json(kept.folder / "dual" / "dual.json"),
+        read_training_verdict(kept.folder / "policy"),
+    )
 
 
 def _add_baselines_options(parser: argparse.ArgumentParser) -> None:
@@ -462,7 +516,7 @@ def _validate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     _require_no_more(rest, command="validate RUN")
     name = options.run or options.run_name or "embedded"
     folder = options.data_dir / "runs" / name
-    if not folder.is_dir() and Path(name).is_dir():
+    if not os.path.isdir(folder) and os.path.isdir(name):  # noqa: PTH112  # of a name too long for a file, False
         folder = Path(name)
     found = validate_run(folder, show_progress=_shows_progress(options))
     for link in found.chain:
@@ -470,7 +524,8 @@ def _validate(options: argparse.Namespace, rest: Sequence[str]) -> None:
         origin = f"from {', '.join(link.made_from)}" if link.made_from else ""
         if link.run not in (None, folder.name):
             origin += f" (made as run {link.run})"
-        print(f"{link.name:24} {(link.identity or 'not finished')[:12]:14} {counts or '-':44} {origin}".rstrip())
+        row = f"{link.name:24} {(link.identity or 'not finished')[:12]:14} {counts or '-':44} {origin}".rstrip()
+        print(printable(row))
     for fault in found.faults:
         print(printable(f"fault: {fault}"))
     if not found.faults:

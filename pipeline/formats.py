@@ -1,7 +1,8 @@
 """The same tilt in the formats of other trainers, for people who train elsewhere.
 
-Every format is a function of the hand-off table alone, so its rows carry what stage 1 found: with
-s = (r + <lam*, g - b>) / beta the score of a response in nats, the tilted policy is proportional to pi_ref exp(s).
+Every format is a function of the hand-off table, so its rows carry what stage 1 found: with s = (r + <lam*, g - b>) /
+beta the score of a response in nats, the tilted policy is proportional to pi_ref exp(s). Its answers are messages, and
+every one is rendered as a trainer would: what the reference's chat template puts before an answer is kept.
 """
 
 from __future__ import annotations
@@ -22,18 +23,23 @@ from jinja2 import Environment, StrictUndefined
 from pipeline.contracts.artifacts import (
     atomic_write_bytes,
     begin_step,
+    content_sha256,
     file_sha256,
     is_complete,
     read_manifest,
     run_lock,
 )
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.markdown import code_markdown
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution, read_solution
-from pipeline.contracts.tables import PROMPTS, SAMPLE_KEY, SPLITS
+from pipeline.contracts.tables import PROMPTS, SAMPLE_KEY, SPLITS, tilted_schema
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, reopen
+from stage1_dual.sampling.rendering import load_tokenizer
+from stage1_dual.sampling.whole_turns import WholeTurns, fit_turns
 
+_TEMPLATE = "chat_template.jinja"
 _CARD = Path(__file__).parent / "export_card.md.jinja"
 _ROWS_PER_FILE = 200_000
 _MESSAGES = PROMPTS.field("prompt").type
@@ -243,7 +249,8 @@ def write_exports(run: Run, formats: Sequence[str], settings: ExportSettings) ->
         settings: of what is drawn.
 
     Raises:
-        InputError: a count below one.
+        InputError: a count below one, or the reference's tokenizer is not here.
+        MissingExtraError: transformers is not installed, by whose tokenizer the answers are rendered.
         CorruptArtifactError: the tilted table is missing or damaged.
         StaleArtifactError: a format was exported with other settings.
     """
@@ -252,15 +259,44 @@ def write_exports(run: Run, formats: Sequence[str], settings: ExportSettings) ->
             raise InputError(f"`{name}` is {getattr(settings, name)}; it must be at least 1")
     with run_lock(run.folder):
         solution = read_solution(run.folder / "dual" / "dual.json")
+        turns = _fit_turns(run, solution)
         for name in dict.fromkeys(formats):
-            _write_export(run, name, settings, solution=solution)
+            _write_export(run, name, settings, solution=solution, turns=turns)
 
 
-def _write_export(run: Run, name: str, settings: ExportSettings, *, solution: Solution) -> None:
+def _fit_turns(run: Run, solution: Solution) -> WholeTurns:
+    reference = run.config.reference
+    tokenizer = load_tokenizer(run.model(reference, "reference"))
+    responses = (
+        (prompt.prompt, prompt.completion)
+        for split in SPLITS
+        for prompt in read_prompt_rows(run.folder / "tilted", solution, split=split)
+    )
+    turns = fit_turns(tokenizer, responses, template=reference.template, day=reference.template_date)
+    if turns.chat_template is not None:
+        log.warning(
+            "export: by the chat template of the tokenizer, %d responses would not follow the text they were sampled "
+            "after (first: %s); give the trainer that of %s, which is written beside the rows",
+            turns.n_otherwise,
+            turns.reason,
+            _TEMPLATE,
+        )
+    elif turns.prefill:
+        log.info("export: answers begin with %r, which the chat template puts before them", turns.prefill)
+    if turns.reads_clock:
+        log.warning(
+            "export: the chat template asks for the date, which was %s where the responses were sampled; a trainer "
+            "that renders it on another day has other prompts: write the date into its template",
+            reference.template_date,
+        )
+    return turns
+
+
+def _write_export(run: Run, name: str, settings: ExportSettings, *, solution: Solution, turns: WholeTurns) -> None:
     started = time.monotonic()
     kind, tilted, folder = FORMATS[name], run.folder / "tilted", run.folder / "exports" / name
     recorded = {"format": name, **{key: asdict(settings)[key] for key in kind.drawn_by}}
-    inputs = {"tilted": read_manifest(tilted).identity}
+    inputs = {"tilted": read_manifest(tilted).identity, "turns": content_sha256(asdict(turns))}
     begin_step(folder, settings=recorded, inputs={}, remedy=f"Go back to these settings, or remove {folder} first.")
     if is_complete(folder) and dict(read_manifest(folder).inputs) == inputs:
         log.info("export: %s done before, kept", name)
@@ -268,12 +304,13 @@ def _write_export(run: Run, name: str, settings: ExportSettings, *, solution: So
     reopen(folder)
     for unfinished in ("data", "parts"):
         shutil.rmtree(folder / unfinished, ignore_errors=True)
+    (folder / _TEMPLATE).unlink(missing_ok=True)
     metadata = {**run.table_metadata(), **{key: str(value) for key, value in recorded.items()}}
     counts: dict[str, int] = {}
     for split in SPLITS:
         rows = (
             row
-            for prompt in read_prompt_rows(tilted, solution, split=split)
+            for prompt in read_prompt_rows(tilted, solution, split=split, prefill=turns.prefill)
             for row in kind.build(prompt, settings, _prompt_rng(settings.seed, prompt.prompt_id))
         )
         counts[split] = (
@@ -287,9 +324,21 @@ def _write_export(run: Run, name: str, settings: ExportSettings, *, solution: So
         else ShardedTable(folder=folder, schema=kind.schema, metadata=metadata).finish()
     )
     environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701  # Markdown, not HTML
+    environment.filters["code"] = code_markdown
     card = environment.from_string(_CARD.read_text(encoding="utf-8")).render(
-        name=name, kind=kind, counts=counts, run=run.name, settings=recorded, inputs=inputs, beta=solution.beta
+        name=name,
+        kind=kind,
+        counts=counts,
+        run=run.name,
+        settings=recorded,
+        inputs=inputs,
+        beta=solution.beta,
+        turns=turns,
+        date=run.config.reference.template_date,
     )
+    if turns.chat_template is not None:
+        atomic_write_bytes(folder / _TEMPLATE, turns.chat_template.encode())
+        files[_TEMPLATE] = file_sha256(folder / _TEMPLATE)
     atomic_write_bytes(folder / "README.md", card.encode())
     finish_step(
         run.name, folder, "export", settings=recorded, inputs=inputs, files=files, counts=counts, started=started
@@ -312,18 +361,21 @@ def _write_lines(path: Path, rows: Iterator[Row]) -> int:
     return len(lines)
 
 
-def read_prompt_rows(tilted: Path, solution: Solution, *, split: str) -> Iterator[PromptRows]:
+def read_prompt_rows(tilted: Path, solution: Solution, *, split: str, prefill: str = "") -> Iterator[PromptRows]:
     """The prompts of a split of the hand-off table, in the order of their ids.
 
     Args:
         tilted: folder of the hand-off table.
         solution: it was made with.
         split: ``train`` or ``test``.
+        prefill: what every completion is to begin with.
     """
     paths = sorted(tilted.glob(f"data/{split}-*.parquet"))
     if not paths:
         return
-    table = pa.concat_tables([read_parquet(path) for path in paths])
+    table = pa.concat_tables([read_parquet(path, schema=tilted_schema(solution.names)) for path in paths])
+    if table.num_rows == 0:
+        return
     table = table.sort_by([(name, "ascending") for name in SAMPLE_KEY])
     prompt_id = table["prompt_id"].to_numpy(zero_copy_only=False)
     score = solution.tilt(table) / solution.beta
@@ -334,7 +386,7 @@ def read_prompt_rows(tilted: Path, solution: Solution, *, split: str) -> Iterato
             prompt_id=str(prompt_id[start]),
             prompt=rows["prompt"][0].as_py(),
             sample_index=rows["sample_index"].to_numpy(),
-            completion=rows["completion"].to_pylist(),
+            completion=[prefill + text for text in rows["completion"].to_pylist()],
             weight=rows["weight"].to_numpy(),
             score=score[start:end],
         )

@@ -64,7 +64,7 @@ def require_repeatable(template: str, *, setting: str, clock: bool = False) -> N
         tree = _syntax().parse(template)
     except (TemplateSyntaxError, RecursionError) as error:
         raise InputError(f"the chat template of `{setting}` is not valid: {error}") from error
-    named = {node.name for node in tree.find_all(nodes.Name)} | {node.name for node in tree.find_all(nodes.Filter)}
+    named = _names(tree)
     if _RANDOM & named:
         raise InputError(
             f"the chat template of `{setting}` draws at random (`{min(_RANDOM & named)}`); a prompt must be rendered "
@@ -80,6 +80,15 @@ def require_repeatable(template: str, *, setting: str, clock: bool = False) -> N
                 else "Give the scorer a `template` without it"
             )
         )
+
+
+def reads_clock(template: str) -> bool:
+    """Whether a chat template asks for the date."""
+    return _CLOCK in _names(_syntax().parse(template))
+
+
+def _names(tree: nodes.Template) -> set[str]:
+    return {node.name for node in tree.find_all(nodes.Name)} | {node.name for node in tree.find_all(nodes.Filter)}
 
 
 def render_chat(

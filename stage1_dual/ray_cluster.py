@@ -9,6 +9,7 @@ import ray
 from ray._private import services
 
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.privacy import keep_private
 
 LOCAL = "local"
 _LOOPBACK = "127.0.0.1"
@@ -28,7 +29,7 @@ def connect(address: str, *, local_cpus: int | None = None) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its notes on restarts are not errors of ours
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    keep_private()
     try:
         _require_listener(address)
         if address == LOCAL:

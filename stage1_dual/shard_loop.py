@@ -6,11 +6,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from pipeline.contracts.shards import ShardedTable
+from pipeline.progress import progress_bar
 from stage1_dual.shard_plan import written_order
 from stage1_dual.work import Failure, FailureLimit, InProcess, Task, Worker, WorkerPool
 
@@ -43,6 +43,7 @@ def write_shards(
     tables: Mapping[str, ShardedTable],
     n_rows: int,
     n_present: int,
+    failing: Path,
     max_failed_share: float,
     execution: WorkerPool | None,
     doing: str,
@@ -59,6 +60,7 @@ def write_shards(
         tables: the tables that the results' rows belong to, by name.
         n_rows: rows of the whole table, those on disk too.
         n_present: rows on disk.
+        failing: folder of the table whose rows fail, for messages.
         max_failed_share: share of ``n_rows`` that may fail before the call stops.
         execution: where the workers live; in this process where None.
         doing: what the progress bar says.
@@ -68,12 +70,12 @@ def write_shards(
     Raises:
         InputError: more rows failed than may; what was computed is kept.
     """
-    limit = FailureLimit(n_rows, max_share=max_failed_share)
+    limit = FailureLimit(n_rows, max_share=max_failed_share, table=failing)
     counts: Counter[str] = Counter()
     description: Mapping[str, object] = {}
     started = time.monotonic()
     ready = started
-    with tqdm(total=n_rows, initial=n_present, desc=doing, unit=" samples", disable=not show_progress) as bar:
+    with progress_bar(total=n_rows, initial=n_present, doing=doing, unit="samples", shown=show_progress) as bar:
         for task, result, its_description in (execution or InProcess()).perform(start, tasks):
             for name, rows in result.tables.items():
                 if rows.num_rows:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import pyarrow as pa
@@ -114,10 +115,12 @@ class FailureLimit:
     Args:
         n_rows: rows of the whole table.
         max_share: share of them that may fail.
+        table: what they are rows of, for messages.
     """
 
-    def __init__(self, n_rows: int, *, max_share: float) -> None:
+    def __init__(self, n_rows: int, *, max_share: float, table: Path) -> None:
         self._n_rows = n_rows
+        self._table = table
         self._max_share = max_share
         self.failures: list[Failure] = []
 
@@ -130,8 +133,9 @@ class FailureLimit:
         self.failures += failures
         if len(self.failures) > self._max_share * self._n_rows:
             raise InputError(
-                f"{len(self.failures)} of {self._n_rows} rows failed so far, a larger share than `max_failed_share`, "
-                f"{self._max_share:g} (first: {describe_failures(self.failures)}); finished shards are kept"
+                f"{len(self.failures)} of {self._n_rows} rows of {self._table} failed so far, a larger share than "
+                f"`max_failed_share`, {self._max_share:g} (first: {describe_failures(self.failures)}); "
+                "finished shards are kept"
             )
 
 

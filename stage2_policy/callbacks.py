@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
 from pipeline.contracts.errors import DualignError
+from pipeline.progress import progress_bar
 
 
 class TrainingDivergedError(DualignError):
@@ -39,7 +39,7 @@ class ProgressBar(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the bar where a continued run begins."""
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+        self._bar = progress_bar(total=state.max_steps, initial=state.global_step, doing="training", unit="steps")
 
     @override
     def on_step_end(

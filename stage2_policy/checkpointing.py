@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.contracts.artifacts import file_sha256, read_json, write_json
+from pipeline.contracts.artifacts import file_sha256, read_json_object, write_json
 from pipeline.contracts.errors import CorruptArtifactError
 
 log = logging.getLogger("dualign")
@@ -76,7 +76,7 @@ def _damage(path: Path) -> str | None:
     if not (path / _SEAL).is_file():
         return "it was not written to its end"
     try:
-        sealed = read_json(path / _SEAL)
+        sealed = read_json_object(path / _SEAL)
         for name, recorded in sealed.items():
             if file_sha256(path / name) != recorded:
                 return f"{name} is not the file that was written"

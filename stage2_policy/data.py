@@ -19,7 +19,7 @@ from pipeline.contracts.artifacts import Manifest, checkpoint_sha256, file_sha25
 from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, require_unique
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, require_unique, tilted_schema
 
 _WEIGHT_TOLERANCE = 1e-6
 _SAMPLE_COLUMNS = (*SAMPLE_KEY, "prompt_token_ids", "completion_token_ids", "sampler_logp")
@@ -348,7 +348,9 @@ def _read_tilted(folder: Path, *, constraint_names: Sequence[str]) -> pa.Table:
     paths = sorted(folder.glob("data/train-*.parquet"))
     if not paths:
         raise InputError(f"the tilted table in {folder} has no train split")
-    return pa.concat_tables([read_parquet(path, columns=columns) for path in paths])
+    return pa.concat_tables(
+        [read_parquet(path, columns=columns, schema=tilted_schema(constraint_names)) for path in paths]
+    )
 
 
 def _keys(table: pa.Table) -> list[tuple[str, int]]:

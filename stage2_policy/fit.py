@@ -109,7 +109,7 @@ def fit_policy(
             if state.global_step >= state.max_steps
             else f"the held-out gap has not fallen in {settings.patience} evaluations"
         ),
-        held_out=HeldOutEstimate(**{name: best[f"eval_{name}"] for name in HeldOutEstimate.__dataclass_fields__}),
+        held_out=HeldOutEstimate.from_metrics(best, "eval"),
         held_out_reference=start,
         weights=trainer.accelerator.get_state_dict(trainer.model_wrapped),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +26,8 @@ class HeldOutEstimate:
         lagrangian: ``tilt - beta * kl``, reward units.
         closed_fraction: (lagrangian - that of pi_ref) / (that of the tilted weights - that of pi_ref); 0 for the
             reference, 1 only where v is the tilted weight of every response.
+        closed_fraction_error: its standard error over prompts, by the delta method for a ratio of means; None where it
+            is unknown, as with one prompt.
         ratio: E_ref[pi_theta / pi_ref], plain mean; 1 for any policy up to sampling error, so a value that drifts away
             shows probability leaking from the responses, or onto them.
         ess_fraction: mean effective sample size of v over K; the estimates mean little once it is a few per cent.
@@ -34,12 +38,19 @@ class HeldOutEstimate:
     kl: float
     lagrangian: float
     closed_fraction: float
+    closed_fraction_error: float | None
     ratio: float
     ess_fraction: float
 
     def metrics(self, prefix: str) -> dict[str, float]:
-        """The estimates under prefixed names."""
-        return {f"{prefix}_{name}": value for name, value in asdict(self).items()}
+        """The estimates under prefixed names, but for what is unknown."""
+        return {f"{prefix}_{name}": value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_metrics(cls, metrics: Mapping[str, Any], prefix: str) -> HeldOutEstimate:
+        """The estimates of :meth:`metrics`; a log of an older version has no standard error."""
+        values: dict[str, Any] = {name: metrics.get(f"{prefix}_{name}") for name in cls.__dataclass_fields__}
+        return cls(**values)
 
 
 def estimate_held_out(
@@ -63,6 +74,10 @@ def estimate_held_out(
         kl = float(np.sum(weight[present] * np.log(weight[present] * n_samples[present]))) / n_prompts
         return float(np.sum(weight * responses.tilt)) / n_prompts, kl
 
+    def lagrangian_p(weight: np.ndarray) -> np.ndarray:
+        nats = np.where(weight > 0, weight * np.log(np.where(weight > 0, weight * n_samples, 1.0)), 0.0)
+        return np.bincount(prompt_p, weights=weight * responses.tilt - beta * nats)
+
     tilt, kl = tilt_and_kl(policy_weight)
     ref_tilt, _ = tilt_and_kl(uniform)
     best_tilt, best_kl = tilt_and_kl(responses.weight)
@@ -74,6 +89,19 @@ def estimate_held_out(
         kl=kl,
         lagrangian=lagrangian,
         closed_fraction=(lagrangian - ref_tilt) / (optimum - ref_tilt),
+        closed_fraction_error=_ratio_error(
+            lagrangian_p(policy_weight) - lagrangian_p(uniform), lagrangian_p(responses.weight) - lagrangian_p(uniform)
+        ),
         ratio=float(np.sum(np.exp(logp - ref_logp) * uniform)) / n_prompts,
         ess_fraction=float(np.mean(ess_p / np.bincount(prompt_p))),
     )
+
+
+def _ratio_error(numerator_p: np.ndarray, denominator_p: np.ndarray) -> float | None:
+    """Standard error of a ratio of means over prompts, one observation a prompt, shape (p,)."""
+    n_prompts = len(numerator_p)
+    if n_prompts < 2:
+        return None
+    mean = float(denominator_p.mean())
+    left_p = numerator_p - float(numerator_p.mean()) / mean * denominator_p
+    return float(left_p.std(ddof=1) / np.sqrt(n_prompts) / mean)

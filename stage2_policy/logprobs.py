@@ -10,10 +10,10 @@ import torch
 from torch import distributed
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel
 
 from pipeline.contracts.errors import InputError
+from pipeline.progress import progress_bar
 
 TokenIds = Sequence[int] | np.ndarray
 IGNORED = -100
@@ -287,7 +287,9 @@ def score_sequences(
     try:
         with (
             torch.no_grad(),
-            tqdm(total=len(sequences), desc=description, unit="seq", disable=not show_progress, leave=False) as bar,
+            progress_bar(
+                total=len(sequences), doing=description, unit="responses", stays=False, shown=show_progress
+            ) as bar,
         ):
             for rows in mine:
                 batch = move_batch(build_batch([sequences[row] for row in rows], share_prompts=share_prompts), device)

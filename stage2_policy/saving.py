@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.contracts.artifacts import atomic_write_bytes, read_json, write_json
+from pipeline.contracts.markdown import code_markdown, plain_markdown
 from pipeline.contracts.solution import Solution
 from pipeline.networks import make_readable, plain_generation
 
@@ -44,7 +45,7 @@ def save_policy(
 
 
 def read_provenance(policy_dir: Path) -> dict[str, Any]:
-    """The ``identities`` of what a policy was made from and the settings of its ``training``, as its card has them.
+    """The ``identities`` of what a policy was made from, the settings of its ``training`` and the ``doubt`` about it.
 
     Raises:
         CorruptArtifactError: the folder records none.
@@ -60,6 +61,7 @@ def write_model_card(
     evaluation: Mapping[str, Any] | None,
     identities: Mapping[str, str] | None = None,
     training: Mapping[str, Any] | None = None,
+    doubt: str = "",
 ) -> None:
     """Write README.md of a policy.
 
@@ -69,13 +71,15 @@ def write_model_card(
         evaluation: content of evaluation.json, or None before the policy is evaluated.
         identities: identity of each artifact the policy was made from; remembered from the first call.
         training: settings of the training run; remembered from the first call.
+        doubt: what the verdict on training warns of, for the top of the card; remembered with the others.
 
     Raises:
         CorruptArtifactError: no earlier call has recorded identities and training settings, and they are not given.
     """
     if identities is not None and training is not None:
-        write_json(policy_dir / _PROVENANCE, {"identities": dict(identities), "training": dict(training)})
-    provenance = read_provenance(policy_dir)
+        record = {"identities": dict(identities), "training": dict(training), "doubt": doubt}
+        write_json(policy_dir / _PROVENANCE, record)
+    provenance = {"doubt": "", **read_provenance(policy_dir)}  # policies of older versions have none
     realised = {} if evaluation is None else {row["name"]: row for row in evaluation["constraints"]}
     card = ModelCard.from_template(
         ModelCardData(
@@ -88,6 +92,8 @@ def write_model_card(
         dual=dual,
         evaluation=evaluation,
         realised=realised,
+        code=code_markdown,
+        plain=plain_markdown,
         **provenance,
     )
     atomic_write_bytes(policy_dir / "README.md", str(card).encode())

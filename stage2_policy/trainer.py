@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 from pipeline.contracts.artifacts import write_json
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.training_verdict import TrainingVerdict
 from pipeline.networks import quiet, write_merged
 from stage2_policy.adapters import (
     ADAPTER_FOLDER,
@@ -38,6 +39,7 @@ from stage2_policy.saving import read_provenance, save_policy, write_model_card
 from stage2_policy.settings import TrainSettings, require_comparison, require_trackers
 from stage2_policy.stretch import WIDEST, matching_factor, stretch_adapter, stretch_weights
 from stage2_policy.tilted_trainer import Policy
+from stage2_policy.verdict import judge_training
 
 TRAINING_LOG = "training_log.json"
 _CHECKPOINTS = "checkpoints"
@@ -53,6 +55,7 @@ class TrainResult:
         stop_reason: why the run ended.
         held_out: estimate of the checkpoint that was kept, before it was stretched.
         held_out_reference: the same for the reference policy.
+        verdict: whether training paid, of the same checkpoint.
         stretch: factor by which the kept policy was moved along the ray from the reference; 1 where not asked for.
         n_train_prompts: prompts trained on.
         n_held_out_pairs: pairs of a data set that were not trained on, because their prompt is held out.
@@ -69,6 +72,7 @@ class TrainResult:
     stop_reason: str
     held_out: HeldOutEstimate
     held_out_reference: HeldOutEstimate
+    verdict: TrainingVerdict
     stretch: float
     n_train_prompts: int
     n_held_out_pairs: int
@@ -177,16 +181,26 @@ def train_policy(
             model, data.held_out, ref_logp=ref_logp.held_out, settings=settings, reference=reference
         )
         fit = replace(fit, weights=model.state_dict())
+    n_train_prompts, n_held_out_prompts = len(set(train.prompt_ids)), len(data.held_out.prompt_ids)
+    verdict = judge_training(
+        fit.curve,
+        best_step=fit.best_step,
+        settings=settings,
+        n_train_prompts=n_train_prompts,
+        n_responses=len(train),
+        n_held_out_prompts=n_held_out_prompts,
+    )
     result = TrainResult(
         steps=fit.steps,
         best_step=fit.best_step,
         stop_reason=fit.stop_reason,
         held_out=fit.held_out,
         held_out_reference=fit.held_out_reference,
+        verdict=verdict,
         stretch=stretch,
-        n_train_prompts=len(set(train.prompt_ids)),
+        n_train_prompts=n_train_prompts,
         n_held_out_pairs=data.n_held_out_pairs,
-        n_held_out_prompts=len(data.held_out.prompt_ids),
+        n_held_out_prompts=n_held_out_prompts,
         n_responses=len(train),
         skipped=skipped,
         sampler_gap=float(np.mean(np.abs(ref_logp.held_out - data.held_out.sampler_logp))),
@@ -202,6 +216,7 @@ def train_policy(
             evaluation=None,
             identities=data.identities,
             training=_card_rows(settings, seed, result),
+            doubt="" if verdict.verdict == "paid" else verdict.sentence,
         )
         shutil.rmtree(output / _CHECKPOINTS)  # last: a run killed before this line still continues
     processes.wait_for_everyone()
@@ -310,6 +325,7 @@ def _card_rows(settings: TrainSettings, seed: int, result: TrainResult) -> dict[
         ),
         "step kept": f"{result.best_step} of {result.steps} ({result.stop_reason})",
         "closed fraction of that step, estimated on held-out prompts": f"{result.held_out.closed_fraction:.3f}",
+        "whether training paid": f"{result.verdict.verdict}: {result.verdict.reasons[0]}",
         "moved along the ray from the reference by": f"{result.stretch:.3f}",
         "mean difference of log pi_ref, training against sampler": f"{result.sampler_gap:.2g} nats a response",
     }

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -93,6 +94,7 @@ _TEXTS, _MAPPINGS = (
     ("settings", "inputs", "files", "counts", "details", "environment"),
 )
 _OF_TEXTS = ("inputs", "files", "environment")
+_MOST_SECONDS = 1e12
 
 
 def content_sha256(value: Any) -> str:
@@ -107,11 +109,26 @@ def file_sha256(path: Path) -> str:
     Raises:
         CorruptArtifactError: the file cannot be read.
     """
+    require_file(path)
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise CorruptArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def require_file(path: Path) -> None:
+    """Refuse what reading would fail at or never end: a folder, a pipe, a device, a link in a circle.
+
+    Raises:
+        CorruptArtifactError: there is no such file, or it is something else.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # the latter for a name that no file can have
+        raise CorruptArtifactError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        raise CorruptArtifactError(f"{path} cannot be read: it is not a file")
 
 
 def checkpoint_sha256(directory: Path) -> str:
@@ -159,14 +176,39 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        CorruptArtifactError: missing, unreadable or not JSON.
+        CorruptArtifactError: missing, unreadable or not JSON, or with half of a pair of surrogates, which no text that
+            is written can hold. NaN and infinities are read: who needs a number says which key holds none.
     """
+    require_file(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
     except OSError as error:
         raise CorruptArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise CorruptArtifactError(f"{path} is not valid JSON of ours: it is nested too deeply") from error
     except ValueError as error:
-        raise CorruptArtifactError(f"{path} is not valid JSON: {error}") from error
+        raise CorruptArtifactError(f"{path} is not valid JSON: {shown(str(error), limit=200)}") from error
+    return value
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        CorruptArtifactError: as :func:`read_json`, or it holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CorruptArtifactError(f"{path} is damaged: it holds {shown(repr(value))}, not an object")
+    return value
+
+
+def shown(text: str, *, limit: int = 80) -> str:
+    """A text of a file for a message: its beginning, where it is long."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -181,7 +223,7 @@ def read_manifest(folder: Path) -> Manifest:
         CorruptArtifactError: missing (the step is not finished), not JSON, or its identity does not fit its content.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise CorruptArtifactError(f"{folder} has no {MANIFEST}: the step that makes it has not finished")
     record = read_json(path)
     if not isinstance(record, dict):
@@ -190,8 +232,12 @@ def read_manifest(folder: Path) -> Manifest:
     for name, what in _faults(record):
         raise CorruptArtifactError(f"{path} is not a manifest: `{name}` {what}")
     manifest = Manifest(**record)
-    if identity != manifest.identity:
-        raise CorruptArtifactError(f"{path} was altered: its identity {identity} does not fit its content")
+    try:
+        expected = manifest.identity
+    except RecursionError as error:
+        raise CorruptArtifactError(f"{path} is not a manifest: it is nested too deeply") from error
+    if identity != expected:
+        raise CorruptArtifactError(f"{path} was altered: its identity {shown(str(identity))} does not fit its content")
     return manifest
 
 
@@ -206,22 +252,28 @@ def _faults(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         value = record[name]
         if name in _TEXTS and not isinstance(value, str):
-            yield name, f"is {value!r}; it must be a text"
-        elif name == "wall_seconds" and (isinstance(value, bool) or not isinstance(value, int | float)):
-            yield name, f"is {value!r}; it must be a number"
+            yield name, f"is {shown(repr(value))}; it must be a text"
+        elif name == "wall_seconds" and not (type(value) in (int, float) and 0 <= value < _MOST_SECONDS):
+            yield name, f"is {shown(repr(value))}; it must be a number of seconds"
         elif name in _MAPPINGS and not isinstance(value, dict):
-            yield name, f"is {value!r}; it must be an object"
+            yield name, f"is {shown(repr(value))}; it must be an object"
         elif name in _OF_TEXTS:
             yield from (
-                (f"{name}.{key}", f"is {v!r}; it must be a text") for key, v in value.items() if type(v) is not str
+                (f"{name}.{shown(key)}", f"is {shown(repr(v))}; it must be a text")
+                for key, v in value.items()
+                if type(v) is not str
             )
         elif name == "counts":
             yield from (
-                (f"counts.{key}", f"is {v!r}; it must be an integer") for key, v in value.items() if type(v) is not int
+                (f"counts.{shown(key)}", f"is {shown(repr(v))}; it must be an integer")
+                for key, v in value.items()
+                if type(v) is not int
             )
     for name in record.get("files", {}):
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            yield f"files.{name}", "is outside of the folder"
+            yield f"files.{shown(name)}", "is outside of the folder"
+        elif not Path(name).parts or "\0" in name:
+            yield f"files.{shown(repr(name))}", "is not the name of a file"
 
 
 def verify_artifact(folder: Path, *, memory: Path | None = None) -> Manifest:
@@ -256,7 +308,8 @@ def verify_artifact(folder: Path, *, memory: Path | None = None) -> Manifest:
         if file_sha256(path) != recorded:
             raise CorruptArtifactError(
                 f"{path} is not the file that {folder / MANIFEST} records (sha256 differs): it was changed, damaged "
-                "or put there from elsewhere"
+                "or put there from elsewhere. Put the right one back, or delete it and run the step again"
+                + (": only its rows are computed anew" if path.parent.name == "data" else "")
             )
         found[str(path.resolve())] = seen
     if memory is not None and found != known:
@@ -274,8 +327,8 @@ def _remembered(memory: Path | None) -> dict[str, list[Any]]:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether the step that owns the folder has finished."""
-    return (folder / MANIFEST).is_file()
+    """Whether the step that owns the folder has finished; of a manifest that is no file, reading it says so."""
+    return os.path.lexists(folder / MANIFEST)
 
 
 def begin_step(folder: Path, *, settings: Mapping[str, Any], inputs: Mapping[str, str], remedy: str) -> None:

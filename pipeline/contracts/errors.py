@@ -9,6 +9,7 @@ code  meaning
 3     the thresholds are infeasible on these samples
 4     no certified solution
 5     the evaluated policy does not satisfy the constraints
+6     training did not pay: the trained policy is no better than the reference
 ===== ===========================================================
 """
 
@@ -141,3 +142,12 @@ class ConstraintsNotSatisfiedError(DualignError):
     """``evaluate --require-satisfied`` found a constraint that is not satisfied."""
 
     exit_code = 5
+
+
+class TrainingDidNotPayError(DualignError):
+    """All that was asked for is done and written, and the policy that came out is not better than the reference.
+
+    A code of its own, so that a script that tries things out can let it pass.
+    """
+
+    exit_code = 6

@@ -10,6 +10,19 @@ import pyarrow as pa
 from pipeline.contracts.errors import InputError
 
 
+def row_keys(place_n: np.ndarray, index_n: np.ndarray) -> np.ndarray:
+    """One number for each row, the same for no two keys whatever a table claims, ordered as the keys are.
+
+    Args:
+        place_n: place of each row's prompt, as of :meth:`PromptPlaces.of`, shape (n,).
+        index_n: its ``sample_index``, a 32-bit integer, shape (n,).
+
+    Returns:
+        Shape (n,), int64.
+    """
+    return np.asarray(place_n.astype(np.int64) * 2**32 + index_n)
+
+
 class PromptPlaces:
     """A fixed order of prompts: each prompt id and its place in it.
 

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.contracts.artifacts import atomic_write_bytes, file_sha256
+from pipeline.contracts.artifacts import atomic_write_bytes, file_sha256, require_file, shown
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.tables import SAMPLE_KEY, SPLITS, with_metadata
 
 _ROWS_PER_GROUP = 4096
+_MOST_CELLS = 2**31
 _ORDER = b"dualign.shard"
 _SPLIT = b"dualign.split"
 _REPAIR = "delete it and run the step again: only its rows are computed anew"
@@ -76,8 +77,8 @@ class ShardedTable:
         """
         found: set[str] = set()
         for path in self.paths(split):
-            column = read_parquet(path, columns=["prompt_id"], as_dictionary=["prompt_id"])["prompt_id"]
-            found.update(column.unique().to_pylist())
+            table = read_parquet(path, columns=["prompt_id"], schema=self.schema, as_dictionary=["prompt_id"])
+            found.update(table["prompt_id"].unique().to_pylist())
         return sorted(found)
 
     def keys(self, path: Path, prompts: PromptPlaces) -> tuple[np.ndarray, np.ndarray]:
@@ -87,10 +88,13 @@ class ShardedTable:
             Two arrays of shape (n,), int64.
 
         Raises:
-            CorruptArtifactError: the file cannot be read.
+            CorruptArtifactError: the file cannot be read, or an index is negative.
         """
-        columns = read_parquet(path, columns=SAMPLE_KEY, as_dictionary=["prompt_id"])
-        return prompts.of(columns["prompt_id"]), columns["sample_index"].to_numpy().astype(np.int64)
+        columns = read_parquet(path, columns=SAMPLE_KEY, schema=self.schema, as_dictionary=["prompt_id"])
+        index_n = columns["sample_index"].to_numpy().astype(np.int64)
+        if index_n.min(initial=0) < 0:
+            raise CorruptArtifactError(f"{path} has the sample_index {index_n.min()}; it must not be negative")
+        return prompts.of(columns["prompt_id"]), index_n
 
     def presence(self, split: str, prompts: PromptPlaces, *, n_samples: int) -> np.ndarray:
         """Which rows of the grid of prompts and samples are on disk, of an unfinished step too.
@@ -101,8 +105,14 @@ class ShardedTable:
             Booleans, shape (prompts, n_samples).
 
         Raises:
-            CorruptArtifactError: a shard cannot be read, or a row is there twice.
+            CorruptArtifactError: a shard cannot be read, a row is there twice, or the grid would be larger than any
+                table of samples, which is what a damaged ``sample_index`` asks for.
         """
+        if len(prompts) * n_samples > _MOST_CELLS:
+            raise CorruptArtifactError(
+                f"{self.folder} asks for {n_samples} samples of each of {len(prompts)} prompts; a table has at most "
+                f"{_MOST_CELLS} rows, so that a sample_index or the number of samples is damaged"
+            )
         grid = np.zeros((len(prompts), n_samples), dtype=bool)
         for path in self.paths(split):
             place, sample = self.keys(path, prompts)
@@ -121,9 +131,11 @@ class ShardedTable:
         Raises:
             CorruptArtifactError: a shard is missing its footer, damaged, or has another schema.
         """
-        wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        tables = [read_parquet(path, columns=columns, schema=wanted) for path in self.paths(split)]
-        return pa.concat_tables(tables) if tables else wanted.empty_table()
+        tables = [read_parquet(path, columns=columns, schema=self.schema) for path in self.paths(split)]
+        if tables:
+            return pa.concat_tables(tables)
+        names = self.schema.names if columns is None else columns
+        return pa.schema([self.schema.field(name) for name in names]).empty_table()
 
     def finish(self) -> dict[str, str]:
         """Move every shard to its final name; safe to repeat after a kill at any point.
@@ -189,33 +201,81 @@ def read_parquet(
     Args:
         path: the file.
         columns: columns to read, or None for all.
-        schema: columns and types it must have.
+        schema: columns and types it must have; of these, the types of ``columns`` where those are given.
         as_dictionary: columns of strings to read as dictionaries of their distinct values.
 
     Raises:
-        CorruptArtifactError: truncated, damaged, or (where ``schema`` is given) with other columns or types.
+        CorruptArtifactError: truncated, damaged, without one of the columns, or (where ``schema`` is given) with other
+            columns or types.
     """
+    require_file(path)
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=list(as_dictionary))
-        table = file.read(columns=list(columns) if columns is not None else None)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise CorruptArtifactError(f"{path} is damaged or not Parquet: {error}; {_REPAIR}") from error
-    if schema is not None and not table.schema.remove_metadata().equals(schema.remove_metadata()):
+        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=list(as_dictionary)) as file:
+            _require_fields(path, file.schema_arrow, columns, schema)  # before anything is read
+            table = file.read(columns=list(columns) if columns is not None else None)
+        table.validate(full=True)  # texts that are not UTF-8, lengths that do not fit
+        _require_no_inner_nulls(path, table)
+    except (pa.ArrowException, OSError, KeyError, ValueError, MemoryError) as error:
         raise CorruptArtifactError(
-            f"{path} has the columns {table.schema.names} of types {[str(kind) for kind in table.schema.types]}, "
-            f"expected {schema.names} of types {[str(kind) for kind in schema.types]}"
-        )
+            f"{path} is damaged or not Parquet: {shown(str(error), limit=300)}; {_REPAIR}"
+        ) from error
     return table
 
 
+def _require_fields(path: Path, found: pa.Schema, columns: Sequence[str] | None, schema: pa.Schema | None) -> None:
+    repeated = sorted({name for name in found.names if found.names.count(name) > 1})
+    if repeated:
+        raise CorruptArtifactError(f"{path} has the column {repeated[0]!r} twice")
+    missing = [name for name in columns or () if name not in found.names]
+    if missing:
+        raise CorruptArtifactError(f"{path} lacks the columns {missing}; it has {found.names}")
+    if schema is None:
+        return
+    wanted = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    fields = [_as_written(found.field(name)) for name in (found.names if columns is None else columns)]
+    if not pa.schema(fields).equals(wanted.remove_metadata()):
+        raise CorruptArtifactError(
+            f"{path} has the columns {[field.name for field in fields]} of types "
+            f"{[_described(field) for field in fields]}, expected {wanted.names} of types "
+            f"{[_described(field) for field in wanted]}"
+        )
+
+
+def _require_no_inner_nulls(path: Path, table: pa.Table) -> None:
+    """Token ids and messages have values where the schema cannot say so: fields within lists may always be null."""
+    for name in table.column_names:
+        if any(_has_inner_nulls(chunk) for chunk in table[name].chunks):
+            raise CorruptArtifactError(f"{path} has a null within a value of the column {name!r}")
+
+
+def _has_inner_nulls(array: pa.Array) -> bool:
+    if pa.types.is_list(array.type):
+        inner = [array.flatten()]
+    elif pa.types.is_struct(array.type):
+        inner = array.flatten()
+    else:
+        return False
+    return any(one.null_count or _has_inner_nulls(one) for one in inner)
+
+
+def _as_written(field: pa.Field) -> pa.Field:
+    """A field as it is without being read as a dictionary."""
+    return field.with_type(field.type.value_type) if isinstance(field.type, pa.DictionaryType) else field
+
+
+def _described(field: pa.Field) -> str:
+    return f"{field.type} or null" if field.nullable else str(field.type)
+
+
 def _shard_order(path: Path) -> str:
+    require_file(path)
     try:
         metadata = pq.read_metadata(path).metadata or {}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise CorruptArtifactError(f"{path} is damaged or not Parquet: {error}; {_REPAIR}") from error
     if _ORDER not in metadata or _SPLIT not in metadata:
         raise CorruptArtifactError(f"{path} is not a shard of this project: its metadata has no shard entry")
-    return str(metadata[_ORDER].decode())
+    return str(metadata[_ORDER].decode(errors="replace"))
 
 
 def _file_name(split: str, place: int, total: int) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipeline.contracts.artifacts import read_json
+from pipeline.contracts.artifacts import read_json, shown
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.problem import Constraint, Direction, constraint_signs
 from pipeline.contracts.tables import CONSTRAINT_PREFIX, SCHEMA_VERSION
@@ -235,6 +235,6 @@ def _describe(fault: Any) -> str:
     if fault["type"] == "value_error":  # of this module, and says where
         return str(fault["ctx"]["error"])
     value = fault["input"]
-    shown = type(value).__name__ if isinstance(value, dict | list) else repr(value)
+    text = type(value).__name__ if isinstance(value, dict | list) else shown(repr(value))
     rule = _RULES.get(fault["type"]) or fault["msg"].replace("Input should be a valid", "it must be a")
-    return f"{f'`{place}`' if place else 'the content'} is {shown}; {rule.replace('Input should be', 'it must be')}"
+    return f"{f'`{place}`' if place else 'the content'} is {text}; {rule.replace('Input should be', 'it must be')}"

@@ -99,12 +99,18 @@ def _constraint_statistics(question: Question, answer: Answer) -> Iterator[dict[
             "multiplier_corrected": None if corrected_m is None else float(corrected_m[j]),
             "predicted": sign * float(solution.predicted_constraints[j]),
             "predicted_ci95": _interval(sign * intervals.policy.constraints[j]),
+            "predicted_corrected": (
+                None
+                if found.bias is None
+                else sign * float(solution.predicted_constraints[j] - found.bias.policy.constraints[j])
+            ),
             "heldout": sign * float(prediction.constraints[j]) if prediction else None,
             "heldout_ci95": _interval(sign * prediction.constraints_interval[j]) if prediction else None,
             "heldout_reference": sign * float(heldout.reference_means_m[j]) if heldout else None,
             "heldout_slack": float(prediction.slack[j]) if prediction else None,
             "heldout_slack_ci95": _interval(prediction.slack_interval[j]) if prediction else None,
             "slack": float(solution.slack[j]),
+            "slack_ci95": _interval(intervals.policy.slack[j]),
         }
 
 
@@ -124,6 +130,9 @@ def _statistics(question: Question, answer: Answer) -> dict[str, Any]:
             "reference": problem.reference_reward,
             "predicted": solution.predicted_reward,
             "predicted_ci95": _interval(intervals.policy.reward),
+            "predicted_corrected": (
+                None if found.bias is None else float(solution.predicted_reward - found.bias.policy.reward)
+            ),
             "heldout": prediction.reward if prediction else None,
             "heldout_ci95": _interval(prediction.reward_interval) if prediction else None,
             "heldout_reference": heldout.reference_reward if heldout else None,

@@ -21,7 +21,6 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from pipeline.contracts.artifacts import environment, require_writable, run_lock, write_json
 from pipeline.contracts.errors import InputError
@@ -36,6 +35,7 @@ from pipeline.dual.solving import EvaluationSize, SolvedDual, build_problem_on_s
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.dual.table_reader import ScoreChunk, ScoreTable
 from pipeline.dual.table_sources import ScoreFiles, ScoreSource
+from pipeline.progress import progress_bar
 from stage1_dual.dual import (
     GroupedSamples,
     Normaliser,
@@ -413,7 +413,7 @@ def _turned(
 
 
 def _shown(table: ScoreTable, what: str, *, show_progress: bool) -> Iterator[ScoreChunk]:
-    with tqdm(total=table.n_responses, desc=what, unit="row", unit_scale=True, disable=not show_progress) as bar:
+    with progress_bar(total=table.n_responses, doing=what, unit="rows", unit_scale=True, shown=show_progress) as bar:
         for chunk in table.chunks():
             yield chunk
             bar.update(len(chunk.prompt_n))
@@ -452,5 +452,8 @@ class ShownPasses:
         """Results in the order of ``partitions``."""
         self._n_passes += 1
         results = self._executor.run(function, partitions)
-        bar = tqdm(results, total=len(partitions), desc=f"pass {self._n_passes} over the scores", leave=False)
-        yield from bar
+        doing = f"pass {self._n_passes} over the scores"
+        with progress_bar(total=len(partitions), doing=doing, unit="parts", stays=False) as bar:
+            for result in results:
+                yield result
+                bar.update()

@@ -180,8 +180,7 @@ class SolveResult:
     def _view(self) -> TableView:
         from pipeline.report.views import stage1_view
 
-        view = stage1_view(self.dual)
-        return replace(view, verdict=view.verdict or f"Trust: {self.trust.verdict}.")
+        return stage1_view(self.dual)
 
 
 class FrontierResult:

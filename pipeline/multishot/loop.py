@@ -8,7 +8,6 @@ from the policy before. Slacks are measured on the train prompts; the test promp
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,12 +34,13 @@ from pipeline.contracts.shards import write_parquet
 from pipeline.contracts.solution import Solution, read_solution
 from pipeline.multishot.rules import Measured, gradient_step, secant_step
 from pipeline.report.trajectory import write_trajectory_figure
+from pipeline.run.replaced import drop_replaced, put_aside
 from pipeline.run.response_set import known_response_sets, policy_responses
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy, reopen
 from pipeline.sampling.policies import trained_policy
 from pipeline.sampling.policy_samples import sample_policy
-from pipeline.scoring.sample_scores import score_samples
+from pipeline.scoring.sample_scores import score_policy
 from pipeline.steps.evaluate import compare_policy
 from pipeline.steps.runner import run_steps
 from pipeline.steps.solve import reference_problem
@@ -114,15 +114,12 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
     run_steps(run, ("prepare", "sample", "score", "solve", "export", "train", "evaluate"))
     started = time.monotonic()
     folder, settings = run.folder / FOLDER, run.config.multishot
+    if redo and folder.is_dir():
+        with run_lock(folder):
+            pass  # nobody works there
+        put_aside(run.folder, [FOLDER])
     require_writable(folder)
     with run_lock(folder):
-        if redo and folder.is_dir():
-            reopen(folder)
-            for path in folder.iterdir():
-                if path.is_dir():
-                    shutil.rmtree(path)
-                elif not path.name.startswith("."):  # the lock is held
-                    path.unlink()
         inputs = {name: read_manifest(run.folder / name).identity for name in ("dual", "policy", "samples")}
         begin_step(folder, settings=_step_settings(settings), inputs=inputs, remedy=remedy("multishot"))
         reopen(folder)
@@ -155,6 +152,7 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
             details={"kept": best, "kept_run": kept.name},
             started=started,
         )
+    drop_replaced(run.folder, [FOLDER])
     log.info("multishot: kept iterate %d of %d, run `%s`", best, len(iterates) - 1, kept.name)
     return kept
 
@@ -246,7 +244,7 @@ def _measure(run: Run, folder: Path) -> Iterate:
         seed=run.config.seed + _MEASURING_SEED,
     )
     # What the step of lambda needs.
-    score_samples(run, responses, step="multishot", names=(run.config.reward, *run.config.constraints))
+    score_policy(run, responses, step="multishot", names=(run.config.reward, *run.config.constraints))
     path = folder / "measured.json"
     inputs = {
         name: read_manifest(at).identity

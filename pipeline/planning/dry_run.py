@@ -47,6 +47,7 @@ from pipeline.planning.training_steps import StepCount, bound_steps, count_on_ta
 from pipeline.published import read_data_set_facts, read_model_facts
 from pipeline.run.run import Run
 from pipeline.scorers.models import EMBEDDED, ModelSettings, find_model, is_hub_id
+from pipeline.scoring.groups import check_new_responses
 from pipeline.sources.pairs import pair_reader, read_pairs
 from pipeline.sources.prompts import limit_prompts, read_prompts
 from pipeline.steps.preflight import check_models, check_packages, check_training
@@ -181,6 +182,8 @@ def plan_run(run: Run, steps: Sequence[str]) -> Plan:
     config = run.config
     needed = [*_missing_packages(run, steps)]
     check_models(run, locate=find_model)
+    if "evaluate" in steps:
+        check_new_responses(config)
     if {"sample", "train"} & set(steps):
         check_training(run, locate=find_model)
     prompts = _plan_prompts(run, needed)

@@ -11,9 +11,12 @@ from types import MappingProxyType
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from pipeline.contracts.artifacts import atomic_write_bytes, is_complete, read_json, read_manifest
+from pipeline.contracts.training_verdict import read_training_verdict
 from pipeline.published import PublishedPoint
+from pipeline.report.evaluated import read_evaluation
 from pipeline.report.plates import stage1_plates, stage2_plates
 from pipeline.report.readers import (
     PolicyExamples,
@@ -27,7 +30,7 @@ from pipeline.report.readers import (
 )
 from pipeline.report.solved import ReportedConstraint, ReportedSolution
 from pipeline.report.style import save_figure
-from pipeline.report.views import as_given, category_table, decimals, demanded, number, stage1_view, stage2_view
+from pipeline.report.views import category_table, decimals, demand_in_words, demanded, number, stage1_view, stage2_view
 
 _STEPS = ("prompts", "samples", "dual", "tilted", "policy", "evaluation")
 _EXAMPLE_PROMPTS = 3
@@ -68,7 +71,13 @@ def write_report(
     dual = read_json(path)
     solved = ReportedSolution.from_document(dual, source=path)
     evaluation_path = run_dir / "evaluation" / "evaluation.json"
-    evaluation = read_json(evaluation_path) if evaluation_path.is_file() else None
+    evaluation = read_json(evaluation_path) if evaluation_path.exists() else None
+    is_trained = is_complete(run_dir / "policy")
+    training = read_training_verdict(run_dir / "policy") if is_trained else None
+    tables = [stage1_view(dual, training)]
+    if evaluation is not None:
+        read_evaluation(evaluation_path, solved)
+        tables.insert(0, stage2_view(evaluation, dual, training))
     scores = read_tilted_scores(run_dir / "tilted", solved.names)
     stage1 = stage1_plates(
         solved,
@@ -84,6 +93,7 @@ def write_report(
     environment = Environment(
         loader=PackageLoader("pipeline.report", "."),
         autoescape=True,  # whatever the file is called
+        finalize=_visible,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -96,7 +106,8 @@ def write_report(
         dual=dual,
         demands=[_demand(bound) for bound in solved.constraints],
         evaluation=evaluation,
-        tables=[stage2_view(evaluation, dual), stage1_view(dual)] if evaluation else [stage1_view(dual)],
+        is_trained=is_trained,
+        tables=tables,
         stage1=[(plate, _data_uri(written[plate.stem][0])) for plate in stage1],
         stage2=[(plate, _data_uri(written[plate.stem][0])) for plate in stage2],
         categories=category_table(evaluation or dual, names=[solved.reward.name, *solved.names]),
@@ -114,10 +125,11 @@ def write_report(
 def _demand(bound: ReportedConstraint) -> tuple[str, str]:
     """The constraint as a sentence: what was demanded, and where the reference policy stands."""
     digits = decimals(bound.reference, bound.threshold)
-    given = as_given(bound.demanded.margin, digits)
-    stands = f"the reference is at {number(bound.reference, digits)}"
-    asked = demanded(bound.direction, bound.demanded.threshold, digits)
-    return f"{bound.name} {asked}", f"given as {given}; {stands}" if given else stands
+    asked, margin = bound.demanded.threshold, bound.demanded.margin
+    stands = f"the reference is at {number(bound.reference, digits)} on the train prompts"
+    if margin is not None:
+        stands += f": {demanded(bound.direction, asked, digits)} there"
+    return f"{bound.name} {demand_in_words(bound.direction, asked, margin, digits)}", stands
 
 
 def _examples(run_dir: Path, solved: ReportedSolution) -> list[PromptExamples]:
@@ -141,6 +153,17 @@ def _step_records(run_dir: Path) -> list[_StepRecord]:
 
 def _data_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+"""Control characters but for tabs and line breaks, and what turns the direction of the text around it."""
+
+
+def _visible(value: Any) -> Any:
+    """A text for the page: what no reader would see is shown as an escape."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
 
 
 def _plain(value: Any) -> str:

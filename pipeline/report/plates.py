@@ -189,11 +189,15 @@ def stage2_plates(run_dir: Path, reward_name: str, evaluation: Mapping[str, Any]
     return plates
 
 
+_STEM_LENGTH = 100
+"""As long as the name of a scorer may be; the columns of a table may have longer ones than a file's name may be."""
+
+
 def _file_stems(names: Sequence[str]) -> dict[str, str]:
     """A file name for each score: its own where that is safe, numbered where two would collide."""
     stems: dict[str, str] = {}
     for name in names:
-        stem = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+        stem = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:_STEM_LENGTH]
         taken = {other.lower() for other in stems.values()}
         stems[name] = stem if stem.lower() not in taken else f"{stem}_{len(stems)}"
     return stems

@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.contracts.arrays import FloatArray
-from pipeline.contracts.artifacts import read_json
+from pipeline.contracts.artifacts import read_json, shown
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.shards import read_parquet
 from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import CONSTRAINT_PREFIX
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, PROMPTS, SAMPLES, tilted_schema
 from pipeline.published import PublishedPoint
 from pipeline.report.figures import (
     Bound,
@@ -37,6 +37,9 @@ from pipeline.report.solved import ReportedSolution
 from stage1_dual.dual import DualProblem, evaluate_dual
 
 _SOLVED_SPLIT = "train"
+
+_CURVES = {"step", "loss", "eval_loss", "eval_closed_fraction"}
+_LARGEST = 1e300
 
 Message = Mapping[str, str]
 
@@ -101,7 +104,9 @@ def read_tilted_scores(folder: Path, constraint_names: Sequence[str]) -> Handoff
         CorruptArtifactError: no such table, a damaged file, a column that is missing, or no rows of the train split.
     """
     columns = [CONSTRAINT_PREFIX + name for name in constraint_names]
-    table = _read_tilted(folder, ["prompt_id", "reward", *columns, "weight", "split"])
+    needed = ["prompt_id", "reward", *columns, "weight", "split"]
+    schema = tilted_schema(constraint_names)
+    table = pa.concat_tables([read_parquet(path, columns=needed, schema=schema) for path in _tilted_files(folder)])
     rows = table.filter(pc.equal(table["split"], _SOLVED_SPLIT))
     if rows.num_rows == 0:
         raise CorruptArtifactError(f"{folder} has no rows of the split {_SOLVED_SPLIT!r}; the dual is solved on those")
@@ -178,7 +183,13 @@ def read_frontier(path: Path, constraint_names: Sequence[str]) -> pa.Table:
     """
     needed = ["constraint", "feasible", "reward"]
     needed += [f"{prefix}_{name}" for name in constraint_names for prefix in ("multiplier", "predicted")]
-    return _require_columns(read_parquet(path), needed, path)
+    table = read_parquet(path, columns=needed)
+    kinds = {"constraint": pa.string(), "feasible": pa.bool_()}
+    for name in needed:
+        wanted = kinds.get(name, pa.float64())
+        if table[name].type != wanted:
+            raise CorruptArtifactError(f"{path}: the column {name!r} is of {table[name].type}, expected {wanted}")
+    return table
 
 
 def build_frontier_curves(
@@ -290,6 +301,13 @@ def read_training_curve(path: Path) -> TrainingCurve:
     entries = read_json(path)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and "step" in entry for entry in entries):
         raise CorruptArtifactError(f"{path} is not a training log: it must be a list of objects with a `step`")
+    for place, entry in enumerate(entries):
+        for key in _CURVES & entry.keys():
+            if type(entry[key]) not in (int, float) or not -_LARGEST <= entry[key] <= _LARGEST:
+                value = shown(repr(entry[key]))
+                raise CorruptArtifactError(
+                    f"{path} is not a training log: `[{place}].{key}` is {value}; it must be a number"
+                )
     trained = [entry for entry in entries if "loss" in entry]
     held_out = [entry for entry in entries if "eval_loss" in entry]
     checkpoints = [entry for entry in held_out if entry["step"] > 0]
@@ -321,7 +339,7 @@ def read_examples(folder: Path, solution: Solution, *, n_prompts: int, n_each: i
     names = {"reward": solution.reward.name, **{CONSTRAINT_PREFIX + name: name for name in solution.names}}
     path = _tilted_files(folder)[0]
     needed = ["prompt_id", "prompt", "completion", "weight", *names]
-    table = _require_columns(read_parquet(path), needed, path)
+    table = read_parquet(path, columns=needed, schema=tilted_schema(solution.names))
     ids = pc.unique(table["prompt_id"])[:n_prompts]
     found = []
     for prompt_id in ids:
@@ -359,9 +377,9 @@ def read_policy_examples(run_dir: Path, *, n_prompts: int, n_each: int) -> list[
     if not sampled or not asked:
         return []
     needed = ["prompt_id", "sample_index", "completion"]
-    rows = _require_columns(read_parquet(sampled[0], columns=needed), needed, sampled[0])
+    rows = read_parquet(sampled[0], columns=needed, schema=SAMPLES)
     needed = ["prompt_id", "prompt"]
-    prompts = pa.concat_tables([_require_columns(read_parquet(path, columns=needed), needed, path) for path in asked])
+    prompts = pa.concat_tables([read_parquet(path, columns=needed, schema=PROMPTS) for path in asked])
     messages = dict(zip(prompts["prompt_id"].to_pylist(), prompts["prompt"].to_pylist(), strict=True))
     ids = [one for one in pc.unique(rows["prompt_id"]).to_pylist() if one in messages]
     found = []
@@ -409,18 +427,6 @@ def _tilted_files(folder: Path) -> list[Path]:
     if not paths:
         raise CorruptArtifactError(f"{folder} has no table: there is no Parquet file in its folder `data`")
     return paths
-
-
-def _read_tilted(folder: Path, columns: Sequence[str]) -> pa.Table:
-    paths = _tilted_files(folder)
-    return pa.concat_tables([_require_columns(read_parquet(path, columns=columns), columns, path) for path in paths])
-
-
-def _require_columns(table: pa.Table, columns: Sequence[str], path: Path) -> pa.Table:
-    missing = [name for name in columns if name not in table.column_names]
-    if missing:
-        raise CorruptArtifactError(f"{path} lacks the columns {missing}; it has {table.column_names}")
-    return table
 
 
 def _floats(column: pa.ChunkedArray) -> FloatArray:

@@ -29,6 +29,7 @@ INK = "#1A1A1A"
 FORBIDDEN = "#ECECEC"
 """Shade of the side of a threshold that a constraint rules out."""
 
+_LABEL_LENGTH = 40
 _FONT = "DejaVu Sans"  # ships with matplotlib: the same figure on every machine
 _RC: Any = {
     "font.family": _FONT,
@@ -125,6 +126,8 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
 
 
 def printable(text: str) -> str:
-    """A user's name as a label, with a mark in place of the characters that the font does not have."""
+    """A user's name as a label: of a length that fits, with a mark for what is invisible or not in the font."""
+    if len(text) > _LABEL_LENGTH:
+        text = f"{text[: _LABEL_LENGTH // 2]}…{text[1 - _LABEL_LENGTH // 2 :]}"
     known = FT2Font(findfont(FontProperties(family=_FONT))).get_charmap()
-    return "".join(character if ord(character) in known else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join(one if ord(one) in known and one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)

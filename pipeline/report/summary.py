@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from pipeline.report.terminal import render_view
-from pipeline.report.views import Cell, Row, TableView, decimals, number
+from pipeline.report.views import Badge, Cell, Row, TableView, badge_lines, decimals, number, printable_view
 
 MAX_LINES = 25
 _WIDTH = 100
@@ -28,16 +28,18 @@ def text_summary(view: TableView) -> str:
 
 def html_summary(view: TableView) -> str:
     """The table as HTML, for a notebook; a user's own names are escaped."""
-    view = _shortened(view)
+    view = printable_view(_shortened(view))
     head = "".join(f"<th>{_html_cell(cell)}</th>" for cell in view.header)
     rows = "".join(f"<tr>{''.join(f'<td>{_html_cell(cell)}</td>' for cell in row.cells)}</tr>" for row in view.rows)
     facts = [(label, text) for label, text in view.facts] + [("warning", text) for text in view.warnings]
     below = "".join(f"<tr><th>{escape(label)}</th><td>{escape(text)}</td></tr>" for label, text in facts)
-    verdict = f"<p><b>{escape(view.verdict)}</b></p>" if view.verdict else ""
+    badges = "".join(f"<p><b>{escape(line)}</b></p>" for badge in view.badges for line in badge_lines(badge))
+    answers = "".join(f"<p>{escape(answer)}</p>" for answer in view.answers)
     return (
         f"<div><p><b>{escape(view.title)}</b></p>"
+        f"{badges}{answers}"
         f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        f"{verdict}<table><tbody>{below}</tbody></table></div>"
+        f"<table><tbody>{below}</tbody></table></div>"
     )
 
 
@@ -65,10 +67,6 @@ def frontier_view(frontier: pa.Table) -> TableView:
         title=f"Frontier: {frontier.num_rows} thresholds, {feasible} of them feasible{shown}",
         header=tuple(map(Cell, heads)),
         rows=tuple(rows),
-        verdict="",
-        tone="neutral",
-        facts=(),
-        warnings=(),
     )
 
 
@@ -110,7 +108,9 @@ def _versions(view: TableView) -> Iterator[TableView]:
     view = replace(
         view,
         rows=tuple(replace(row, cells=(_short_name(row.cells[0]), *row.cells[1:])) for row in view.rows),
-        verdict=_cut(" ".join(view.verdict.split("\n"))),
+        badges=tuple(map(_one_line, view.badges)),
+        answers=tuple(map(_cut, view.answers[:2]))
+        + ((f"and {len(view.answers) - 2} more",) if len(view.answers) > 2 else ()),
         facts=tuple((label, _cut(text)) for label, text in view.facts),
         warnings=warnings,
     )
@@ -123,6 +123,12 @@ def _versions(view: TableView) -> Iterator[TableView]:
 
 def _cut(text: str, width: int = _WIDTH - 20) -> str:
     return text if len(text) <= width else f"{text[: width - 4]} ..."
+
+
+def _one_line(badge: Badge) -> Badge:
+    """The badge with as much of its reasons and advice as fits in a line."""
+    whole = " ".join([*badge.reasons, *([f"Advice: {badge.advice}"] if badge.advice else [])])
+    return replace(badge, reasons=(_cut(whole, _WIDTH - len(badge.label) - len(badge.verdict) - 4),), advice="")
 
 
 def _short_name(cell: Cell) -> Cell:

@@ -22,6 +22,8 @@ from pipeline.report.style import (
     save_figure,
 )
 
+_KEPT = "iterate kept"
+
 
 def write_trajectory_figure(trajectory: pa.Table, stem: Path) -> list[Path]:
     """Draw ``trajectory.parquet``: above the slacks with their intervals, below the multipliers, by iterate.
@@ -58,7 +60,7 @@ def trajectory_figure(trajectory: pa.Table) -> Figure:
             )
             bottom.plot(iterate, multiplier, f"{marker}-", color=color, label="_curve")
         for axes in (top, bottom):
-            axes.axvline(kept, color=VERMILLION, linewidth=1.0, label="iterate kept")
+            axes.axvline(kept, color=VERMILLION, linewidth=1.0, label=_KEPT)
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         top.set_ylabel("slack, train prompts\n(score)")
         bottom.set_ylabel("multiplier λ\n(reward per score)")
@@ -66,5 +68,8 @@ def trajectory_figure(trajectory: pa.Table) -> Figure:
         bottom.set_xlabel("iterate (0: one-shot)")
         bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.align_ylabels()
-        legend_above(figure, top, columns=len(names) + 1)
+        # Side by side where they fit: a column holds some 56 characters, and an entry has a handle as wide as six.
+        labels = [*names, _KEPT]
+        fits = sum(len(label) + 6 for label in labels) <= 56
+        legend_above(figure, top, columns=len(labels) if fits else 1)
     return figure

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pipeline.contracts.problem import Direction
+from pipeline.contracts.errors import printable
+from pipeline.contracts.problem import Direction, sign_of
 from pipeline.contracts.solution import SolvedConstraint
+from pipeline.contracts.training_verdict import TrainingVerdict
 from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution, Trust
 
 _GUARDS = ("reserve", "assurance", "score_error", "response_bias")
@@ -25,9 +27,11 @@ _TONES: Mapping[str, Tone] = {
     "violated": "bad",
     "binding": "neutral",
     "inactive": "neutral",
-    "ok": "neutral",
+    "ok": "good",
     "weak": "doubtful",
     "unreliable": "bad",
+    "paid": "good",
+    "did not pay": "bad",
 }
 
 
@@ -48,6 +52,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Badge:
+    """One verdict, shown above everything else.
+
+    Attributes:
+        label: what is judged.
+        verdict: the word.
+        tone: how it is to be coloured.
+        reasons: whole sentences.
+        advice: what to do about it; empty where there is nothing to do.
+    """
+
+    label: str
+    verdict: str
+    tone: Tone
+    reasons: tuple[str, ...] = ()
+    advice: str = ""
+
+
+@dataclass(frozen=True)
 class TableView:
     """A table of results.
 
@@ -55,30 +78,108 @@ class TableView:
         title: what the table is about.
         header: one cell per column; the detail explains the detail of the cells below.
         rows: the reward, then the constraints.
-        verdict: one sentence, or empty.
-        tone: how the verdict is to be coloured.
         facts: label and text of each line below the table.
         warnings: what the reader must know before trusting the numbers.
+        badges: the verdicts, shown above the table.
+        answers: sentences that say what was demanded and what came out, below the badges.
     """
 
     title: str
     header: tuple[Cell, ...]
     rows: tuple[Row, ...]
-    verdict: str
-    tone: Tone
-    facts: tuple[tuple[str, str], ...]
-    warnings: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+    badges: tuple[Badge, ...] = ()
+    answers: tuple[str, ...] = ()
 
 
-def stage1_view(dual: Mapping[str, Any]) -> TableView:
+def printable_view(view: TableView) -> TableView:
+    """A table as a terminal may have it: users' names and warnings hold nothing that a terminal would follow."""
+
+    def plain(cells: tuple[Cell, ...]) -> tuple[Cell, ...]:
+        return tuple(Cell(printable(cell.value), printable(cell.detail)) for cell in cells)
+
+    return replace(
+        view,
+        title=printable(view.title),
+        header=plain(view.header),
+        rows=tuple(replace(row, cells=plain(row.cells)) for row in view.rows),
+        facts=tuple((printable(label), printable(text)) for label, text in view.facts),
+        warnings=tuple(map(printable, view.warnings)),
+        badges=tuple(map(_printable_badge, view.badges)),
+        answers=tuple(map(printable, view.answers)),
+    )
+
+
+def _printable_badge(badge: Badge) -> Badge:
+    reasons = tuple(map(printable, badge.reasons))
+    return replace(badge, verdict=printable(badge.verdict), reasons=reasons, advice=printable(badge.advice))
+
+
+def badges(
+    trust: Trust, evaluation: Mapping[str, Any] | None, training: TrainingVerdict | None = None
+) -> tuple[Badge, ...]:
+    """The verdicts on a run: of the evaluation and on lambda* always, on training where there is one.
+
+    A good verdict has no colour of its own beside one that is not: green never outshines red.
+
+    Args:
+        trust: of its dual.
+        evaluation: the content of ``evaluation.json``, or None before there is one.
+        training: whether training paid, or None before it, or where an older version did not judge.
+    """
+    if evaluation is None:
+        found = [Badge("Evaluation", "not yet", "neutral", ("What follows is predicted, not realised.",))]
+    else:
+        reasons = tuple(verdict_sentence(evaluation).split("\n"))
+        found = [Badge("Evaluation", evaluation["status"], _TONES[evaluation["status"]], reasons)]
+    found.append(
+        Badge(
+            "Trust in lambda*",
+            trust.verdict,
+            _TONES[trust.verdict],
+            tuple(f"{_capitalised(text)}." for text in trust.reasons),
+            # Files of older versions may begin with the second half of an alternative.
+            _capitalised(", ".join(trust.advice).removeprefix("or ")) + "." if trust.advice else "",
+        )
+    )
+    if training is not None:
+        found.append(
+            Badge(
+                "Training",
+                training.verdict,
+                _TONES[training.verdict],
+                tuple(f"{_capitalised(text)}." for text in training.reasons),
+                f"{_capitalised(', '.join(training.advice))}." if training.advice else "",
+            )
+        )
+    if any(badge.tone in {"doubtful", "bad"} for badge in found):
+        found = [replace(badge, tone="neutral") if badge.tone == "good" else badge for badge in found]
+    return tuple(found)
+
+
+def badge_lines(badge: Badge) -> list[str]:
+    """A badge as lines of text: the verdict with its reasons, then the advice."""
+    lines = [f"{badge.label}: {badge.verdict.upper()}", *badge.reasons]
+    head = ". ".join(lines[:2]) + ("" if badge.reasons else ".")
+    return [head, *lines[2:], *([f"Advice: {badge.advice}"] if badge.advice else [])]
+
+
+def _capitalised(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def stage1_view(dual: Mapping[str, Any], training: TrainingVerdict | None = None) -> TableView:
     """The tilted optimum: what was demanded, the multipliers, and what is predicted.
 
     Args:
         dual: the content of ``dual/dual.json``.
+        training: whether training paid, where a policy is trained and not evaluated yet.
     """
     solved = ReportedSolution.from_document(dual)
     reward = solved.reward
     digits = _reward_decimals(reward)
+    predicted, ends = _prediction(solved, reward)
     rows = [
         Row(
             (
@@ -86,49 +187,54 @@ def stage1_view(dual: Mapping[str, Any]) -> TableView:
                 Cell("maximise"),
                 Cell(number(reward.reference, digits)),
                 Cell(),
-                Cell(number(reward.predicted, digits), interval(reward.predicted_ci95, digits)),
+                Cell(number(predicted, digits), interval(ends, digits)),
                 Cell(number(reward.heldout, digits)),
             )
         )
     ]
+    answers = []
     for bound in solved.constraints:
         digits = decimals(bound.reference, bound.threshold, bound.predicted, bound.predicted_ci95)
-        lam_digits = decimals(0.0, bound.multiplier, bound.multiplier_ci95)
         verdict = binding_verdict(bound)
+        show = signed if bound.margin is not None else number
+        predicted, ends = _predicted_against_demand(solved, bound)
+        heldout = _heldout_against_demand(bound)
         rows.append(
             Row(
                 (
                     Cell(bound.name, verdict),
-                    Cell(
-                        demanded(bound.direction, bound.demanded.threshold, digits),
-                        as_given(bound.demanded.margin, digits),
-                    ),
+                    _demand_cell(bound.direction, bound.demanded.threshold, bound.demanded.margin, digits),
                     Cell(number(bound.reference, digits)),
-                    Cell(number(bound.multiplier, lam_digits), interval(bound.multiplier_ci95, lam_digits)),
-                    Cell(number(bound.predicted, digits), interval(bound.predicted_ci95, digits)),
-                    Cell(number(bound.heldout, digits), _heldout_slack(bound, digits)),
+                    _multiplier_cell(bound),
+                    Cell(show(predicted, digits), interval(ends, digits)),
+                    Cell("-" if heldout is None else show(heldout, digits), _heldout_slack(bound, digits)),
                 ),
                 _TONES[verdict],
             )
+        )
+        tail = "" if heldout is None else f", on held-out prompts {show(heldout, digits)}"
+        asked = demand_in_words(bound.direction, bound.demanded.threshold, bound.demanded.margin, digits)
+        answers.append(
+            f"{bound.name}: {asked} demanded; predicted {_with_interval(show(predicted, digits), ends, digits)}{tail}."
         )
     return TableView(
         title=f"Stage 1: the tilted optimum, from {solved.n_samples:,} samples of {solved.n_prompts:,} prompts",
         header=(
             Cell("score", "verdict"),
-            Cell("demanded", "as given"),
+            Cell("demanded", "threshold"),
             Cell("reference"),
             Cell("lambda*", "95% interval"),
             Cell("predicted", "95% interval"),
             Cell("held-out", "slack"),
         ),
         rows=tuple(rows),
-        verdict=_trust_sentence(solved.trust),
-        tone=_TONES[solved.trust.verdict],
         facts=(
-            ("reward", _predicted_reward(reward)),
+            ("reward", _predicted_reward(solved)),
+            *_bridge(solved, None),
             ("KL", _predicted_kl(solved)),
             ("ESS", _effective_sample_size(solved)),
             ("ladder", _ladder(solved)),
+            *_corrections(solved),
             *_safeguards(solved),
             (
                 "solution",
@@ -138,16 +244,24 @@ def stage1_view(dual: Mapping[str, Any]) -> TableView:
                 ),
             ),
         ),
-        warnings=tuple(text for text in solved.warnings if text not in solved.trust.reasons),
+        warnings=_other_warnings(solved),
+        badges=badges(solved.trust, None, training),
+        answers=tuple(answers),
     )
 
 
-def stage2_view(evaluation: Mapping[str, Any], dual: Mapping[str, Any]) -> TableView:
+def stage2_view(
+    evaluation: Mapping[str, Any], dual: Mapping[str, Any], training: TrainingVerdict | None = None
+) -> TableView:
     """The trained policy: what was demanded, what the dual predicted for these prompts, and what came out.
+
+    Constraints that are margins are shown as such throughout, over the reference on the same prompts: their absolute
+    thresholds differ between train and test prompts, what was demanded does not.
 
     Args:
         evaluation: the content of ``evaluation/evaluation.json``.
         dual: the content of ``dual/dual.json`` it was trained from.
+        training: whether training paid, or None where that was not judged.
     """
     stage1 = ReportedSolution.from_document(dual)
     solved_bounds = {bound.name: bound for bound in stage1.constraints}
@@ -165,24 +279,32 @@ def stage2_view(evaluation: Mapping[str, Any], dual: Mapping[str, Any]) -> Table
             )
         )
     ]
+    answers = list(_reward_answer(stage1.reward.name, reward))
     for bound in evaluation["constraints"]:
         solved = solved_bounds[bound["name"]]
-        margin = bound.get("margin", solved.demanded.margin)
         digits = _realised_decimals(bound)
-        lam_digits = decimals(0.0, solved.multiplier, solved.multiplier_ci95)
+        found = _Realised.of(bound, solved)
         rows.append(
             Row(
                 (
                     Cell(bound["name"], bound["status"]),
-                    Cell(demanded(bound["direction"], bound["threshold"], digits), as_given(margin, digits)),
-                    Cell(number(solved.multiplier, lam_digits)),
+                    _demand_cell(bound["direction"], bound["threshold"], found.margin, digits),
+                    _multiplier_cell(solved, has_interval=False),
                     Cell(number(bound["reference"], digits)),
-                    Cell(number(bound["predicted"], digits)),
-                    Cell(number(bound["realised"], digits), interval(bound["ci95"], digits)),
+                    Cell(found.show(found.predicted, digits)),
+                    Cell(found.show(found.realised, digits), interval(found.ci95, digits)),
                 ),
                 _TONES[bound["status"]],
             )
         )
+        asked = demand_in_words(bound["direction"], bound["threshold"], found.margin, digits)
+        answers.append(
+            f"{bound['name']}: {asked} demanded; realised "
+            f"{_with_interval(found.show(found.realised, digits), found.ci95, digits)}."
+        )
+    verdicts = badges(stage1.trust, evaluation, training)
+    if all(badge.tone != "good" for badge in verdicts):
+        rows = [replace(row, tone="neutral") if row.tone == "good" else row for row in rows]
     return TableView(
         title=(
             f"Stage 2: the trained policy, on {evaluation['n_samples']:,} samples of "
@@ -190,47 +312,85 @@ def stage2_view(evaluation: Mapping[str, Any], dual: Mapping[str, Any]) -> Table
         ),
         header=(
             Cell("score", "verdict"),
-            Cell("demanded", "as given"),
+            Cell("demanded", "threshold"),
             Cell("lambda*"),
             Cell("reference"),
             Cell("predicted"),
             Cell("realised", "95% interval"),
         ),
         rows=tuple(rows),
-        verdict=verdict_sentence(evaluation),
-        tone=_TONES[evaluation["status"]],
         facts=(
             ("reward", _realised_reward(stage1.reward.name, evaluation["reward"])),
-            *_gains(stage1.reward.name, evaluation),
+            *_bridge(stage1, evaluation),
             ("KL", _realised_kl(evaluation["kl"])),
             ("closed fraction", _closed_fraction(evaluation["lagrangian"])),
             ("ESS", _effective_sample_size(stage1)),
         ),
-        warnings=(*stage1.warnings, *evaluation.get("warnings", ())),
+        warnings=(*_other_warnings(stage1), *evaluation.get("warnings", ())),
+        badges=verdicts,
+        answers=tuple(answers),
     )
 
 
+@dataclass(frozen=True)
+class _Realised:
+    """What an evaluation found of a constraint, as its demand was made: a margin, or an absolute value.
+
+    Attributes:
+        margin: that was demanded, or None for an absolute threshold.
+        predicted: by the dual for these prompts.
+        realised: by the policy.
+        ci95: its interval.
+    """
+
+    margin: float | None
+    predicted: float
+    realised: float
+    ci95: Sequence[float | None]
+
+    @classmethod
+    def of(cls, bound: Mapping[str, Any], solved: SolvedConstraint | None = None) -> _Realised:
+        """Of an entry of ``evaluation.json``; those of older versions have no margin, the solution has."""
+        margin = bound.get("margin", None if solved is None else solved.demanded.margin)
+        # The interval of a margin is the paired difference's, moved by the reference mean.
+        origin = 0.0 if margin is None else bound["reference"]
+        return cls(
+            margin=margin,
+            predicted=bound["predicted"] - origin,
+            realised=bound["realised"] - origin,
+            ci95=[end - origin for end in bound["ci95"]],
+        )
+
+    def show(self, value: float, digits: int) -> str:
+        """A value of its kind: with its sign where it is a difference."""
+        return number(value, digits) if self.margin is None else signed(value, digits)
+
+
 def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
-    """The verdict on the trained policy, with the reason, as one line per constraint that is not satisfied."""
+    """Why the verdict on the trained policy is what it is, one line per constraint that is not satisfied."""
     bounds = evaluation["constraints"]
     status = evaluation["status"]
     if status == "satisfied":
         those = "the constraint" if len(bounds) == 1 else f"each of the {len(bounds)} constraints"
-        return f"SATISFIED: for {those} the whole 95% interval is on the right side of the threshold."
+        return f"For {those} the whole 95% interval is on the right side of what was demanded."
     lines = []
     for bound in sorted(bounds, key=lambda bound: bound["status"] != status):  # the one that decides comes first
         if bound["status"] == "satisfied":
             continue
-        digits = _realised_decimals(bound)
-        threshold, found = number(bound["threshold"], digits), interval(bound["ci95"], digits)
+        digits, found = _realised_decimals(bound), _Realised.of(bound)
+        asked = bound["threshold"] if found.margin is None else found.margin
+        ends = interval(found.ci95, digits)
         if bound["status"] == "undecided":
-            lines.append(f"{bound['name']} cannot be told from its threshold: {threshold} lies inside {found}.")
-        else:
-            miss = number(abs(bound["realised"] - bound["threshold"]), digits)
             lines.append(
-                f"{bound['name']} misses its threshold {threshold} by {miss}: all of {found} is on the wrong side."
+                f"{bound['name']} cannot be told from its demand: {found.show(asked, digits)} lies inside {ends}."
             )
-    return "\n".join([f"{status.upper()}: {lines[0]}", *lines[1:]])
+        else:
+            miss = number(abs(found.realised - asked), digits)
+            lines.append(
+                f"{bound['name']} misses its demand of {found.show(asked, digits)} by {miss}: all of {ends} is on the "
+                "wrong side."
+            )
+    return "\n".join(lines)
 
 
 def binding_verdict(bound: SolvedConstraint) -> str:
@@ -248,6 +408,18 @@ def as_given(margin: float | None, digits: int) -> str:
     if margin is None:
         return ""
     return f"ref {'-' if margin < 0 else '+'} {number(abs(margin), digits)}"
+
+
+def demand_in_words(direction: Direction, threshold: float, margin: float | None, digits: int) -> str:
+    """``at least 0.800 above the reference``: a constraint as people say it."""
+    if margin is None:
+        return f"{'at least' if direction == '>=' else 'at most'} {number(threshold, digits)}"
+    if margin == 0:
+        return f"not {'below' if direction == '>=' else 'above'} the reference"
+    side = "below" if margin < 0 else "above"
+    # At least -0.1 over the reference is at most 0.1 below it.
+    bound = "at least" if (direction == ">=") == (margin > 0) else "at most"
+    return f"{bound} {number(abs(margin), digits)} {side} the reference"
 
 
 @dataclass(frozen=True)
@@ -347,12 +519,133 @@ def _reward_decimals(reward: ReportedReward) -> int:
     return decimals(reward.reference, reward.predicted, reward.predicted_ci95, reward.heldout)
 
 
-def _predicted_reward(reward: ReportedReward) -> str:
+def _prediction(
+    solved: ReportedSolution, found: ReportedReward | ReportedConstraint
+) -> tuple[float, Sequence[float | None] | None]:
+    """A predicted mean with the interval that belongs to it: both corrected for finitely many responses, or neither.
+
+    Older files have the corrected interval without its point; the point is then shown alone.
+    """
+    if found.predicted_corrected is not None:
+        return found.predicted_corrected, found.predicted_ci95
+    return found.predicted, None if solved.diagnostics.intervals_corrected else found.predicted_ci95
+
+
+def _predicted_against_demand(
+    solved: ReportedSolution, bound: ReportedConstraint
+) -> tuple[float, Sequence[float | None] | None]:
+    """:func:`_prediction` as the demand was made: over the reference where it is a margin."""
+    predicted, ends = _prediction(solved, bound)
+    if bound.margin is None:
+        return predicted, ends
+    gained = None
+    if bound.slack_ci95 is not None:  # paired with the reference, as the slack of a margin is
+        sign, (low, high) = sign_of(bound.direction), bound.slack_ci95
+        ends_in_order = (low, high) if sign > 0 else (high, low)
+        gained = [None if end is None else bound.margin + sign * end for end in ends_in_order]
+    return predicted - bound.reference, gained
+
+
+def _heldout_against_demand(bound: ReportedConstraint) -> float | None:
+    if bound.heldout is None or bound.margin is None:
+        return bound.heldout
+    if bound.heldout_reference is not None:
+        return bound.heldout - bound.heldout_reference
+    return None
+
+
+def _demand_cell(direction: Direction, threshold: float, margin: float | None, digits: int) -> Cell:
+    """What was demanded, as it was given; below a margin the threshold that it is on these prompts."""
+    absolute = demanded(direction, threshold, digits)
+    return Cell(absolute) if margin is None else Cell(f"{direction} {as_given(margin, digits)}", absolute)
+
+
+def _multiplier_cell(bound: ReportedConstraint, *, has_interval: bool = True) -> Cell:
+    """Lambda*; where its interval is corrected for finitely many responses, with the point that belongs to it."""
+    digits = decimals(0.0, bound.multiplier, bound.multiplier_ci95)
+    star, ends = number(bound.multiplier, digits), interval(bound.multiplier_ci95, digits)
+    if not has_interval:
+        return Cell(star)
+    corrected = bound.multiplier_corrected
+    apart = corrected is not None and number(corrected, digits) != star
+    return Cell(star, f"corrected {number(corrected, digits)}\n{ends}" if apart else ends)
+
+
+def _with_interval(text: str, ends: Sequence[float | None] | None, digits: int) -> str:
+    return f"{text} {interval(ends, digits)}".rstrip()
+
+
+def _reward_answer(name: str, reward: Mapping[str, Any]) -> Iterable[str]:
+    """Change of the reward against the reference, paired by prompt, where the evaluation has it."""
+    if "improvement" in reward:
+        ends = reward.get("improvement_ci95")
+        digits = decimals(0.0, reward["improvement"], ends)
+        gained = _with_interval(signed(reward["improvement"], digits), ends, digits)
+        yield f"{name}: realised {gained} against the reference."
+
+
+def _bridge(solved: ReportedSolution, evaluation: Mapping[str, Any] | None) -> Iterable[tuple[str, str]]:
+    """For margins: how the demand, what the dual was asked for and the thresholds of each split hang together."""
+    evaluated = {} if evaluation is None else {bound["name"]: bound for bound in evaluation["constraints"]}
+    parts = []
+    for bound in solved.constraints:
+        margin = bound.demanded.margin
+        if margin is None or bound.margin is None:
+            continue
+        digits = decimals(bound.reference, bound.threshold, bound.predicted, bound.predicted_ci95)
+        text = (
+            f"{bound.name} {bound.direction} {as_given(margin, digits)}: "
+            f"{demanded(bound.direction, bound.demanded.threshold, digits)} on the train prompts "
+            f"(ref {number(bound.reference, digits)})"
+        )
+        if bound.name in evaluated:
+            on_test = evaluated[bound.name]
+            text += (
+                f", {demanded(bound.direction, on_test['threshold'], digits)} on the test prompts "
+                f"(ref {number(on_test['reference'], digits)})"
+            )
+        if bound.margin != margin:
+            text += (
+                f"; asked of the dual, with safeguards: {bound.direction} {as_given(bound.margin, digits)}, "
+                f"{demanded(bound.direction, bound.threshold, digits)} on the train prompts"
+            )
+        parts.append(text)
+    if parts:
+        yield "thresholds", "; ".join(parts)
+
+
+def _corrections(solved: ReportedSolution) -> Iterable[tuple[str, str]]:
+    """What the predictions are on the samples themselves, where those shown are corrected."""
+    if solved.reward.predicted_corrected is not None:
+        plain = [f"{solved.reward.name} {number(solved.reward.predicted, _reward_decimals(solved.reward))}"]
+        for bound in solved.constraints:
+            digits = decimals(bound.reference, bound.threshold, bound.predicted, bound.predicted_ci95)
+            margin = bound.margin is not None
+            plain.append(
+                f"{bound.name} "
+                + (signed(bound.predicted - bound.reference, digits) if margin else number(bound.predicted, digits))
+            )
+        yield (
+            "corrected",
+            "predictions and their intervals, for finitely many responses; on the samples as they are "
+            + ", ".join(plain),
+        )
+    elif solved.diagnostics.intervals_corrected:
+        yield "corrected", "the intervals of the predictions are for other points than these, and left out here"
+
+
+def _other_warnings(solved: ReportedSolution) -> tuple[str, ...]:
+    """Those that do not stand beneath the badge of trust."""
+    return tuple(text for text in solved.warnings if text not in solved.trust.reasons)
+
+
+def _predicted_reward(solved: ReportedSolution) -> str:
+    reward = solved.reward
     digits = _reward_decimals(reward)
     tail = "" if reward.heldout is None else f" (held-out {number(reward.heldout, digits)})"
     return (
-        f"{reward.name} {number(reward.reference, digits)} reference -> {number(reward.predicted, digits)} predicted"
-        f"{tail}"
+        f"{reward.name} {number(reward.reference, digits)} reference -> "
+        f"{number(_prediction(solved, reward)[0], digits)} predicted{tail}"
     )
 
 
@@ -367,18 +660,6 @@ def _realised_reward(name: str, reward: Mapping[str, Any]) -> str:
 def _heldout_slack(bound: ReportedConstraint, digits: int) -> str:
     """Slack on held-out prompts: for a margin, over the reference policy on those same prompts."""
     return "" if bound.heldout_slack is None else signed(bound.heldout_slack, digits)
-
-
-def _gains(reward_name: str, evaluation: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Change against the reference policy, paired by prompt, where the evaluation has it."""
-    parts = []
-    for name, found in [(reward_name, evaluation["reward"]), *((b["name"], b) for b in evaluation["constraints"])]:
-        if "improvement" in found:
-            ends = found.get("improvement_ci95")
-            digits = decimals(0.0, found["improvement"], ends)
-            parts.append(f"{name} {signed(found['improvement'], digits)} {interval(ends, digits)}".rstrip())
-    if parts:
-        yield "gain", ", ".join(parts)
 
 
 def _predicted_kl(solved: ReportedSolution) -> str:
@@ -397,16 +678,6 @@ def _closed_fraction(lagrangian: Mapping[str, Any]) -> str:
         return "undefined: the reference is already the optimum"
     ends = interval(lagrangian.get("closed_fraction_ci95"), 2)
     return f"{fraction:.2f} {ends}".rstrip() + "  (0: the reference, 1: the tilted optimum)"
-
-
-def _trust_sentence(trust: Trust) -> str:
-    """Empty where there is nothing to say."""
-    if trust.verdict == "ok":
-        return ""
-    lines = [f"{trust.verdict.upper()}: {trust.reasons[0]}.", *(f"{text}." for text in trust.reasons[1:])]
-    if trust.advice:
-        lines.append(f"Advice: {', '.join(trust.advice)}.")
-    return "\n".join(lines)
 
 
 def _ladder(solved: ReportedSolution) -> str:

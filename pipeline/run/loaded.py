@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,9 @@ from pipeline.contracts.artifacts import Manifest, file_sha256, is_complete, rea
 from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.section import nearest
 from pipeline.contracts.shards import read_parquet
-from pipeline.contracts.tables import SPLITS
+from pipeline.contracts.solution import Solution
+from pipeline.contracts.tables import SPLITS, tilted_schema
+from pipeline.contracts.training_verdict import read_training_verdict
 
 if TYPE_CHECKING:
     from pipeline.report.views import TableView
@@ -23,7 +26,7 @@ _STEP_OF = {"dual": "solve", "tilted": "export", "policy": "train", "evaluation"
 
 def load_run(folder: Path) -> LoadedRun:
     """See :func:`dualign.load_run`."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112  # of a name too long for a file, False
         beside = [path.name for path in folder.parent.glob("*") if path.is_dir()] if folder.parent.is_dir() else []
         raise InputError(f"there is no run {str(folder)!r}{nearest(folder.name, beside) if beside else ''}")
     if not (folder / "prompts").is_dir():
@@ -51,9 +54,13 @@ class LoadedRun:
 
         Raises:
             InputError: the step ``solve`` has not finished.
-            CorruptArtifactError: the file is not the one the step wrote.
+            CorruptArtifactError: the file is not the one the step wrote, or is damaged.
         """
-        return self._read("dual", "dual.json")
+        from pipeline.report.solved import ReportedSolution
+
+        content = self._read("dual", "dual.json")
+        ReportedSolution.from_document(content, source=self.folder / "dual" / "dual.json")
+        return content
 
     @cached_property
     def evaluation(self) -> dict[str, Any]:
@@ -61,9 +68,13 @@ class LoadedRun:
 
         Raises:
             InputError: the step ``evaluate`` has not finished.
-            CorruptArtifactError: the file is not the one the step wrote.
+            CorruptArtifactError: the file is not the one the step wrote, or is damaged.
         """
-        return self._read("evaluation", "evaluation.json")
+        from pipeline.report.evaluated import Evaluation
+
+        content = self._read("evaluation", "evaluation.json")
+        Evaluation.from_document(content, source=self.folder / "evaluation" / "evaluation.json")
+        return content
 
     @cached_property
     def tilted(self) -> pa.Table:
@@ -76,7 +87,12 @@ class LoadedRun:
         """
         files = self._manifest("tilted").files
         paths = [self.folder / "tilted" / name for split in SPLITS for name in sorted(files) if f"/{split}-" in name]
-        return pa.concat_tables([read_parquet(path) for path in paths])
+        if not paths:
+            raise CorruptArtifactError(f"{self.folder / 'tilted'} has no table: its manifest names no file of a split")
+        for path in paths:
+            self._require_recorded(path, files[str(path.relative_to(self.folder / "tilted"))])
+        schema = tilted_schema(Solution.from_document(self.dual).names)
+        return pa.concat_tables([read_parquet(path, schema=schema) for path in paths])
 
     @property
     def policy_path(self) -> Path:
@@ -96,10 +112,14 @@ class LoadedRun:
 
     def _read(self, artifact: str, name: str) -> dict[str, Any]:
         path, recorded = self.folder / artifact / name, self._manifest(artifact).files
+        self._require_recorded(path, recorded.get(name))
         content: dict[str, Any] = read_json(path)
-        if file_sha256(path) != recorded.get(name):
-            raise CorruptArtifactError(f"{path} is not the file that its manifest records (sha256 differs)")
         return content
+
+    @staticmethod
+    def _require_recorded(path: Path, recorded: str | None) -> None:
+        if file_sha256(path) != recorded:
+            raise CorruptArtifactError(f"{path} is not the file that its manifest records (sha256 differs)")
 
     def __repr__(self) -> str:
         from pipeline.report.summary import text_summary
@@ -112,12 +132,17 @@ class LoadedRun:
         return html_summary(self._view())
 
     def _view(self) -> TableView:
+        from pipeline.report.evaluated import Evaluation
         from pipeline.report.views import TableView, stage1_view, stage2_view
 
+        policy = self.folder / "policy"
+        training = read_training_verdict(policy) if is_complete(policy) else None
         if is_complete(self.folder / "evaluation"):
-            view = stage2_view(self.evaluation, self.dual)
+            source = self.folder / "evaluation" / "evaluation.json"
+            Evaluation.from_document(self.evaluation).require_of(Solution.from_document(self.dual), source=source)
+            view = stage2_view(self.evaluation, self.dual, training)
         elif is_complete(self.folder / "dual"):
-            view = stage1_view(self.dual)
+            view = stage1_view(self.dual, training)
         else:
-            view = TableView("no dual yet", (), (), "", "neutral", (), ())
+            view = TableView("no dual yet", (), ())
         return replace(view, title=f"Run {self.name}, {view.title[0].lower()}{view.title[1:]}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from pipeline.contracts.artifacts import (
     write_json,
     write_manifest,
 )
+from pipeline.contracts.errors import InputError
+from pipeline.run.replaced import clear_tables
 
 log = logging.getLogger("dualign")
 
@@ -43,7 +44,10 @@ def derived_step_is_current(
 
     Raises:
         StaleArtifactError: the step was made with other settings.
+        InputError: the folder is a link, or has files among its tables that no step wrote.
     """
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link to {folder.resolve()}; a step writes into folders of its own run only")
     begin_step(folder, settings=settings, inputs={}, remedy=remedy(step))
     if is_complete(folder):
         found = read_manifest(folder)
@@ -51,9 +55,7 @@ def derived_step_is_current(
             log.info("%s: done before, kept", step)
             return True
     reopen(folder)
-    for entry in folder.iterdir():
-        if entry.name in {"data", "parts"}:
-            shutil.rmtree(entry)
+    clear_tables(folder)
     return False
 
 

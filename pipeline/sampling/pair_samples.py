@@ -155,7 +155,7 @@ def _require_growth(responses: ResponseSet, table: ShardedTable, rows: pa.Table)
     """Refuse to leave out what is on disk: scores of it may be there too, and would belong to nothing."""
     asked_for = _keys(rows)
     for path in table.paths("train"):
-        gone = _keys(read_parquet(path, columns=SAMPLE_KEY)) - asked_for
+        gone = _keys(read_parquet(path, columns=SAMPLE_KEY, schema=SAMPLES)) - asked_for
         if gone:
             raise StaleArtifactError(
                 f"{path} holds {len(gone)} responses of pairs that are no longer asked for: `{PAIRS_SECTION}.limit` "

@@ -39,6 +39,24 @@ class ColumnSettings(ScorerSettings):
         else:
             yield partial(_check_sample_column, self.column)
 
+    def check_new_responses(self) -> None:
+        """By their texts alone: a number of a sample says nothing of the response that another policy gives there."""
+        if self.table is None:
+            fault = (
+                f"the column {self.column!r} of the samples says who drew a response and how, which is not a score of "
+                "the response that two policies could be compared by"
+            )
+        elif "completion" in ColumnScorer(self.column, table=self.table).keys:
+            return
+        else:
+            fault = f"{self.table} knows responses by `sample_index` alone, and has those of the reference's samples"
+        raise InputError(
+            f"{fault}: it has no scores of the responses of a trained policy. Use a scorer that computes them; or a "
+            "`table` that knows responses by `completion`, to which you add the policy's: `dualign evaluate` draws "
+            "them into evaluation/samples, stops while they have no rows in it, and goes on once they have. Without "
+            "either, `dualign stage1` and `dualign train` give the policy, unevaluated"
+        )
+
     def identity(self, models: Models) -> str:
         """Of the table."""
         del models

@@ -73,6 +73,13 @@ class ScorerSettings(Section, ABC):
         del models
         yield from ()
 
+    def check_new_responses(self) -> None:
+        """What can be known of scores of responses that do not exist yet, those of a policy that will be trained.
+
+        Raises:
+            InputError: it can have none, or would give those of other responses.
+        """
+
     def shared_settings(self) -> Hashable | None:
         """What scorers of this kind and of the same models share a pass by, where it is equal; None: they never do."""
         return None

@@ -26,6 +26,7 @@ class ScorerGroup:
             where ``uses_device`` it takes ``device=``, a torch device.
         reads: columns of the samples table it needs besides prompt_id, sample_index and completion.
         uses_device: whether it computes on a torch device.
+        looks_up: whether its scores are looked up, which costs nothing to do again.
     """
 
     names: tuple[str, ...]
@@ -34,6 +35,7 @@ class ScorerGroup:
     start: Callable[..., Scorer]
     reads: tuple[str, ...] = ()
     uses_device: bool = True
+    looks_up: bool = False
 
 
 def check_scorers(config: RunConfig, embedded: Iterable[str], *, locate: Locate = resolve_model) -> None:
@@ -75,6 +77,22 @@ def check_scorers(config: RunConfig, embedded: Iterable[str], *, locate: Locate 
         raise ConfigError(list(dict.fromkeys(faults)), source="the scorers")
 
 
+def check_new_responses(config: RunConfig) -> None:
+    """Check that the reward and the constraints can have scores of what a policy yet to be trained will say.
+
+    Raises:
+        ConfigError: lists every scorer that cannot.
+    """
+    faults: list[str] = []
+    for name in (config.reward, *config.constraints):
+        try:
+            config.scorers[name].check_new_responses()
+        except InputError as error:
+            faults.append(f"`scorers.{name}`: {error}")
+    if faults:
+        raise ConfigError(faults, source="the scorers, of which an evaluation needs those of reward and constraints")
+
+
 def group_scorers(run: Run, names: Sequence[str]) -> list[ScorerGroup]:
     """The passes that compute the scorers named, in the order in which each is first named.
 
@@ -104,6 +122,7 @@ def group_scorers(run: Run, names: Sequence[str]) -> list[ScorerGroup]:
                 start=first.start(settings_of, places),
                 reads=first.reads(),
                 uses_device=first.uses_device,
+                looks_up=not first.scores_any_response,
             )
         )
     return groups

@@ -46,7 +46,9 @@ class SortedKeys:
             return np.full(len(index), -1)
         wanted = place * self.width + index
         row = np.minimum(np.searchsorted(self.key_n, wanted), len(self.key_n) - 1)
-        found: np.ndarray = np.where((place >= 0) & (index < self.width) & (self.key_n[row] == wanted), row, -1)
+        found: np.ndarray = np.where(
+            (place >= 0) & (index >= 0) & (index < self.width) & (self.key_n[row] == wanted), row, -1
+        )
         return found
 
 
@@ -177,9 +179,13 @@ def _sample_keys(samples: ShardedTable, split: str) -> tuple[SortedKeys, np.ndar
     prompts = PromptPlaces(samples.prompt_ids(split))
     place, index, cut_off = [], [], []
     for path in samples.paths(split):
-        table = read_parquet(path, columns=[*SAMPLE_KEY, "finish_reason"], as_dictionary=["prompt_id"])
+        table = read_parquet(
+            path, columns=[*SAMPLE_KEY, "finish_reason"], schema=samples.schema, as_dictionary=["prompt_id"]
+        )
         place.append(prompts.of(table["prompt_id"]))
         index.append(table["sample_index"].to_numpy().astype(np.int64))
+        if index[-1].min(initial=0) < 0:
+            raise CorruptArtifactError(f"{path} has the sample_index {index[-1].min()}; it must not be negative")
         cut_off.append(pc.equal(table["finish_reason"], "length").to_numpy())
     index_n = np.concatenate([np.empty(0, np.int64), *index])
     width = int(index_n.max(initial=0)) + 1
@@ -195,7 +201,7 @@ def _sample_keys(samples: ShardedTable, split: str) -> tuple[SortedKeys, np.ndar
 def _fill(value_n: np.ndarray, scores: ShardedTable, split: str, keys: SortedKeys, *, name: str) -> None:
     """Write a scorer's values to the rows they belong to."""
     for path in scores.paths(split):
-        table = read_parquet(path, columns=[*SAMPLE_KEY, "value"], as_dictionary=["prompt_id"])
+        table = read_parquet(path, columns=[*SAMPLE_KEY, "value"], schema=scores.schema, as_dictionary=["prompt_id"])
         _require_finite(table, name)
         row_n = keys.find(table)
         unknown = np.count_nonzero(row_n < 0)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import ShardedTable, read_parquet
-from pipeline.contracts.tables import SPLITS, TOKEN_IDS
+from pipeline.contracts.tables import SAMPLES, SPLITS, TOKEN_IDS
 from pipeline.networks import load_network
 from pipeline.run.execution import local_device
 from pipeline.run.run import Run
@@ -100,5 +100,7 @@ def _some_samples(samples: ShardedTable, n_rows: int, *, seed: int) -> pa.Table:
     rng = np.random.default_rng(seed)
     paths = [path for split in SPLITS for path in samples.paths(split)]
     chosen = [paths[place] for place in sorted(rng.permutation(len(paths))[:4])]
-    rows = pa.concat_tables(read_parquet(path, columns=[*TOKEN_IDS, "sampler_logp"]) for path in chosen)
+    rows = pa.concat_tables(
+        read_parquet(path, columns=[*TOKEN_IDS, "sampler_logp"], schema=SAMPLES) for path in chosen
+    )
     return rows.take(np.sort(rng.permutation(rows.num_rows)[:n_rows]))

@@ -6,11 +6,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline.contracts.artifacts import begin_step, content_sha256, is_complete, read_json, read_manifest
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SCORES
 from pipeline.run.execution import build_execution
+from pipeline.run.replaced import clear_tables
 from pipeline.run.response_set import ResponseSet
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, has_all_files, log, record_failures, remedy, reopen
@@ -34,16 +36,68 @@ def score_samples(run: Run, responses: ResponseSet, *, step: str, names: Sequenc
         _score_group(run, group, responses, step=step)
 
 
+def score_policy(run: Run, responses: ResponseSet, *, step: str, names: Sequence[str]) -> None:
+    """Score the samples of a trained policy, by the scorers that the reference's samples were scored by.
+
+    Args:
+        run: the run, whose reference is scored.
+        responses: what the policy said.
+        step: the step this belongs to, for manifests and messages.
+        names: of the scorers. One that looks its scores up is left out where it is neither reward nor constraint.
+
+    Raises:
+        StaleArtifactError: a scorer is not the one that the reference's samples were scored by.
+        InputError: a scorer cannot be loaded, or too many of its scores fail.
+    """
+    needed = (run.config.reward, *run.config.constraints)
+    asked = [name for name in names if name in needed or run.config.scorers[name].scores_any_response]
+    for name in names:
+        if name not in asked:
+            log.info("%s: `%s` looks scores up and is not needed here; the policy gets none of it", step, name)
+    for group in group_scorers(run, asked):
+        origin = _origin(group, run.samples)
+        for name, settings in zip(group.names, group.settings, strict=True):
+            _require_same_scorer(run.scores / name, group, settings=settings, origin=origin)
+    score_samples(run, responses, step=step, names=asked)
+
+
+def _require_same_scorer(
+    folder: Path, group: ScorerGroup, *, settings: Mapping[str, Any], origin: dict[str, str]
+) -> None:
+    """Compare a scorer with that of the reference's scores in ``folder``.
+
+    A table of scores may have grown by what the policy said: that it is another file is told and not refused.
+    """
+    if not (folder / "settings.json").is_file():  # a scorer that came later, by which nothing is compared
+        return
+    if group.looks_up:
+        then = read_json(folder / "settings.json")["inputs"]["scorer"]
+        if then != origin["scorer"]:
+            log.warning(
+                "the table of scorer `%s` is not the file that the reference's samples were scored by: their scores "
+                "stay as they are, and those of the policy must be on the same scale",
+                folder.name,
+            )
+        origin = {**origin, "scorer": then}
+    begin_step(folder, settings=settings, inputs=origin, remedy=remedy("score"))
+
+
+def _origin(group: ScorerGroup, samples: Path) -> dict[str, str]:
+    """What scores are made from; what samples were begun with stands for them: more leave the first as they are."""
+    return {"scorer": group.identity, "samples_begun_with": content_sha256(read_json(samples / "settings.json"))}
+
+
 def _score_group(run: Run, group: ScorerGroup, responses: ResponseSet, *, step: str) -> None:
     from stage1_dual.scoring.score_tables import score_tables
 
     started = time.monotonic()
     samples, folder = responses.samples, responses.scores
-    # What the samples were begun with stands for their content: more of the same samples leave it as it is.
-    origin = {"scorer": group.identity, "samples_begun_with": content_sha256(read_json(samples / "settings.json"))}
+    origin = _origin(group, samples)
     inputs = {**origin, "samples": read_manifest(samples).identity}
     waiting = []
     for name, settings in zip(group.names, group.settings, strict=True):
+        if group.looks_up and not is_complete(folder / name):
+            _forget(folder / name)
         begin_step(folder / name, settings=settings, inputs=origin, remedy=remedy(step))
         if not _is_current(folder / name, inputs):
             waiting.append(name)
@@ -90,6 +144,13 @@ def _score_group(run: Run, group: ScorerGroup, responses: ResponseSet, *, step: 
     if counts.failures:
         where = folder / group.names[0] / "failures.json"
         log.info("%s: %d samples could not be scored, see %s", step, len(counts.failures), where)
+
+
+def _forget(folder: Path) -> None:
+    """Begin anew with a table of scores that lacked rows: it may have them now, and looking up costs nothing."""
+    if folder.is_dir():
+        clear_tables(folder)
+        (folder / "settings.json").unlink(missing_ok=True)
 
 
 def _is_current(folder: Path, inputs: Mapping[str, str]) -> bool:

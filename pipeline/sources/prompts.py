@@ -225,7 +225,7 @@ def _data_set_tables(settings: PromptSettings, section: str) -> Iterator[_Source
         raise InputError(f"{what} is {settings.source!r}, on the Hub; give its `{section}.revision` too")
     try:
         files = _local_files(settings)
-        found = {}
+        found: Any = {}
         if files is None:
             found = datasets.load_dataset(settings.source, settings.dataset_config, revision=settings.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

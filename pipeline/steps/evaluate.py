@@ -19,8 +19,11 @@ from pipeline.contracts.artifacts import (
 )
 from pipeline.contracts.errors import InputError, require_extra
 from pipeline.contracts.solution import Solution
+from pipeline.contracts.training_verdict import read_training_verdict
 from pipeline.evaluation import evaluate_policy
 from pipeline.microworld import gold_scores
+from pipeline.report.evaluated import Evaluation, read_evaluation
+from pipeline.report.solved import ReportedSolution
 from pipeline.report.terminal import print_stage2
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
@@ -29,7 +32,7 @@ from pipeline.sampling.policy_samples import sample_policy
 from pipeline.scoring.categories import means_by_category, prompt_categories
 from pipeline.scoring.joined import policy_scores, reference_scores
 from pipeline.scoring.log_ratios import log_ratios
-from pipeline.scoring.sample_scores import score_samples
+from pipeline.scoring.sample_scores import score_policy
 
 _EVALUATION_SEED = 1_000_003
 """Added to the run's seed for the policy's samples: with equal seeds the two policies' samples would be correlated."""
@@ -60,7 +63,7 @@ def evaluate(run: Run) -> None:
             samples_per_prompt=config.evaluation.samples_per_prompt,
             seed=config.seed + _EVALUATION_SEED,
         )
-        score_samples(run, run.evaluated, step="evaluate")
+        score_policy(run, run.evaluated, step="evaluate", names=list(config.used_scorers()))
         evaluation = compare_policy(
             run, solution=solution, samples=folder / "samples", scores=folder / "scores", split="test"
         )
@@ -79,12 +82,14 @@ def evaluate(run: Run) -> None:
             counts={"prompts": evaluation["n_prompts"], "samples": evaluation["n_samples"]},
             started=started,
         )
-    print_stage2(read_json(folder / "evaluation.json"), dual)
+    read_evaluation(folder / "evaluation.json", ReportedSolution.from_document(dual, source=path))
+    print_stage2(read_json(folder / "evaluation.json"), dual, read_training_verdict(run.folder / "policy"))
 
 
 def read_status(run: Run) -> str:
     """The verdict of the run's evaluation: ``satisfied``, ``undecided`` or ``violated``."""
-    return str(read_json(run.evaluation / "evaluation.json")["status"])
+    path = run.evaluation / "evaluation.json"
+    return Evaluation.from_document(read_json(path), source=path).status
 
 
 def compare_policy(run: Run, *, solution: Solution, samples: Path, scores: Path, split: str) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from jinja2 import Environment, StrictUndefined
 
 from pipeline.contracts.artifacts import atomic_write_bytes, read_json, read_manifest
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.markdown import code_markdown, plain_markdown
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, tilted_schema
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, tilted_schema
 from pipeline.dual.solving import tilted_weights
+from pipeline.report.solved import ReportedSolution
 from pipeline.report.terminal import print_stage1
 from pipeline.run.response_set import ResponseSet
 from pipeline.run.run import Run
@@ -32,6 +34,7 @@ def export(run: Run) -> None:
     """
     path = run.dual / "dual.json"
     dual = read_json(path)
+    ReportedSolution.from_document(dual, source=path)  # all that the table below shows
     for responses in run.response_sets():
         _export_set(run, responses, dual)
     print_stage1(dual)
@@ -129,8 +132,7 @@ def write_tilted_table(
     for split, rows in scored.items():
         weight_n = tilted_weights(rows, solution)
         pieces = (
-            _tilted_rows(read_parquet(path, columns=[*SAMPLE_KEY, "completion"]), rows, weight_n, about, names, split)
-            for path in samples.paths(split)
+            _tilted_rows(_read_texts(path), rows, weight_n, about, names, split) for path in samples.paths(split)
         )
         for number, piece in enumerate(_regrouped(pieces)):
             n_rows += piece.num_rows
@@ -151,10 +153,15 @@ def write_dataset_card(
         inputs: identity of each artifact the table was made from.
     """
     environment = Environment(undefined=StrictUndefined, autoescape=False)  # noqa: S701  # Markdown, not HTML
+    environment.filters |= {"plain": plain_markdown, "code": code_markdown}
     template = environment.from_string(_CARD.read_text(encoding="utf-8"))
     solution = Solution.from_document(dual)
     text = template.render(solution=solution, dual=dual, n_rows=n_rows, run=run, inputs=inputs)
     atomic_write_bytes(folder / "README.md", text.encode())
+
+
+def _read_texts(path: Path) -> pa.Table:
+    return read_parquet(path, columns=[*SAMPLE_KEY, "completion"], schema=SAMPLES)
 
 
 def _tilted_rows(

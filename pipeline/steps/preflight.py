@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config.sections import ReferenceSettings, TrainingSettings
-from pipeline.contracts.artifacts import read_json
+from pipeline.contracts.artifacts import read_json_object
 from pipeline.contracts.errors import InputError, require_extra
 from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
 from pipeline.networks import require_safe_adapter
 from pipeline.run.run import Run
 from pipeline.scorers.models import EMBEDDED, Locate, resolve_model
-from pipeline.scoring.groups import check_scorers
+from pipeline.scoring.groups import check_new_responses, check_scorers
 from stage2_policy.settings import require_trackers
 
 _TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "peft")
@@ -30,6 +30,8 @@ def check_run(run: Run, steps: Sequence[str]) -> None:
     check_packages(run, steps)
     if {"prepare", "sample", "score"} & set(steps):
         check_models(run)
+    if "evaluate" in steps:
+        check_new_responses(run.config)
     if "sample" in steps:
         _check_weights(run)
     if {"sample", "train"} & set(steps):
@@ -147,7 +149,7 @@ def _check_initial(training: TrainingSettings, initial: Path) -> None:
             "folder of a policy that was trained with an adapter, which is in its adapter/"
         )
     if training.adapter != "none":
-        shape = read_json(initial / "adapter" / "adapter_config.json")
+        shape = read_json_object(initial / "adapter" / "adapter_config.json")
         for setting, name in (("lora_r", "r"), ("lora_alpha", "lora_alpha")):
             if shape.get(name) != getattr(training, setting):
                 raise InputError(

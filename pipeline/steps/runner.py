@@ -5,24 +5,25 @@ Each step reads the artifacts before it and leaves one folder with a manifest. N
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import yaml
 
 from pipeline.contracts.artifacts import (
+    MANIFEST,
     atomic_write_bytes,
     file_sha256,
     is_complete,
     read_manifest,
     require_writable,
     run_lock,
+    verify_artifact,
 )
 from pipeline.contracts.errors import CorruptArtifactError, InputError
+from pipeline.run.replaced import drop_replaced, put_aside
 from pipeline.run.response_set import ResponseSet, known_response_sets
 from pipeline.run.run import Run
-from pipeline.run.step import log, reopen
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.export import export
 from pipeline.steps.preflight import check_run
@@ -32,6 +33,9 @@ from pipeline.steps.sample import sample
 from pipeline.steps.score import score
 from pipeline.steps.solve import solve
 from pipeline.steps.train import train
+
+_VERIFIED = ".verified.json"
+"""Remembers in the run's folder which files were found to be what their manifests say."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
     Args:
         run: the run.
         names: steps to perform.
-        redo_from: a step to remove first, with all steps after it.
+        redo_from: a step to do anew, with all steps after it: what they made is put aside, each until its successor
+            is complete.
 
     Raises:
         DualignError: whatever makes a step stop; finished work is kept.
@@ -70,11 +75,15 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
     require_writable(run.folder)
     with run_lock(run.folder):
         if redo_from is not None:
-            _discard_from(run, redo_from)
+            _require_earlier_steps(run, redo_from, names)
+            _verify_earlier_steps(run, redo_from)
+            _put_aside_from(run, redo_from)
         _require_own_artifacts(run)
         for name in names:
             _require_earlier_steps(run, name, names)
+            _verify_earlier_steps(run, name)
             STEPS[name].perform(run)
+            drop_replaced(run.folder, _made_folders(run, name))
             # After the step: a configuration that was refused is not the run's.
             _write_config(run)
 
@@ -117,26 +126,35 @@ def _require_own_artifacts(run: Run) -> None:
                 )
 
 
-def _discard_from(run: Run, first: str) -> None:
+def _made_folders(run: Run, step: str) -> list[str]:
+    """The folders that a step makes, or once made, within the run, whatever its recipe asks for by now."""
+    merged = [run.merged_reference.name] if step == "prepare" else []
+    return [*merged, *_folders(step, known_response_sets(run.folder))]
+
+
+def _put_aside_from(run: Run, first: str) -> None:
     order = list(STEPS)
-    discarded = [
-        (name, run.folder / folder)
-        for name in order[order.index(first) :]
-        for folder in _folders(name, known_response_sets(run.folder))
-    ]
-    for name, folder in discarded:
-        if folder.is_symlink():
+    made = [(name, folder) for name in order[order.index(first) :] for folder in _made_folders(run, name)]
+    for name, folder in made:
+        path = run.folder / folder
+        if path.is_symlink():
             raise InputError(
-                f"the step `{name}` of run `{run.name}` is that of {folder.resolve().parent}, by a link; redo it there"
+                f"the step `{name}` of run `{run.name}` is that of {path.resolve().parent}, by a link; redo it there"
             )
-    for name, folder in reversed(discarded):
-        if folder.is_dir():
-            reopen(folder)
-            shutil.rmtree(folder)
-            log.info("%s: removed, to be done anew", name)
-    if first == "prepare" and run.merged_reference.is_dir():
-        reopen(run.merged_reference)
-        shutil.rmtree(run.merged_reference)
+    put_aside(run.folder, [folder for _, folder in reversed(made)])
+
+
+def _verify_earlier_steps(run: Run, name: str) -> None:
+    """Compare what a step reads with the manifests that name it: all that the steps before it have finished.
+
+    Raises:
+        CorruptArtifactError: a file is missing, or is not what its manifest says; names it.
+    """
+    order = list(STEPS)
+    for earlier in order[: order.index(name)]:
+        for made in _made_folders(run, earlier):
+            for manifest in sorted((run.folder / made).rglob(MANIFEST)):
+                verify_artifact(manifest.parent, memory=run.folder / _VERIFIED)
 
 
 def _write_config(run: Run) -> None:

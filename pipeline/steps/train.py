@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.artifacts import begin_step, checkpoint_sha256, file_sha256, is_complete, read_manifest
-from pipeline.contracts.errors import require_extra
+from pipeline.contracts.errors import TrainingDidNotPayError, require_extra
 from pipeline.contracts.shards import read_parquet
+from pipeline.contracts.tables import PROMPTS
+from pipeline.contracts.training_verdict import read_training_verdict
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
 
@@ -45,6 +48,7 @@ def train(run: Run) -> None:
     begin_step(folder, settings=recorded, inputs=inputs, remedy=remedy("train"))
     if is_complete(folder):
         log.info("train: done before, kept")
+        _say_verdict(folder)
         return
     result = perform_training(run)
     log.info("train: %d steps, kept the one of step %d; %s", result.steps, result.best_step, result.stop_reason)
@@ -66,9 +70,34 @@ def train(run: Run) -> None:
         inputs=inputs,
         files=files,
         counts={"responses": result.n_responses, "prompts": result.n_train_prompts, "steps": result.steps},
-        details=asdict(result),
+        details={**asdict(result), "verdict": result.verdict.model_dump(mode="json")},
         started=started,
     )
+    _say_verdict(folder)
+
+
+def require_improvement(run: Run, *, certainly: bool) -> None:
+    """Check that training paid, once everything that was asked for is done.
+
+    Args:
+        run: a run whose policy is trained.
+        certainly: refuse a policy that cannot be told from the reference, too.
+
+    Raises:
+        TrainingDidNotPayError: the policy is not better than the reference on held-out prompts.
+    """
+    verdict = read_training_verdict(run.folder / "policy")
+    if verdict is not None and (verdict.verdict == "did not pay" or (certainly and verdict.verdict != "paid")):
+        raise TrainingDidNotPayError(
+            f"training of run `{run.name}` {verdict.verdict.upper()}: {verdict.reasons[0]}. What was asked for is "
+            "done and written; what to try is in the log above and in the report"
+        )
+
+
+def _say_verdict(folder: Path) -> None:
+    verdict = read_training_verdict(folder)
+    if verdict is not None:
+        log.log(logging.INFO if verdict.verdict == "paid" else logging.WARNING, "train: %s", verdict.sentence)
 
 
 def perform_training(run: Run) -> TrainResult:
@@ -109,7 +138,10 @@ def recorded_settings(config: RunConfig) -> dict[str, Any]:
 def _some_prompts(run: Run) -> list[Any]:
     """Messages of a few of the prompts that are trained on."""
     table = run.folder / "tilted" / "data"
-    shards = [read_parquet(path, columns=["prompt_id", "prompt"]) for path in sorted(table.glob("train-*"))[:1]]
+    shards = [
+        read_parquet(path, columns=["prompt_id", "prompt"], schema=PROMPTS)
+        for path in sorted(table.glob("train-*"))[:1]
+    ]
     first = {row["prompt_id"]: row["prompt"] for shard in shards for row in shard.slice(0, 4_096).to_pylist()}
     return list(first.values())[:_PROMPTS_SERVED]
 

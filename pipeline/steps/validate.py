@@ -5,6 +5,7 @@ Reads files only: no model, no torch, no network. Whoever receives a run from so
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,20 +15,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
-from tqdm import tqdm
 
 from pipeline.contracts.artifacts import (
+    MANIFEST,
     Manifest,
     checkpoint_sha256,
     file_sha256,
     is_complete,
     read_json,
     read_manifest,
+    shown,
 )
 from pipeline.contracts.errors import CorruptArtifactError, DualignError, InputError
-from pipeline.contracts.keys import PromptPlaces
+from pipeline.contracts.keys import PromptPlaces, row_keys
 from pipeline.contracts.shards import ShardedTable, read_parquet
-from pipeline.contracts.solution import Solution, SolvedConstraint, SolvedReward
 from pipeline.contracts.tables import (
     CONSTRAINT_PREFIX,
     PROMPTS,
@@ -38,6 +39,10 @@ from pipeline.contracts.tables import (
     prompt_id,
     tilted_schema,
 )
+from pipeline.evaluation import judge
+from pipeline.progress import progress_bar
+from pipeline.report.evaluated import read_evaluation
+from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution
 from pipeline.run.response_set import ResponseSet, known_response_sets
 from stage1_dual.sampling.protocol import THE_POLICY
 
@@ -47,6 +52,18 @@ _CHANCE = 1e-9
 _WEIGHT_TOLERANCE = 1e-9
 _MEAN_TOLERANCE = 1e-9
 """Of a mean that is computed again, relative to the largest score."""
+
+_UNFORESEEN = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    pa.ArrowException,
+)
+"""What reading files that nobody foresaw raises. A run is reported on to its end, whatever one of its artifacts is."""
 
 _UPSTREAM = ("prompts", "samples", "scores", "dual", "tilted", "pairs", "policy", "evaluation")
 
@@ -83,20 +100,13 @@ class Validation:
     faults: list[str] = field(default_factory=list)
 
 
-class _CheckedConstraint(SolvedConstraint):
-    predicted: float
+class _CheckedConstraint(ReportedConstraint):
     slack: float
 
 
-class _CheckedReward(SolvedReward):
-    reference: float
-    predicted: float
-
-
-class _CheckedSolution(Solution):
+class _CheckedSolution(ReportedSolution):
     """A solution with what can be computed again from the tilted table."""
 
-    reward: _CheckedReward
     constraints: Annotated[tuple[_CheckedConstraint, ...], Field(strict=False)]
 
 
@@ -110,9 +120,9 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
     Raises:
         InputError: there is no run in the folder.
     """
-    if not (folder / "prompts").is_dir():
+    if not os.path.isdir(folder / "prompts"):  # noqa: PTH112  # of a name too long for a file, False
         raise InputError(f"{folder} is not a run: it has no prompts folder")
-    found = Validation()
+    found = Validation(faults=list(_not_folders(folder)))
     manifests = {name: _read(folder / name, found) for name in _artifacts(folder)}
     for name, manifest in manifests.items():
         made_from = tuple(manifest.inputs) if manifest is not None else ()
@@ -125,16 +135,38 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
         *((f"hashes of {name}", _bound(_check_files, folder / name, complete[name])) for name in complete),
         ("prompts", lambda: _check_prompts(folder / "prompts")),
     ]
-    if "dual" in complete:
-        checks.append(("dual", lambda: _check_dual(folder)))
+    for name, check in (("prompts", _check_splits), ("dual", _check_dual), ("evaluation", _check_evaluation)):
+        if name in complete:
+            checks.append((name, _bound(check, folder, complete[name])))
     for responses in known_response_sets(folder):
         checks += _checks_of_set(folder, responses, complete)
-    for description, check in tqdm(checks, desc="validating", unit=" checks", disable=not show_progress):
-        try:
-            found.faults += check()
-        except DualignError as error:
-            found.faults.append(f"{description}: {error}")
+    with progress_bar(total=len(checks), doing="validating", unit="checks", shown=show_progress) as bar:
+        for description, find_faults in checks:
+            try:
+                with np.errstate(all="ignore"):  # what is not finite is said where it is looked for
+                    found.faults += find_faults()
+            except DualignError as error:
+                found.faults.append(f"{description}: {error}")
+            except _UNFORESEEN as error:
+                what = shown(f"{type(error).__name__}: {error}", limit=300)
+                found.faults.append(
+                    f"{description}: cannot be checked, as its files hold what no step writes ({what})"
+                )
+            bar.update()
     return found
+
+
+def _not_folders(run: Path) -> Iterator[str]:
+    """What has the name of an artifact and is none: a file, a link that leads nowhere, a folder that is closed."""
+    names = [*_UPSTREAM, "report", "multishot"]
+    names += [f"{set_}/{name}" for set_ in ("pairs", "evaluation") for name in ("prompts", "samples", "scores")]
+    for path in (run / name for name in [*names, "pairs/tilted"]):
+        if not os.path.lexists(path):
+            continue
+        if not path.is_dir():
+            yield f"{path} is not a folder"
+        elif not os.access(path, os.R_OK | os.X_OK):
+            yield f"{path} cannot be read: Permission denied"
 
 
 def _checks_of_set(
@@ -151,7 +183,7 @@ def _checks_of_set(
         if name.startswith(f"{responses.prefix}scores/") and name in complete:
             yield name, _bound(_check_scores, responses, run / name, complete[name])
     if tilted in complete and "dual" in complete:
-        yield tilted, _bound(_check_tilted, run, responses)
+        yield tilted, _bound(_check_tilted, run, responses, complete[tilted])
 
 
 def _bound(check: Callable[..., Iterator[str]], *arguments: object) -> Callable[[], Iterator[str]]:
@@ -223,9 +255,14 @@ def _read_prompts(folder: Path) -> pa.Table:
     return pa.concat_tables(read_parquet(path, schema=PROMPTS) for path in paths)
 
 
+def _places(prompts: pa.Table) -> PromptPlaces:
+    """Of the prompts of a table; one that is there twice is named by the check of the prompts."""
+    return PromptPlaces(prompts["prompt_id"].unique().to_pylist())
+
+
 def _check_prompts(folder: Path) -> Iterator[str]:
     table = _read_prompts(folder)
-    wrong = [row["prompt_id"] for row in table.to_pylist() if prompt_id(row["prompt"]) != row["prompt_id"]]
+    wrong = [row["prompt_id"] for row in table.to_pylist() if not _is_named(row["prompt"], row["prompt_id"])]
     if wrong:
         yield f"{folder}: {len(wrong)} prompts are not what their prompt_id says (first: {wrong[0]})"
     repeated = table.num_rows - len(table["prompt_id"].unique())
@@ -236,18 +273,53 @@ def _check_prompts(folder: Path) -> Iterator[str]:
         yield f"{folder}: unknown splits {sorted(unknown)}"
 
 
+def _check_splits(run: Path, manifest: Manifest) -> Iterator[str]:
+    splits = _read_prompts(run / "prompts")["split"].to_pylist()
+    yield from _check_counts(run / "prompts", manifest, {split: splits.count(split) for split in SPLITS})
+
+
+def _check_counts(folder: Path, manifest: Manifest, found: Mapping[str, int]) -> Iterator[str]:
+    for name, n in found.items():
+        if manifest.count(name) != n:
+            yield f"{folder}: {n} {name}, {manifest.counts[name]} in the manifest"
+
+
+def _is_named(messages: list[dict[str, str]], name: str) -> bool:
+    return bool(messages) and prompt_id(messages) == name
+
+
+def _setting(folder: Path, manifest: Manifest, name: str) -> int:
+    """A setting that is a positive whole number."""
+    value = manifest.settings.get(name)
+    if type(value) is not int or value < 1:
+        raise CorruptArtifactError(
+            f"{folder / MANIFEST}: `settings.{name}` is {shown(repr(value))}; it must be a whole number from 1 on"
+        )
+    return value
+
+
+def _token(folder: Path, manifest: Manifest, name: str) -> int | None:
+    """A token id among the details, None where there is none."""
+    value = manifest.details.get(name)
+    if value is not None and type(value) is not int:
+        raise CorruptArtifactError(
+            f"{folder / MANIFEST}: `details.{name}` is {shown(repr(value))}; it must be a token id or null"
+        )
+    return value
+
+
 def _check_samples(responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
     folder = responses.samples
     prompts = _read_prompts(responses.prompts)
-    n_samples = int(manifest.settings["samples_per_prompt"])
-    bos = manifest.details.get("bos_token_id")
+    n_samples = _setting(folder, manifest, "samples_per_prompt")
+    bos = _token(folder, manifest, "bos_token_id")
     table = ShardedTable(folder=folder, schema=SAMPLES, metadata={})
     n_rows = 0
     seeds: list[np.ndarray] = []
     reads: dict[str, tuple[int, ...]] = {}
     for split in SPLITS:
-        places = PromptPlaces(prompts.filter(pc.equal(prompts["split"], split))["prompt_id"].to_pylist())
-        table.presence(split, places, n_samples=n_samples)  # raises where a row is there twice
+        places = _places(prompts.filter(pc.equal(prompts["split"], split)))
+        keys = [np.empty(0, np.int64)]
         for path in table.paths(split):
             rows = read_parquet(path, schema=SAMPLES)
             n_rows += rows.num_rows
@@ -258,12 +330,13 @@ def _check_samples(responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
                 yield f"{path}: {np.count_nonzero(place < 0)} rows are of prompts that are not in the {split} split"
             if ((index < 0) | (index >= n_samples)).any():
                 yield f"{path}: a sample_index is outside of 0 to {n_samples - 1}"
+            keys.append(row_keys(place[place >= 0], index[place >= 0]))
             yield from _check_tokens(path, rows, bos=bos, reads=reads)
+        yield from _check_distinct(folder, split, np.concatenate(keys))
     # Of another distribution, the sampler's log-probabilities do not say how many repeats chance makes.
-    if all(manifest.settings[name] == value for name, value in asdict(THE_POLICY).items()):
+    if all(manifest.settings.get(name) == value for name, value in asdict(THE_POLICY).items()):
         yield from _check_repeats(folder, table)
-    if n_rows != manifest.count("rows"):
-        yield f"{folder}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
+    yield from _check_counts(folder, manifest, {"rows": n_rows})
     missing = manifest.count("prompts") * n_samples - n_rows
     if missing != manifest.count("failed"):
         yield f"{folder}: {missing} rows are missing, {manifest.counts['failed']} failures in the manifest"
@@ -271,6 +344,12 @@ def _check_samples(responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
     repeated = len(all_seeds) - len(np.unique(all_seeds))
     if repeated:
         yield f"{folder}: {repeated} samples share the seed of another"
+
+
+def _check_distinct(folder: Path, split: str, key_n: np.ndarray) -> Iterator[str]:
+    repeated = len(key_n) - len(np.unique(key_n))
+    if repeated:
+        yield f"{folder}: {repeated} {split} rows are there twice"
 
 
 def _check_tokens(path: Path, rows: pa.Table, *, bos: int | None, reads: dict[str, tuple[int, ...]]) -> Iterator[str]:
@@ -309,11 +388,14 @@ def _check_repeats(folder: Path, table: ShardedTable) -> Iterator[str]:
         place, response = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         chance_p, count_p = np.zeros(len(prompts)), np.zeros(len(prompts))
         for path in table.paths(split):
-            rows = read_parquet(path, columns=["prompt_id", "completion_token_ids", "sampler_logp"])
+            rows = read_parquet(path, columns=["prompt_id", "completion_token_ids", "sampler_logp"], schema=SAMPLES)
             place.append(prompts.of(rows["prompt_id"]))
             hashes = [hash(tuple(ids)) for ids in rows["completion_token_ids"].to_pylist()]
             response.append(np.array(hashes, dtype=np.int64))
-            np.add.at(chance_p, place[-1], np.exp(rows["sampler_logp"].to_numpy()))
+            logp = rows["sampler_logp"].to_numpy()
+            if not np.isfinite(logp).all():
+                yield f"{path}: {np.count_nonzero(~np.isfinite(logp))} values of sampler_logp are not finite"
+            np.add.at(chance_p, place[-1], np.exp(np.minimum(logp, 0.0)))
             np.add.at(count_p, place[-1], 1)
         pairs = np.stack([np.concatenate(place), np.concatenate(response)])
         groups = np.unique(pairs, axis=1, return_counts=True)[1]
@@ -347,9 +429,9 @@ def _check_pairs(run: Path, responses: ResponseSet, manifest: Manifest) -> Itera
         ):
             if n:
                 yield f"{path}: {n} rows are {what}"
-        yield from _check_tokens(path, rows, bos=manifest.details.get("bos_token_id"), reads=reads)
+        yield from _check_tokens(path, rows, bos=_token(folder, manifest, "bos_token_id"), reads=reads)
         ends = {ids[-1] for ids in rows["completion_token_ids"].to_pylist() if ids}
-        if ends - {manifest.details.get("eos_token_id")}:
+        if ends - {_token(folder, manifest, "eos_token_id")}:
             yield f"{path}: a response does not end with the end token of the manifest"
     there = set(keys)
     if len(keys) != len(there):
@@ -357,33 +439,30 @@ def _check_pairs(run: Path, responses: ResponseSet, manifest: Manifest) -> Itera
     alone = sum((prompt, index ^ 1) not in there for prompt, index in keys)
     if alone:
         yield f"{folder}: {alone} responses have no partner"
-    if len(keys) != manifest.count("rows"):
-        yield f"{folder}: {len(keys)} rows, {manifest.counts['rows']} in the manifest"
+    yield from _check_counts(folder, manifest, {"rows": len(keys)})
 
 
 def _check_scores(responses: ResponseSet, folder: Path, manifest: Manifest) -> Iterator[str]:
-    prompts = PromptPlaces(_read_prompts(responses.prompts)["prompt_id"].to_pylist())
+    prompts = _places(_read_prompts(responses.prompts))
     drawn = ShardedTable(folder=responses.samples, schema=SAMPLES, metadata={})
     table = ShardedTable(folder=folder, schema=SCORES, metadata={})
     n_rows = 0
     for split in SPLITS:
-        keys = [drawn.keys(path, prompts) for path in drawn.paths(split)]
-        width = 1 + max((int(index.max(initial=-1)) for _, index in keys), default=-1)
-        there = drawn.presence(split, prompts, n_samples=width)
-        table.presence(split, prompts, n_samples=width)
+        there = [row_keys(*drawn.keys(path, prompts)) for path in drawn.paths(split)]
+        scored = [np.empty(0, np.int64)]
         for path in table.paths(split):
             rows = read_parquet(path, schema=SCORES)
             n_rows += rows.num_rows
             place, index = prompts.of(rows["prompt_id"]), rows["sample_index"].to_numpy()
-            known = (place >= 0) & (index >= 0) & (index < width)
-            known[known] = there[place[known], index[known]]
+            scored.append(row_keys(place, index))
+            known = (place >= 0) & np.isin(scored[-1], np.concatenate([scored[0], *there]))
             if not known.all():
                 yield f"{path}: {np.count_nonzero(~known)} scores of samples that are not in {responses.samples}"
             infinite = rows.num_rows - pc.sum(pc.is_finite(rows["value"])).as_py() if rows.num_rows else 0
             if infinite:
                 yield f"{path}: {infinite} scores are not finite"
-    if n_rows != manifest.count("rows"):
-        yield f"{folder}: {n_rows} rows, {manifest.counts['rows']} in the manifest"
+        yield from _check_distinct(folder, split, np.concatenate(scored))
+    yield from _check_counts(folder, manifest, {"rows": n_rows})
 
 
 def _read_dual(run: Path) -> _CheckedSolution:
@@ -391,9 +470,11 @@ def _read_dual(run: Path) -> _CheckedSolution:
     return _CheckedSolution.from_document(read_json(path), source=path)
 
 
-def _check_dual(run: Path) -> Iterator[str]:
+def _check_dual(run: Path, manifest: Manifest) -> Iterator[str]:
     path = run / "dual" / "dual.json"
-    for bound in _read_dual(run).constraints:
+    solution = _read_dual(run)
+    yield from _check_counts(run / "dual", manifest, {"prompts": solution.n_prompts, "samples": solution.n_samples})
+    for bound in solution.constraints:
         # By its own means: a fault in the sign that the solve used would hide itself.
         sign = 1.0 if bound.direction == ">=" else -1.0
         slack = sign * (bound.predicted - bound.threshold)
@@ -407,21 +488,48 @@ def _check_dual(run: Path) -> Iterator[str]:
             yield f"{path}: the threshold of {bound.name} is not its reference plus its margin"
 
 
-def _check_tilted(run: Path, responses: ResponseSet) -> Iterator[str]:
+def _check_evaluation(run: Path, manifest: Manifest) -> Iterator[str]:
+    path = run / "evaluation" / "evaluation.json"
+    found = read_evaluation(path, _read_dual(run))
+    counts = {"prompts": found.n_prompts, "samples": found.n_samples}
+    yield from _check_counts(run / "evaluation", manifest, counts)
+    for bound in found.constraints:
+        sign = 1.0 if bound.direction == ">=" else -1.0
+        slack = sign * (bound.realised - bound.threshold)
+        if not abs(slack - bound.slack) <= _MEAN_TOLERANCE * max(1.0, abs(bound.threshold)):
+            yield (
+                f"{path}: the slack of {bound.name} is {bound.slack:g}, but realised {bound.realised:g} against "
+                f"{bound.direction} {bound.threshold:g} gives {slack:g}"
+            )
+        ends = [end for end in bound.ci95 if end is not None]
+        if len(ends) == 2 and judge(ends, bound.threshold, bound.direction) != bound.status:
+            yield f"{path}: {bound.name} is called {bound.status}, which its interval and threshold are not"
+
+
+def _check_tilted(run: Path, responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
     """Weights that sum to one and, of the samples, give back the predicted means; scores as in the score tables."""
     solution = _read_dual(run)
     names = {solution.reward.name: "reward", **{name: CONSTRAINT_PREFIX + name for name in solution.names}}
     schema = tilted_schema(solution.names)
-    prompts = PromptPlaces(_read_prompts(responses.prompts)["prompt_id"].to_pylist())
+    prompts = _places(_read_prompts(responses.prompts))
     table = ShardedTable(folder=responses.tilted, schema=schema, metadata={})
+    n_rows = 0
     for split in SPLITS:
         weight_p = np.zeros(len(prompts))
         count_p = np.zeros(len(prompts))
         sums = {name: np.zeros((2, len(prompts))) for name in names}
         largest = dict.fromkeys(names, 0.0)
+        keys = [np.empty(0, np.int64)]
         for path in table.paths(split):
             rows = read_parquet(path, schema=schema)
+            n_rows += rows.num_rows
             place = prompts.of(rows["prompt_id"])
+            if (place < 0).any():
+                yield f"{path}: {np.count_nonzero(place < 0)} rows are of prompts that are not in {responses.prompts}"
+            if pc.any(pc.not_equal(rows["split"], split)).as_py():
+                yield f"{path}: a row is of another split than {split}"
+            keys.append(row_keys(place, rows["sample_index"].to_numpy()))
+            rows, place = rows.filter(pa.array(place >= 0)), place[place >= 0]
             weight = rows["weight"].to_numpy()
             np.add.at(weight_p, place, weight)
             np.add.at(count_p, place, 1)
@@ -431,13 +539,22 @@ def _check_tilted(run: Path, responses: ResponseSet) -> Iterator[str]:
                 np.add.at(sums[name][1], place, value * weight)
                 largest[name] = max(largest[name], float(np.abs(value).max(initial=0.0)))
         there = count_p > 0
-        n_off = np.count_nonzero(np.abs(weight_p[there] - 1) > _WEIGHT_TOLERANCE)
+        n_off = np.count_nonzero(~(np.abs(weight_p[there] - 1) <= _WEIGHT_TOLERANCE))
         if n_off:
             yield f"{responses.tilted}: the weights of {n_off} {split} prompts do not sum to 1"
+        yield from _check_distinct(responses.tilted, split, np.concatenate(keys))
         yield from _check_against_scores(responses, split, table, prompts, names)
         if split != "train" or responses.paired:  # the dual was solved on what was sampled
             continue
-        entries: tuple[_CheckedReward | _CheckedConstraint, ...] = (solution.reward, *solution.constraints)
+        solved_on, found = (solution.n_prompts, solution.n_samples), (int(there.sum()), int(count_p.sum()))
+        if solved_on != found:
+            yield (
+                f"{run / 'dual' / 'dual.json'}: it was solved on {solved_on[1]} samples of {solved_on[0]} prompts; "
+                f"the tilted table has {found[1]} of {found[0]}"
+            )
+        if not there.any():
+            continue
+        entries: tuple[ReportedReward | _CheckedConstraint, ...] = (solution.reward, *solution.constraints)
         for entry in entries:
             reference, predicted = sums[entry.name]
             means = {
@@ -445,11 +562,12 @@ def _check_tilted(run: Path, responses: ResponseSet) -> Iterator[str]:
                 "predicted": (entry.predicted, float(predicted[there].mean())),
             }
             for kind, (recorded, mean) in means.items():
-                if abs(mean - recorded) > _MEAN_TOLERANCE * max(1.0, largest[entry.name]):
+                if not abs(mean - recorded) <= _MEAN_TOLERANCE * max(1.0, largest[entry.name]):
                     yield (
                         f"{run / 'dual' / 'dual.json'}: the {kind} mean of {entry.name} is {recorded:g}; the "
                         f"tilted table gives {mean:g} (a sign, a weight or a score differs)"
                     )
+    yield from _check_counts(responses.tilted, manifest, {"rows": n_rows})
 
 
 def _check_against_scores(
@@ -457,13 +575,22 @@ def _check_against_scores(
 ) -> Iterator[str]:
     for name, column in names.items():
         scores = ShardedTable(folder=responses.scores / name, schema=SCORES, metadata={})
-        scored = [read_parquet(path, columns=[*SAMPLE_KEY, "value"]) for path in scores.paths(split)]
-        tilted = [read_parquet(path, columns=[*SAMPLE_KEY, column]) for path in table.paths(split)]
-        if not tilted or not scored:
+        scored = [read_parquet(path, columns=[*SAMPLE_KEY, "value"], schema=SCORES) for path in scores.paths(split)]
+        tilted = [
+            read_parquet(path, columns=[*SAMPLE_KEY, column], schema=table.schema) for path in table.paths(split)
+        ]
+        if not tilted:
             continue
-        ours, theirs = pa.concat_tables(tilted), pa.concat_tables(scored)
-        width = 1 + max(int(pc.max(rows["sample_index"]).as_py() or 0) for rows in (ours, theirs))
-        keys = [prompts.of(rows["prompt_id"]) * width + rows["sample_index"].to_numpy() for rows in (ours, theirs)]
+        ours, theirs = (
+            pa.concat_tables(tilted),
+            pa.concat_tables(
+                [pa.schema([SCORES.field(one) for one in (*SAMPLE_KEY, "value")]).empty_table(), *scored]
+            ),
+        )
+        if theirs.num_rows == 0:
+            yield f"{responses.tilted}: {ours.num_rows} {split} rows have a {name}, and scores/{name} has none"
+            continue
+        keys = [row_keys(prompts.of(rows["prompt_id"]), rows["sample_index"].to_numpy()) for rows in (ours, theirs)]
         order = np.argsort(keys[1])
         at = order[np.minimum(np.searchsorted(keys[1], keys[0], sorter=order), len(order) - 1)]
         same = (keys[1][at] == keys[0]) & (theirs["value"].to_numpy()[at] == ours[column].to_numpy())

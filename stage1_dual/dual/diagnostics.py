@@ -58,6 +58,11 @@ def diagnose(problem: DualProblem, solution: DualSolution) -> Diagnostics:
         warnings.append(
             f"{n_single} of {problem.n_prompts} prompts have a single response: no multiplier can change them."
         )
+    if problem.samples.facts.largest_reward == 0.0 and n_single < problem.n_prompts:
+        warnings.append(
+            "The reward is the same for all responses of every prompt: there is nothing to maximise, and the solution "
+            "is the policy closest to the reference that meets the constraints."
+        )
     warnings.extend(
         f"Constraint {problem.constraint_names[j]} has the same score for all responses of every prompt: "
         f"no policy changes it, and its multiplier is set to 0."

@@ -159,18 +159,19 @@ def _sentences(
 def _advise_on_tilt(
     problem: DualProblem, ladder: ResponseLadder, diagnostics: Diagnostics, levels: dict[str, int]
 ) -> Iterator[str]:
-    drawn = ladder.rungs[0].n_responses
+    drawn, alternative = ladder.rungs[0].n_responses, ""
     more = _sufficient_responses(ladder, diagnostics)
     if any(levels[name] for name in ("ess_fraction_below_2", "kl_share", "pareto_k_fraction")):
         beta = _sufficient_beta(problem)
         if beta is not None:
             yield f"raise beta from {problem.beta:.3g} to about {_round_up(beta):g}"
+            alternative = "or "
     if more is None:
         yield f"draw several times the {drawn:.0f} responses a prompt: on so few, what is needed cannot be told"
     elif math.isinf(more):
         yield f"more responses than {drawn:.0f} a prompt will hardly do at this beta"
     elif more > drawn:
-        yield f"or draw about {_round_up(more):.0f} responses a prompt instead of {drawn:.0f}"
+        yield f"{alternative}draw about {_round_up(more):.0f} responses a prompt instead of {drawn:.0f}"
 
 
 def _sufficient_beta(problem: DualProblem) -> float | None:

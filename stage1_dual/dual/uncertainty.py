@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from stage1_dual.dual.inference import BootstrapIntervals, PromptSample, StandardErrors
+from stage1_dual.dual.inference import BootstrapIntervals, PromptSample, ResponseBias, StandardErrors
 from stage1_dual.dual.response_ladder import ResponseLadder, climb_ladder
 from stage1_dual.dual.tightening import TightenedSolution, correct_response_bias
 
@@ -22,12 +22,15 @@ class Uncertainty:
         intervals: by the bootstrap. Those of lam* are about what was asked, for the solution that was asked for, and
             those of the policy about the policy of ``tightened``.
         errors: by the sandwich, of ``tightened``.
+        bias: what the intervals of the policy were moved by, so that a point may be moved with them; None where they
+            were not.
     """
 
     tightened: TightenedSolution
     ladder: ResponseLadder
     intervals: BootstrapIntervals
     errors: StandardErrors
+    bias: ResponseBias | None
 
 
 def quantify_uncertainty(
@@ -55,7 +58,8 @@ def quantify_uncertainty(
     prompts = PromptSample.gather(
         tightened.problem, tightened.solution, thresholds_are_relative_m=thresholds_are_relative_m
     )
-    intervals = prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=ladder.bias)
+    bias = ladder.bias
+    intervals = prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=bias)
     if corrects_response_bias and ladder.bias is not None:
         tightened = correct_response_bias(tightened, ladder)
         prompts = PromptSample.gather(
@@ -67,4 +71,4 @@ def quantify_uncertainty(
             prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=bias),
             multipliers=intervals.multipliers,
         )
-    return Uncertainty(tightened, ladder, intervals, prompts.standard_errors())
+    return Uncertainty(tightened, ladder, intervals, prompts.standard_errors(), bias)

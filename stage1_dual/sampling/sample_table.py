@@ -221,6 +221,7 @@ def sample_table(
         tables={"samples": table},
         n_rows=n_rows,
         n_present=rows_present,
+        failing=table.folder,
         max_failed_share=max_failed_share,
         execution=execution,
         doing="sampling",

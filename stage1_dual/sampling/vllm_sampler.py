@@ -19,6 +19,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pipeline.contracts.errors import InputError, import_failure
+from pipeline.contracts.privacy import keep_private
 from pipeline.contracts.section import Dtype
 from stage1_dual.checkpoints import is_local
 from stage1_dual.sampling.protocol import THE_POLICY, Distribution, FinishReason, SampledCompletion, SampleRequest
@@ -321,11 +322,10 @@ def _borrowed_process(*, offline: bool, threads: int | None, compiles: bool) -> 
     set_num_threads, n_threads = torch.set_num_threads, torch.get_num_threads()
     accelerator = {name: getattr(torch.accelerator, name) for name in ("synchronize", "empty_cache")}
     random_state = torch.get_rng_state()
+    keep_private()
     os.environ.update(
         {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
         }
     )

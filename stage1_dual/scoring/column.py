@@ -28,8 +28,9 @@ class ColumnScorer:
 
     Without a table the numbers are a column of the samples (``ScoreRequest.columns``). A table has a row for each
     sample: its prompt by ``prompt_id`` or else by ``prompt`` (a text, that of the prompt's last message, or a list of
-    messages), and the sample by ``sample_index`` or else by ``completion``. A sample that is not in it, or has no
-    number there, fails. ``scored_sha256`` is that of prompt and completion.
+    messages), and the sample by ``sample_index``, ``completion`` or both. A sample that is not in it, or has no
+    number there, fails; one whose ``completion`` is another one there is not in it. ``scored_sha256`` is that of
+    prompt and completion.
 
     Args:
         column: name of the column of numbers.
@@ -42,12 +43,19 @@ class ColumnScorer:
 
     def __init__(self, column: str, *, table: str | None = None, affine: Affine = Affine()) -> None:  # noqa: B008
         self._column, self._table, self._affine = column, table, affine
-        self._prompt_key, self._sample_key = "prompt_id", "sample_index"
+        self._prompt_key = "prompt_id"
+        self._sample_keys: tuple[str, ...] = ("sample_index",)
         self._values: dict[Hashable, float | None] = {}
         if table is not None:
             found = open_table(Path(table), setting="table")
-            self._prompt_key, self._sample_key = _keys(found, column, table)
-            self._values = _index(found, (self._prompt_key, self._sample_key, column), table)
+            self._prompt_key, *sample_keys = _keys(found, column, table)
+            self._sample_keys = tuple(sample_keys)
+            self._values = _index(found, self.keys, column, table)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that a sample is known by."""
+        return (self._prompt_key, *self._sample_keys)
 
     def score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
         """One result a row, in the order of the rows."""
@@ -58,7 +66,7 @@ class ColumnScorer:
         return {
             "scorer": "column",
             "model": self._table if self._table is not None else "samples",
-            "key": [self._prompt_key, self._sample_key],
+            "key": list(self.keys),
             "outputs": [{"column": self._column, "affine": asdict(self._affine)}],
         }
 
@@ -73,17 +81,17 @@ class ColumnScorer:
         else:
             key = next((key for key in self._keys(row) if key in self._values), None)
             if key is None:
-                return RowFailure(f"{self._table} has no row for it")
+                return RowFailure(f"{self._table} has no row of this {' and '.join(self.keys)}")
             value = self._values[key]
         if value is None or not math.isfinite(value):
             return RowFailure(f"the column {self._column!r} is {value} there")
         return Score((self._affine.apply(float(value)),), row_sha256(row), truncated=False)
 
     def _keys(self, row: ScoreRequest) -> list[Hashable]:
-        sample = row.sample_index if self._sample_key == "sample_index" else row.completion
+        sample = tuple(getattr(row, name) for name in self._sample_keys)
         if self._prompt_key == "prompt_id":
-            return [(row.prompt_id, sample)]
-        return [(_Text(row.messages[-1]["content"]), sample), (row.prompt_id, sample)]
+            return [(row.prompt_id, *sample)]
+        return [(_Text(row.messages[-1]["content"]), *sample), (row.prompt_id, *sample)]
 
 
 @dataclass(frozen=True)
@@ -93,19 +101,19 @@ class _Text:
     text: str
 
 
-def _keys(table: TableRows, column: str, name: str) -> tuple[str, str]:
-    """The columns that say whose score a row is, of a table that has the score column too."""
+def _keys(table: TableRows, column: str, name: str) -> list[str]:
+    """The columns that say whose score a row is, the prompt's first, of a table that has the score column too."""
     keys = []
     for choice in (PROMPT_KEYS, SAMPLE_KEYS):
         known = [key for key in choice if key in table.names]
         if not known:
             raise InputError(f"`table` {name} has neither {' nor '.join(choice)}; its columns are {table.names}")
-        keys.append(known[0])
+        keys += known[:1] if choice is PROMPT_KEYS else known
     if column not in table.names:
         raise InputError(f"`column` is {column!r}; {name} has the columns {table.names}")
     if table.schema is not None:
         require_numbers(table.schema.field(column), where=f"`table` {name}")
-    return keys[0], keys[1]
+    return keys
 
 
 def require_numbers(field: pa.Field, *, where: str) -> None:
@@ -115,20 +123,23 @@ def require_numbers(field: pa.Field, *, where: str) -> None:
         raise InputError(f"{where}: the column {field.name!r} holds {kind}; a score is a number")
 
 
-def _index(table: TableRows, columns: tuple[str, str, str], name: str) -> dict[Hashable, float | None]:
+def _index(table: TableRows, keys: Sequence[str], column: str, name: str) -> dict[Hashable, float | None]:
     values: dict[Hashable, float | None] = {}
     repeated: list[int] = []
-    prompt_key, sample_key, column = columns
-    for number, row in enumerate(table.rows(columns)):
+    prompt_key, *sample_keys = keys
+    for number, row in enumerate(table.rows((*keys, column))):
         where = f"`table` {name}, row {number}"
         place = f"{where}: the column"
-        sample, value = row[sample_key], row[column]
+        sample, value = [row[part] for part in sample_keys], row[column]
         if table.is_text:
             value = _number(value, place=f"{place} {column!r}")
-            sample = integer_in(sample, place=f"{place} {sample_key!r}") if sample_key == "sample_index" else sample
+            sample = [
+                integer_in(text, place=f"{place} {key!r}") if key == "sample_index" else text
+                for key, text in zip(sample_keys, sample, strict=True)
+            ]
         elif value is not None and not isinstance(value, int | float):
             raise InputError(f"{place} {column!r} holds {str(value)[:60]!r}; a score is a number")
-        key = (_prompt_key(row[prompt_key], is_id=prompt_key == "prompt_id", place=where), sample)
+        key = (_prompt_key(row[prompt_key], is_id=prompt_key == "prompt_id", place=where), *sample)
         if key in values:
             repeated.append(number)
         values[key] = value

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.contracts.errors import DualignError, InputError
 from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.shards import ShardedTable, read_parquet
-from pipeline.contracts.tables import SCORES, TOKEN_IDS
+from pipeline.contracts.tables import SAMPLES, SCORES, TOKEN_IDS
 from stage1_dual.scoring.protocol import RowFailure, Score, Scorer, ScoreRequest
 from stage1_dual.shard_loop import write_shards
 from stage1_dual.work import Failure, ShardResult, Task, WorkerPool
@@ -89,7 +89,7 @@ class ScoreWorker:
     def perform(self, payload: ScoreShard) -> ShardResult:
         """Score one shard."""
         started = time.monotonic()
-        samples = read_parquet(payload.path, columns=[*_COLUMNS, *self._reads]).take(payload.row_n)
+        samples = read_parquet(payload.path, columns=[*_COLUMNS, *self._reads], schema=SAMPLES).take(payload.row_n)
         rows = [self._row(row) for row in samples.to_pylist()]
         scores = [_checked(score, len(self._names)) for score in self._score(rows)]
         failures = [
@@ -191,6 +191,7 @@ def score_tables(
         tables=tables,
         n_rows=n_rows,
         n_present=n_rows - rows_missing,
+        failing=samples.folder,
         max_failed_share=max_failed_share,
         execution=execution,
         doing="scoring",
@@ -236,7 +237,7 @@ def _plan(
 def _require_messages(path: Path, place: np.ndarray) -> None:
     unknown = np.flatnonzero(place < 0)
     if len(unknown):
-        prompt_id = read_parquet(path, columns=["prompt_id"])["prompt_id"][int(unknown[0])].as_py()
+        prompt_id = read_parquet(path, columns=["prompt_id"], schema=SAMPLES)["prompt_id"][int(unknown[0])].as_py()
         raise InputError(f"{path}: {len(unknown)} rows are of prompts that are not in the run (first: {prompt_id})")
 
 

@@ -15,6 +15,8 @@ import pytest
 
 from stage1_dual.dual import DualProblem, solve_dual
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -18,6 +18,8 @@ import dualign
 import pipeline
 from pipeline.contracts.errors import DualignError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -14,6 +14,8 @@ from pipeline.contracts.artifacts import Manifest, file_sha256, write_json, writ
 from pipeline.contracts.shards import write_table
 from pipeline.contracts.tables import tilted_schema
 
+pytestmark = pytest.mark.slow
+
 
 def finish(folder: Path, step: str, files: dict[str, str]) -> None:
     write_manifest(folder, Manifest(step=step, run="mine", settings={}, inputs={}, files=files))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,10 @@ from helpers.tabular_policies import TabularWorld, build_tabular_world, minimise
 from helpers.tiny_models import save_tiny_policy
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import apply_chat_template
 
 from pipeline.cli import main
-from pipeline.config.loading import load_config
+from pipeline.config.loading import build_config
 from pipeline.contracts.artifacts import Manifest, file_sha256, write_json, write_manifest
 from pipeline.contracts.errors import InputError, StaleArtifactError
 from pipeline.contracts.shards import write_table
@@ -34,19 +36,25 @@ from pipeline.formats import (
     write_exports,
 )
 from pipeline.run.run import Run
+from stage1_dual.sampling.rendering import render_prompts
+
+pytestmark = pytest.mark.slow
 
 BETA, MULTIPLIER, THRESHOLD = 0.5, 0.7, 0.2
 SETTINGS = ExportSettings(seed=3, pairs_per_prompt=20, lines_per_prompt=40)
 N_TRAIN, N_TEST, N_SAMPLES = 12, 3, 16
 
 
-def write_tilted(run: Run, *, seed: int = 0) -> pa.Table:
+def write_tilted(
+    run: Run, *, seed: int = 0, completions: Sequence[str] | None = None, multi_turn: bool = True
+) -> pa.Table:
     """A finished hand-off table of random scores with its dual."""
+    texts = completions or [f"call a friend {k}" for k in range(12)]
     rng = np.random.default_rng(seed)
     rows = []
     for place in range(N_TRAIN + N_TEST):
         messages = [{"role": "user", "content": f"walk {place}"}]
-        if place % 3 == 0:
+        if multi_turn and place % 3 == 0:
             messages = [*messages, {"role": "assistant", "content": "rest"}, {"role": "user", "content": "and then?"}]
         reward, harm = rng.normal(size=N_SAMPLES), rng.normal(size=N_SAMPLES)
         odds = np.exp((reward - MULTIPLIER * (harm - THRESHOLD)) / BETA)
@@ -55,7 +63,7 @@ def write_tilted(run: Run, *, seed: int = 0) -> pa.Table:
                 "prompt_id": prompt_id(messages),
                 "sample_index": k,
                 "prompt": messages,
-                "completion": f"call a friend {k % 12}",
+                "completion": texts[k % len(texts)],
                 "reward": reward[k],
                 "constraint_harm": harm[k],
                 "weight": odds[k] / odds.sum(),
@@ -73,14 +81,28 @@ def write_tilted(run: Run, *, seed: int = 0) -> pa.Table:
     return table
 
 
+def make_run(folder: Path, **reference: str) -> Run:
+    """A run whose reference is in ``folder``; only its tokenizer is read."""
+    if not (folder / "policy").exists():
+        save_tiny_policy(folder / "policy", bos="template")
+    tree = {
+        "beta": BETA,
+        "reference": {"model": str(folder / "policy"), **reference},
+        "scorers": {name: {"model": "embedded:helpful"} for name in ("helpful", "harm")},
+        "reward": "helpful",
+        "constraints": {"harm": {"direction": "<=", "threshold": THRESHOLD}},
+    }
+    return Run(build_config(tree, source="the test"), "mine", folder, show_progress=False)
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run(config=load_config(Path("embedded")), name="mine", data_dir=tmp_path, show_progress=False)
+    return make_run(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
-    run = Run(load_config(Path("embedded")), "mine", tmp_path_factory.mktemp("data"), show_progress=False)
+    run = make_run(tmp_path_factory.mktemp("data"))
     table = write_tilted(run)
     write_exports(run, list(FORMATS), SETTINGS)
     return run.folder / "exports", table
@@ -193,6 +215,94 @@ def test_what_stands_is_kept_and_what_differs_is_not_mixed(run: Run) -> None:
     assert file_sha256(path) == first
 
 
+THINKING = (
+    "<bos>{% for message in messages %}{% if message.role == 'assistant' %}<assistant>{{ CONTENT }}<eos>"
+    "{% else %}<user>{{ message.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>[think]\n{% endif %}\n"
+)
+"""Prefills the answer. What it makes of an assistant's message is to be filled in."""
+VERBATIM = "message.content"
+"""As most templates write a message."""
+CUT = "message.content.split('[/think]')[-1] | trim"
+"""As templates of reasoning models write a message: without its reasoning."""
+ROLES = (
+    "<bos>{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+TEMPLATES: dict[str, tuple[str | None, str | None, str]] = {
+    # of the tokenizer, of the recipe, what is said of them
+    "prefilled": (THINKING.replace("CONTENT", VERBATIM), None, '"[think]\\n"'),
+    "prefilled and cut": (THINKING.replace("CONTENT", CUT), None, "Give the trainer the chat template"),
+    "of the recipe": (None, "USER: {prompt}\nASSISTANT: ", "Give the trainer the chat template"),
+    "without the BOS": (THINKING.removeprefix("<bos>"), None, "Give the trainer the chat template"),
+    "verbatim": (ROLES, None, "every response follows the text"),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_trainer_reads_the_answers_after_what_they_were_sampled_after(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_tokenizer, of_recipe, said = TEMPLATES[name]
+    run = make_run(tmp_path, **({} if of_recipe is None else {"template": of_recipe}))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
+    if of_tokenizer is not None:
+        tokenizer.chat_template = of_tokenizer
+        tokenizer.save_pretrained(tmp_path / "policy")
+    multi_turn = of_recipe is None
+    completions = ["so so[/think] call a friend", " walk \n", "{{ rest }} <b>"]
+    write_tilted(run, completions=completions, multi_turn=multi_turn)
+    write_exports(run, list(FORMATS), SETTINGS)
+
+    for format_name in FORMATS:
+        folder = run.folder / "exports" / format_name
+        assert said in (folder / "README.md").read_text()
+        if (folder / "chat_template.jinja").exists():
+            tokenizer.chat_template = (folder / "chat_template.jinja").read_text()
+            assert "chat_template.jinja" in json.loads((folder / "manifest.json").read_text())["files"]
+        else:
+            assert "Give the trainer" not in said
+    rendered = render_prompts(
+        AutoTokenizer.from_pretrained(tmp_path / "policy"),
+        [(row["prompt_id"], row["prompt"]) for row in read_rows(run.folder / "tilted")],
+        template=of_recipe,
+        max_new_tokens=1,
+        max_positions=10_000,
+    )[0]
+    prompt_of = {prompt.prompt_id: prompt.token_ids.tolist() for prompt in rendered}
+    for row in read_rows(run.folder / "exports" / "trl-preference"):
+        # As the trainers of TRL make texts of messages, and tokens of texts.
+        texts = apply_chat_template({key: row[key] for key in ("prompt", "chosen", "rejected")}, tokenizer)
+        assert tokenizer(texts["prompt"], add_special_tokens=False)["input_ids"] == prompt_of[row["prompt_id"]]
+        for answer in (texts["chosen"], texts["rejected"]):
+            text = answer.removesuffix("<eos>").removesuffix("\n" if name == "verbatim" else "")
+            assert text in completions
+
+
+def test_what_an_answer_begins_with_is_that_of_a_trainer(run: Run) -> None:
+    write_tilted(run)
+    write_exports(run, ["openai-jsonl"], SETTINGS)
+    tokenizer = AutoTokenizer.from_pretrained(run.data_dir / "policy")
+    tokenizer.chat_template = THINKING.replace("CONTENT", VERBATIM)
+    tokenizer.save_pretrained(run.data_dir / "policy")
+    write_exports(run, ["openai-jsonl"], SETTINGS)  # the rows of the other template do not stand
+    lines = (run.folder / "exports/openai-jsonl/data/train.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["messages"][-1]["content"].startswith("[think]\ncall a friend") for line in lines)
+
+
+def test_a_template_that_reads_the_clock_is_told_of(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(run.data_dir, template_date="2026-01-31")
+    tokenizer = AutoTokenizer.from_pretrained(run.data_dir / "policy")
+    tokenizer.chat_template = tokenizer.chat_template.replace("<user>", "{{ strftime_now('%d %b %Y') }}<user>")
+    tokenizer.save_pretrained(run.data_dir / "policy")
+    write_tilted(run)
+    with caplog.at_level("WARNING", logger="dualign"):
+        write_exports(run, ["weighted-sft"], SETTINGS)
+    assert "which was 2026-01-31 where the responses were sampled" in caplog.text
+    assert "which was 2026-01-31 where" in (run.folder / "exports/weighted-sft/README.md").read_text()
+
+
 def test_bad_counts_and_formats_are_named(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="`pairs_per_prompt` is 0; it must be at least 1"):
         write_exports(run, ["trl-preference"], ExportSettings(pairs_per_prompt=0))
@@ -265,7 +375,7 @@ def test_the_logistic_loss_of_unpaired_labels_has_the_tilted_policy_as_its_optim
 def test_dpo_trainer_of_trl_learns_from_the_preferences(exported: tuple[Path, pa.Table], tmp_path: Path) -> None:
     from trl import DPOConfig, DPOTrainer
 
-    reference = save_tiny_policy(tmp_path / "reference")
+    reference = save_tiny_policy(tmp_path / "reference", bos="template")
     config = DPOConfig(
         output_dir=str(tmp_path / "out"),
         beta=1.0,

@@ -25,6 +25,8 @@ from stage1_dual.dual import (
 )
 from stage1_dual.ray_execution import RayExecutor
 
+pytestmark = pytest.mark.slow
+
 
 def _unused_port() -> int:
     with socket.socket() as listener:

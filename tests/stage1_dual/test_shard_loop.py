@@ -50,6 +50,7 @@ def run(
         tables=tables(folder),
         n_rows=10,
         n_present=4,
+        failing=folder,
         max_failed_share=max_failed_share,
         execution=None,
         doing="doubling",
@@ -87,7 +88,7 @@ def test_failures_within_the_share_are_reported_and_beyond_it_stop_what_is_not_y
 
 def test_the_bar_counts_from_what_is_on_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, [0, 1], [2, 3, 4, 5], show_progress=True)
-    last = capsys.readouterr().err.split("\r")[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("doubling: 100%")
     assert "10/10" in last
     assert "letters/s" in last

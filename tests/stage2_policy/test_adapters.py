@@ -29,6 +29,8 @@ from stage2_policy.settings import TrainSettings
 from stage2_policy.tilted_trainer import TiltedTrainer
 from stage2_policy.trainer import TrainResult, train_policy
 
+pytestmark = pytest.mark.slow
+
 LORA = TrainSettings(
     learning_rate=3e-3,
     epochs=6,

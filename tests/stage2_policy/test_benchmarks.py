@@ -13,6 +13,8 @@ from helpers.tiny_runs import dualign, write_recipe
 
 from stage2_policy.objectives import OBJECTIVES
 
+pytestmark = pytest.mark.slow
+
 _FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 

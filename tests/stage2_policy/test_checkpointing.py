@@ -20,6 +20,8 @@ from stage2_policy.checkpointing import _seal, last_checkpoint
 from stage2_policy.settings import TrainSettings
 from stage2_policy.trainer import train_policy
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainSettings(
     objective="tilted_nll",
     learning_rate=1e-3,

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from stage2_policy.data import TrainingResponses, segment_softmax
-from stage2_policy.held_out import estimate_held_out
+from stage2_policy.held_out import HeldOutEstimate, estimate_held_out
 
 BETA = 0.5
 
@@ -57,6 +59,50 @@ def test_lagrangian_is_the_dual_at_the_tilted_weights(responses: TrainingRespons
     estimate = estimate_held_out(responses, logp=log_ratio, ref_logp=np.zeros(34), beta=BETA)
 
     assert estimate.lagrangian == pytest.approx(dual, abs=1e-12)
+
+
+def test_the_standard_error_is_that_of_the_closed_fraction_over_prompts() -> None:
+    """Against its spread over many draws of the prompts, which the delta method approximates."""
+    rng = np.random.default_rng(5)
+    n_prompts, n_samples = 60, 24
+    found = []
+    for _ in range(300):
+        prompt_p = np.repeat(np.arange(n_prompts), n_samples)
+        tilt = rng.normal(size=len(prompt_p)) * np.repeat(rng.uniform(0.3, 1.5, n_prompts), n_samples)
+        one = TrainingResponses(
+            prompt_ids=tuple(map(str, range(n_prompts))),
+            prompt_p=prompt_p,
+            sample_index=np.tile(np.arange(n_samples), n_prompts),
+            sequences=[(np.array([1]), np.array([2]))] * len(prompt_p),
+            weight=segment_softmax(tilt / BETA, prompt_p),
+            tilt=tilt,
+            sampler_logp=np.zeros(len(prompt_p)),
+        )
+        logp = 0.4 * tilt / BETA + rng.normal(size=len(prompt_p)) * 0.5
+        found.append(estimate_held_out(one, logp=logp, ref_logp=np.zeros(len(prompt_p)), beta=BETA))
+    spread = float(np.std([estimate.closed_fraction for estimate in found], ddof=1))
+    errors = [estimate.closed_fraction_error or 0.0 for estimate in found]
+    # 300 draws give the spread to 1 / sqrt(600), 4%; four of those.
+    assert float(np.sqrt(np.mean(np.square(errors)))) == pytest.approx(spread, rel=0.16)
+
+
+def test_one_prompt_has_no_standard_error_and_a_log_without_one_is_read(responses: TrainingResponses) -> None:
+    estimate = estimate_held_out(responses, logp=np.arange(34.0) / 9, ref_logp=np.zeros(34), beta=BETA)
+    assert estimate.closed_fraction_error is not None
+    metrics = estimate.metrics("eval")
+    assert HeldOutEstimate.from_metrics(metrics, "eval") == estimate
+    del metrics["eval_closed_fraction_error"]
+    assert HeldOutEstimate.from_metrics(metrics, "eval").closed_fraction_error is None
+    one = replace(
+        responses,
+        prompt_ids=("a",),
+        prompt_p=np.zeros(5, dtype=int),
+        **{name: getattr(responses, name)[:5] for name in ("sample_index", "sequences", "weight", "tilt")},
+        sampler_logp=np.zeros(5),
+    )
+    alone = estimate_held_out(one, logp=np.arange(5.0), ref_logp=np.zeros(5), beta=BETA)
+    assert alone.closed_fraction_error is None
+    assert "eval_closed_fraction_error" not in alone.metrics("eval")
 
 
 def test_any_other_policy_closes_less_than_everything(responses: TrainingResponses) -> None:

@@ -21,6 +21,8 @@ from benchmarks.stage2_objectives import STUDIED, pairwise_with_nll, tilted_kl
 from stage2_policy.losses import Targets, dpo, tilted_nll, tilted_pairwise
 from stage2_policy.objectives import OBJECTIVES
 
+pytestmark = pytest.mark.slow
+
 ALL = {**OBJECTIVES, **STUDIED}
 """Those that stage 2 was chosen among, too: what the study compares must be what it says."""
 LOSSES = {name: objective.load_row_loss() for name, objective in ALL.items()}

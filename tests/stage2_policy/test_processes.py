@@ -20,6 +20,8 @@ from pipeline.contracts.artifacts import read_manifest
 from stage2_policy.settings import TrainSettings
 from stage2_policy.trainer import train_policy
 
+pytestmark = pytest.mark.slow
+
 _TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 _PATH = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
@@ -178,7 +180,10 @@ use_cpu: true
 
 
 def test_the_command_trains_on_several_processes(
-    stage_one_run: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage_one_run: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     recipe, data_dir = stage_one_run
     run = data_dir / "runs" / "test"
@@ -188,10 +193,14 @@ def test_the_command_trains_on_several_processes(
         monkeypatch.setenv(name, value)
     arguments = ["train", "--config", str(recipe), "--data-dir", str(data_dir), "--no-progress"]
 
-    assert main([*arguments, "--accelerate-config", str(processes)]) == 0
+    # So few responses teach it nothing, and the exit of the launched processes is not the launcher's traceback.
+    assert main([*arguments, "--accelerate-config", str(processes)]) == 6
+    assert "DID NOT PAY: no checkpoint beat the reference on 2 held-out prompts" in capfd.readouterr().err
     manifest = read_manifest(run / "policy")
+    assert manifest.details["verdict"]["verdict"] == "did not pay"
+    assert "> **Before use:** training DID NOT PAY" in (run / "policy" / "README.md").read_text()
     assert manifest.details["n_responses"] == manifest.counts["responses"] > 40
     AutoModelForCausalLM.from_pretrained(run / "policy")
     # In one process the step is recognised as done: how it was computed is not among its settings.
-    assert main(arguments) == 0
+    assert main(arguments) == 6
     assert read_manifest(run / "policy") == manifest

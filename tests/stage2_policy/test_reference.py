@@ -19,6 +19,8 @@ from stage2_policy.logprobs import score_sequences
 from stage2_policy.reference import ReferenceStore, reference_store, score_reference
 from stage2_policy.settings import TrainSettings
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainSettings(held_out_fraction=0.25)
 
 

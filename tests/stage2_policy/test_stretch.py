@@ -20,6 +20,8 @@ from stage2_policy.settings import TrainSettings
 from stage2_policy.stretch import WIDEST, matching_factor, stretch_weights
 from stage2_policy.trainer import train_policy
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainSettings(
     epochs=2,
     learning_rate=1e-3,

@@ -27,6 +27,8 @@ from stage2_policy.step_sampler import StepSampler
 from stage2_policy.tilted_trainer import TiltedTrainer
 from stage2_policy.trainer import TrainResult, train_policy
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = TrainSettings(
     learning_rate=1e-3,
     epochs=8,

@@ -22,6 +22,8 @@ from pipeline.contracts.artifacts import read_json, read_manifest
 from pipeline.contracts.errors import ConfigError, InputError, StaleArtifactError
 from pipeline.steps.runner import run_steps
 
+pytestmark = pytest.mark.slow
+
 MARGINS = (0.005, 0.01)
 
 

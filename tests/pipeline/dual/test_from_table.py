@@ -16,6 +16,8 @@ import stage1_dual.dual.on_disk
 from pipeline.cli import main
 from stage1_dual.dual import DualProblem, group_on_disk, solve_dual
 
+pytestmark = pytest.mark.slow
+
 N_PROMPTS, N_RESPONSES = 90, 24
 ASKED = ["--reward", "helpful", "--constraint", "harmless >= ref + 0.4", "--constraint", "toxicity <= 0.1"]
 

@@ -19,6 +19,8 @@ import pytest
 from pipeline.cli import main
 from pipeline.contracts.artifacts import run_lock
 
+pytestmark = pytest.mark.slow
+
 N_PROMPTS, N_RESPONSES = 60, 16
 
 

@@ -8,6 +8,8 @@ import torch
 
 from pipeline.microworld.training import TrainingJob, bucket_batches, pad_right, reproducible_torch, train_models
 
+pytestmark = pytest.mark.slow
+
 
 def regression_job(name: str, *, n_steps: int) -> TrainingJob[torch.Tensor]:
     model = torch.nn.Linear(3, 1)

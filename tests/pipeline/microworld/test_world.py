@@ -23,6 +23,8 @@ from pipeline.microworld.grammar import DATA_FILES, read_grammar
 from pipeline.microworld.size import WorldSize
 from pipeline.microworld.tokenizer import encode_prompt, encode_replies
 
+pytestmark = pytest.mark.slow
+
 Build = Callable[[Path, int], World]
 VERSIONS = {"torch": "2", "transformers": "5"}
 

@@ -18,6 +18,8 @@ from pipeline.multishot.loop import Iterate, choose_iterate
 from pipeline.multishot.rules import Measured
 from pipeline.steps.validate import validate_run
 
+pytestmark = pytest.mark.slow
+
 _QUICK = {
     "training": {"epochs": 1, "tokens_per_step": 1024, "evaluations": 1, "learning_rate": 1e-3},
     "evaluation": {"samples_per_prompt": 4, "bootstrap_replicates": 100},

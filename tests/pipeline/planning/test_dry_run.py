@@ -25,6 +25,8 @@ from pipeline.run.run import Run
 from pipeline.sources.prompts import hash_split
 from pipeline.steps.order import STAGES
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 PAPERS = {"mocan-alpaca-7b", "pecan-alpaca-7b", "llama-2-7b-hh"}
 NOT_HERE = {

@@ -20,6 +20,8 @@ from pipeline.planning.training_steps import StepCount, bound_steps
 from pipeline.run.run import Run
 from pipeline.steps.order import STAGES
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {
     "epochs": 1.5,
     "tokens_per_step": 300,

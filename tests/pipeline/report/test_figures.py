@@ -30,6 +30,8 @@ from pipeline.report.figures import (
 )
 from pipeline.report.style import COLUMN_INCHES, paper_style, save_figure
 
+pytestmark = pytest.mark.slow
+
 NAME = "harmless"
 LAM = np.linspace(0.0, 2.0, 21)
 STAR = Measured(1.0, (0.8, 1.3))

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.contracts.artifacts import Manifest, write_manifest
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.problem import Constraint
 from pipeline.published import read_points
 from pipeline.report.page import write_report
+
+pytestmark = pytest.mark.slow
 
 ATTACK = "<script>alert('x')</script><img src=\"https://example.org/p.png\"/> {{ 7 * 7 }}"
 
@@ -33,18 +36,53 @@ def page_of_two(two_bounds: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_the_page_says_verdict_numbers_and_origin(two_bounds: Any, page_of_two: Path) -> None:
     tree = _tree(page_of_two)
     words = _words(tree)
-    assert words.index("VIOLATED: harmless misses") < words.index("What was asked") < words.index("Stage 2")
-    assert "harmless ≥ 0." in words
-    assert "toxicity ≤ −0.200 on average" in words
+    assert (
+        words.index("Evaluation: violated. harmless misses") < words.index("What was asked") < words.index("Stage 2")
+    )
+    assert "harmless at least 0.800 above the reference on average" in words
+    assert "toxicity at most −0.200 on average" in words
     for bound in two_bounds.evaluation["constraints"]:
-        assert f"{bound['realised']:.3f}".replace("-", "\N{MINUS SIGN}") in words
-    assert "given as ref + 0.800" in words
+        value = bound["realised"] - (0.0 if bound["margin"] is None else bound["reference"])
+        assert f"{value:.3f}".replace("-", "\N{MINUS SIGN}") in words
+    assert "harmless: at least 0.800 above the reference demanded; realised +0." in words
     assert "cd" * 32 in words
     assert "2.13.0+cpu" in words
     assert "solve" in words
     assert "1.2 s" in words
     assert len(tree.findall(".//figure")) == 10
     assert "Trained: Take a walk & call <someone> you trust." in words
+
+
+def test_a_satisfied_evaluation_does_not_outshine_an_unreliable_dual(build_run: Any, tmp_path: Path) -> None:
+    run = build_run([Constraint("harmless", ">=", margin=0.3)], achieved=1.5, n_prompts=40, n_samples=4)
+    assert run.evaluation["status"] == "satisfied"
+    trust = run.dual["trust"]
+    assert trust["verdict"] == "unreliable"
+    verdict = {
+        "verdict": "did not pay",
+        "closed_fraction": -0.1,
+        "closed_fraction_ci95": [-0.2, 0.0],
+        "n_checkpoints": 4,
+        "n_prompts": 9,
+        "reasons": ["no checkpoint beat the reference on 9 held-out prompts"],
+        "advice": ["lower learning_rate from 0.0002 to 6.7e-05"],
+    }
+    write_manifest(
+        run.folder / "policy",
+        Manifest(step="train", run="gaussian", settings={}, inputs={}, files={}, details={"verdict": verdict}),
+    )
+    tree = _tree(write_report(run.folder, output=tmp_path)[0])
+    badges = {"".join(badge.itertext()): badge.attrib["class"] for badge in tree.findall(".//ul[@class='badges']/li")}
+    assert badges == {
+        "Evaluation: satisfied": "badge neutral",
+        "Trust in λ*: unreliable": "badge bad",
+        "Training: did not pay": "badge bad",
+    }
+    words = _words(tree)
+    first = words.index("What was asked")
+    for text in (*trust["advice"], "no checkpoint beat the reference", "lower learning_rate from 0.0002 to 6.7e-05"):
+        assert text[1:] in words[:first], text
+    assert not [element for element in tree.iter() if "good" in element.attrib.get("class", "").split()]
 
 
 def test_the_page_is_self_contained(page_of_two: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipeline.contracts.problem import Constraint
 from pipeline.dual.sweep import solve_points
 from pipeline.report.summary import MAX_LINES, frontier_view, html_summary, text_summary
-from pipeline.report.views import Cell, Row, TableView
+from pipeline.report.views import Badge, Cell, Row, TableView
 from stage1_dual.dual import DualProblem
 
 
@@ -23,8 +23,7 @@ def view(n_constraints: int, *, name: str = "score", verdict: str = "", n_warnin
         title="What it is about",
         header=(Cell("score", "verdict"), Cell("demanded", "as given"), Cell("lambda*", "95% interval")),
         rows=rows,
-        verdict=verdict,
-        tone="neutral",
+        badges=(Badge("Trust in lambda*", "weak", "doubtful", (verdict,)),) if verdict else (),
         facts=(("KL", "0.5 nats"), ("solution", "certified")),
         warnings=tuple(f"warning number {place}" for place in range(n_warnings)),
     )

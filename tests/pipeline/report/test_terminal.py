@@ -27,16 +27,18 @@ def test_stage1_shows_what_was_demanded_and_predicted(two_bounds: Any, width: in
         assert f"{bound['direction']} {bound['threshold']:.3f}" in text
         assert f"{bound['multiplier']:.3f}" in text
         assert "[{:.3f}, {:.3f}]".format(*bound["multiplier_ci95"]) in text
-        assert f"{bound['predicted']:.3f}" in text
-        assert "[{:.3f}, {:.3f}]".format(*bound["predicted_ci95"]) in text
-        assert f"{bound['heldout']:.3f}" in text
+        origin = 0.0 if bound["margin"] is None else bound["reference"]
+        assert f"{bound['predicted_corrected'] - origin:.3f}" in text
+        assert f"{bound['heldout'] - (bound['heldout_reference'] if origin else 0.0):.3f}" in text
         assert f"{bound['heldout_slack']:+.3f}" in text
     assert "ref + 0.800" in text
     assert "binding" in text
     assert f"{two_bounds.dual['kl']['predicted']:.3f} nats" in text
     assert f"median {two_bounds.dual['diagnostics']['ess_median']:.1f} of 48" in text
     trust = two_bounds.dual["trust"]
-    assert f"{trust['verdict'].upper()}: {trust['reasons'][0]}"[:60] in text
+    reason = trust["reasons"][0]
+    assert f"Trust in lambda*: {trust['verdict'].upper()}. {reason[0].upper()}{reason[1:]}." in " ".join(text.split())
+    assert "Evaluation: NOT YET" in text
     corrected = two_bounds.dual["constraints"][0]["multiplier_corrected"]
     assert f"corrected for finite responses, as the intervals are, {corrected:.3f}" in " ".join(text.split())
 
@@ -45,12 +47,14 @@ def test_stage1_shows_what_was_demanded_and_predicted(two_bounds: Any, width: in
 def test_stage2_shows_what_was_realised(two_bounds: Any, width: int) -> None:
     text = _text(stage2_table(two_bounds.evaluation, two_bounds.dual), width=width)
     assert two_bounds.evaluation["status"] == "violated"
-    assert "VIOLATED: harmless misses its threshold" in text
+    assert "Evaluation: VIOLATED. harmless misses its demand of +0.800" in " ".join(text.split())
+    assert f"Trust in lambda*: {two_bounds.dual['trust']['verdict'].upper()}" in text
     for bound in two_bounds.evaluation["constraints"]:
         assert bound["status"] in text
         assert f"{bound['direction']} {bound['threshold']:.3f}" in text
-        assert f"{bound['realised']:.3f}" in text
-        assert "[{:.3f}, {:.3f}]".format(*bound["ci95"]) in text
+        origin = 0.0 if bound["margin"] is None else bound["reference"]
+        assert f"{bound['realised'] - origin:.3f}" in text
+        assert "[{:.3f}, {:.3f}]".format(*(end - origin for end in bound["ci95"])) in text
     reward = two_bounds.evaluation["reward"]
     path = f"{reward['reference']:.3f} reference -> {reward['predicted']:.3f} predicted -> {reward['realised']:.3f}"
     assert path in " ".join(text.split())
@@ -58,7 +62,7 @@ def test_stage2_shows_what_was_realised(two_bounds: Any, width: int) -> None:
     assert f"{lagrangian['closed_fraction']:.2f} [{lagrangian['closed_fraction_ci95'][0]:.2f}" in text
 
 
-@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_nothing_is_cut_or_runs_over(two_bounds: Any, width: int) -> None:
     long = [{**bound, "name": f"{LONG_NAME}_{bound['name']}"} for bound in two_bounds.dual["constraints"]]
     rungs = [
@@ -69,8 +73,8 @@ def test_nothing_is_cut_or_runs_over(two_bounds: Any, width: int) -> None:
     evaluated = [{**bound, "name": f"{LONG_NAME}_{bound['name']}"} for bound in two_bounds.evaluation["constraints"]]
     evaluation = {**two_bounds.evaluation, "constraints": evaluated}
     shown = {
-        stage1_table(dual): "[{:.3f}, {:.3f}]".format(*long[0]["predicted_ci95"]),
-        stage2_table(evaluation, dual): "[{:.3f}, {:.3f}]".format(*evaluated[0]["ci95"]),
+        stage1_table(dual): "[{:.3f}, {:.3f}]".format(*long[1]["predicted_ci95"]),
+        stage2_table(evaluation, dual): "[{:.3f}, {:.3f}]".format(*evaluated[1]["ci95"]),
     }
     for renderable, interval in shown.items():
         text = _text(renderable, width=width)
@@ -78,6 +82,21 @@ def test_nothing_is_cut_or_runs_over(two_bounds: Any, width: int) -> None:
         assert "\N{HORIZONTAL ELLIPSIS}" not in text
         assert interval in text
         assert re.search(r"^(binding|violated)\b", text, re.MULTILINE)  # a verdict is never folded
+        names = [bound["name"] for bound in long]
+        if width < 72:  # rows below each other: the names have the whole width
+            assert all(name in "".join(text.split()) for name in names)
+
+
+def test_a_narrow_terminal_shows_the_names_and_every_value(two_bounds: Any) -> None:
+    table = stage2_table(two_bounds.evaluation, two_bounds.dual)
+    narrow, wide = (_text(table, width=width) for width in (60, 100))
+    for name in ("helpful", "harmless", "toxicity"):
+        assert re.search(rf"^{name}$", narrow, re.MULTILINE)
+        assert re.search(rf"^{name} ", wide, re.MULTILINE)
+    for found in (two_bounds.evaluation["reward"], *two_bounds.evaluation["constraints"]):
+        margin = found.get("margin") is not None
+        value = f"{found['realised'] - (found['reference'] if margin else 0.0):{'+' if margin else ''}.3f}"
+        assert re.search(rf"^  realised +{re.escape(value)} \[", narrow, re.MULTILINE)
 
 
 def test_a_pipe_gets_no_colour_and_a_terminal_does(two_bounds: Any) -> None:

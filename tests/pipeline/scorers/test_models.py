@@ -22,6 +22,8 @@ from pipeline.scorers.models import ModelSettings, resolve_model
 from pipeline.scoring.groups import group_scorers
 from pipeline.steps.validate import validate_run
 
+pytestmark = pytest.mark.slow
+
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 

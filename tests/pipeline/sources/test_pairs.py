@@ -22,6 +22,8 @@ from pipeline.sources.prompts import hash_split
 from pipeline.steps.validate import validate_run
 from stage2_policy.data import TrainingData, choose_held_out, read_training_data
 
+pytestmark = pytest.mark.slow
+
 N_PROMPTS = 24
 """Of the run; the pairs have as many again that the run does not sample."""
 

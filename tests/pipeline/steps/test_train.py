@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from helpers.tiny_runs import write_recipe
+from helpers.tiny_runs import dualign, run_folder, write_recipe
 
 from pipeline.config.loading import load_config
-from pipeline.contracts.artifacts import begin_step
-from pipeline.contracts.errors import StaleArtifactError
+from pipeline.contracts.artifacts import Manifest, begin_step, write_manifest
+from pipeline.contracts.errors import CorruptArtifactError, StaleArtifactError
+from pipeline.contracts.training_verdict import read_training_verdict
 from pipeline.steps.train import recorded_settings
 
 BEFORE = {
@@ -58,3 +59,59 @@ def test_what_changes_speed_alone_is_not_recorded(tmp_path):
         "training.report_to": "[wandb]",
     }
     assert recorded_settings(load_config(recipe, change)) == BEFORE
+
+
+VERDICT = {
+    "closed_fraction": 0.01,
+    "closed_fraction_ci95": [-0.03, 0.05],
+    "n_checkpoints": 4,
+    "n_prompts": 40,
+    "reasons": ["what was found"],
+    "advice": ["draw more"],
+}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code", "code_if_required"), [("paid", 0, 0), ("undecided", 0, 6), ("did not pay", 6, 6)]
+)
+@pytest.mark.parametrize("command", ["train", "stage2"])
+def test_the_exit_tells_a_script_whether_training_paid(
+    command, verdict, code, code_if_required, tmp_path, capsys, monkeypatch
+):
+    """After all steps, and again when finished work is kept."""
+    recipe = write_recipe(tmp_path)
+    folder = run_folder(recipe)
+    done = []
+
+    def perform(run, steps, **_):
+        done.append(tuple(steps))
+        write_manifest(
+            folder / "policy",
+            Manifest(
+                step="train",
+                run="tiny",
+                settings={},
+                inputs={},
+                files={},
+                details={"verdict": {"verdict": verdict, **VERDICT}},
+            ),
+        )
+
+    monkeypatch.setattr("pipeline.steps.runner.run_steps", perform)
+    assert dualign(command, recipe) == code
+    assert dualign(command, recipe, "--require-improvement") == code_if_required
+    assert done == [("train",) if command == "train" else ("train", "evaluate", "report")] * 2
+    said = capsys.readouterr().err
+    assert said.count(f"training of run `tiny` {verdict.upper()}: what was found") == [code, code_if_required].count(6)
+
+
+def test_a_policy_of_an_older_version_has_no_verdict_and_is_let_pass(tmp_path):
+    write_manifest(tmp_path, Manifest(step="train", run="old", settings={}, inputs={}, files={}))
+    assert read_training_verdict(tmp_path) is None
+
+
+def test_a_damaged_verdict_is_named(tmp_path):
+    details = {"verdict": {"verdict": "splendid", **VERDICT}}
+    write_manifest(tmp_path, Manifest(step="train", run="old", settings={}, inputs={}, files={}, details=details))
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json is damaged: `verdict` is 'splendid'"):
+        read_training_verdict(tmp_path)

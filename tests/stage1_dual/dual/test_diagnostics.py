@@ -25,6 +25,17 @@ def test_healthy_problem_has_no_warnings_and_right_figures() -> None:
     assert diagnostics.kl == solution.predicted_kl
 
 
+def test_a_constant_reward_is_said() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=40, n_responses=16, n_constraints=1, seed=0)
+    said = "The reward is the same for all responses of every prompt"
+    varies_between_prompts = np.repeat(r_pk[:, :1], 16, axis=1)
+    problem = DualProblem.from_arrays(varies_between_prompts, g_pkm, thresholds=g_pkm.mean() + 0.2, beta=1.0)
+    assert [warning[: len(said)] for warning in _diagnose(problem).warnings] == [said]
+    varies_between_prompts[3, 2] += 1e-6
+    problem = DualProblem.from_arrays(varies_between_prompts, g_pkm, thresholds=g_pkm.mean() + 0.2, beta=1.0)
+    assert _diagnose(problem).warnings == ()
+
+
 def test_structure_is_reported() -> None:
     r_pk, g_pkm = draw_scores(n_prompts=40, n_responses=16, n_constraints=1, seed=0)
     g_pkm = np.concatenate([g_pkm, g_pkm, np.ones_like(g_pkm)], axis=2)

@@ -16,6 +16,8 @@ from stage1_dual.dual import (
     tilt,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def _demand(
     *,

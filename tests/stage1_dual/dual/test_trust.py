@@ -57,6 +57,15 @@ def test_scores_of_sd_6_at_beta_a_tenth_are_unreliable_and_the_advice_is_suffici
     assert "more responses than 128 a prompt will hardly do" in trust.advice[1]
 
 
+def test_advice_does_not_begin_with_an_alternative_to_nothing() -> None:
+    r_pk, g_pk = _draw(n_responses=12)
+    trust = _judge(_problem(r_pk, g_pk, margin=0.6))
+    # Only the multiplier drifts: beta is not advised on, and responses stand alone.
+    assert trust.signs["drift"] > LIMITS["drift"][0]
+    assert not any("beta" in text for text in trust.advice)
+    assert re.fullmatch(r"draw about \d+ responses a prompt instead of 12", trust.advice[0])
+
+
 def test_advice_on_responses_is_of_the_right_size() -> None:
     r_pk, g_pk = _draw(n_prompts=400, n_responses=24)
     trust = _judge(_problem(r_pk, g_pk, beta=0.42))

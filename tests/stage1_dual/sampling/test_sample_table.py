@@ -21,6 +21,8 @@ from stage1_dual.sampling.sample_table import PromptTokens, SamplingCounts, samp
 from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [
     PromptTokens(f"p{place}", "test" if place % 3 == 2 else "train", np.array([1, 10 + place, 30], np.int32))
     for place in range(7)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from helpers.tiny_models import save_tiny_policy
@@ -19,6 +20,8 @@ from stage1_dual.sampling.protocol import SampledCompletion, SampleRequest
 from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
 from stage1_dual.sampling.vllm_sampler import VllmSampler
+
+pytestmark = pytest.mark.slow
 
 EOS = 2
 LIMIT = 16
@@ -31,6 +34,8 @@ class Drawn:
     first: list[SampledCompletion]
     again_after_others: list[SampledCompletion]
     description: dict[str, object]
+    listens_at: frozenset[str]
+    told: dict[str, str | None]
     environment_kept: bool
     torch_kept: bool
 
@@ -57,6 +62,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
         sampler.sample(make_requests(100, run_seed=1))
         again = sampler.sample(requests)
         description = dict(sampler.describe())
+        open_ports = [
+            found for found in psutil.Process().net_connections("inet") if found.status == psutil.CONN_LISTEN
+        ]
+        told = {name: os.environ.get(name) for name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK")}
     finally:
         sampler.close()
     return Drawn(
@@ -65,10 +74,17 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
         first,
         again,
         description,
+        frozenset(found.laddr.ip for found in open_ports),
+        told,
         environment_kept=dict(os.environ) == environment,
         torch_kept=(torch.set_num_threads, torch.get_num_threads(), torch.accelerator.synchronize) == settings
         and torch.equal(torch.get_rng_state(), random_state),
     )
+
+
+def test_the_engine_listens_to_this_machine_and_tells_nobody(drawn: Drawn) -> None:
+    assert drawn.listens_at == {"127.0.0.1"}
+    assert drawn.told == {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
 _FRESH = """

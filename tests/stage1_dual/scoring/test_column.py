@@ -87,7 +87,7 @@ def test_rows_without_a_number_fail_alone(tmp_path: Path) -> None:
         "the column 'quality' is nan there",
         4.5,
         1e-3,
-        f"{table} has no row for it",
+        f"{table} has no row of this prompt_id and sample_index",
     ]
 
 

@@ -23,6 +23,8 @@ from stage1_dual.scoring.score_tables import ScoringCounts, score_tables
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
 from stage1_dual.shard_plan import missing_shards, shard_order
 
+pytestmark = pytest.mark.slow
+
 MESSAGES = {f"p{place}": [{"role": "user", "content": f"what could I do, {place}?"}] for place in range(9)}
 
 
@@ -123,7 +125,7 @@ def test_scores_that_are_no_numbers_are_failures_and_too_many_stop_the_step(tmp_
     weights["score.weight"] = torch.full_like(weights["score.weight"], value)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        InputError, match=r"4 of 45 rows failed so far.*0\.05 \(first: prompt p0, sample 0: the score is"
+        InputError, match=r"4 of 45 rows of .*samples failed so far.*0\.05 \(first: prompt p0, sample 0: the score is"
     ):
         run(tmp_path / "scores", lambda: SequenceClassificationScorer(str(folder)), max_failed_share=0.05)
     assert rows(tmp_path / "scores") == {}

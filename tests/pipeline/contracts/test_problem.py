@@ -1,9 +1,14 @@
 import pytest
 
-from pipeline.contracts.errors import ConfigError, ConstraintsNotSatisfiedError, DualignError, InputError
-from pipeline.contracts.problem import Constraint, holds_range, read_constraint, read_constraint_range
-from pipeline.contracts.tables import prompt_id, require_unique
-from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.problem import (
+    Constraint,
+    constraint_signs,
+    holds_range,
+    read_constraint,
+    read_constraint_range,
+    sign_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,22 +74,17 @@ def test_a_margin_is_over_the_reference_mean():
     assert Constraint("g", "<=", threshold=0.5).absolute_threshold(-1.0) == 0.5
 
 
-def test_prompt_id_is_of_role_and_content_only():
-    messages = [{"role": "user", "content": "hé"}]
-    assert prompt_id(messages) == prompt_id([{"content": "hé", "role": "user", "extra": "x"}])
-    assert prompt_id(messages) != prompt_id([{"role": "system", "content": "hé"}])
-    assert len(prompt_id(messages)) == 64
-    for wrong in ([], [{"role": "user"}], [{"role": "user", "content": None}]):
-        with pytest.raises(InputError, match="prompt"):
-            prompt_id(wrong)
+def test_signs_turn_an_upper_bound_and_nothing_else():
+    bounds = [Constraint("a", ">=", threshold=1.0), Constraint("b", "<=", threshold=1.0)]
+    assert constraint_signs(bounds).tolist() == [1.0, -1.0] == [bound.sign for bound in bounds]
+    assert constraint_signs([]).shape == (0,)
+    assert sign_of("<=") * sign_of("<=") == sign_of(">=") == 1.0
 
 
-def test_require_unique_names_the_first():
-    with pytest.raises(InputError, match="1 repeated \\(first: b\\)"):
-        require_unique(["a", "b", "b"], what="keys")
-
-
-def test_exit_codes():
-    codes = {DualignError: 1, InputError: 2, ConfigError: 2, InfeasibleError: 3, NotCertifiedError: 4}
-    assert {kind: kind.exit_code for kind in codes} == codes
-    assert ConstraintsNotSatisfiedError.exit_code == 5
+@pytest.mark.parametrize("given", ["threshold", "margin"])
+def test_a_tightened_constraint_is_harder_from_its_own_side(given):
+    assert Constraint("g", ">=", **{given: 1.0}).tightened(0.25) == Constraint("g", ">=", **{given: 1.25})
+    assert Constraint("g", "<=", **{given: 1.0}).tightened(0.25) == Constraint("g", "<=", **{given: 0.75})
+    assert Constraint("g", "<=", **{given: 1.0}).tightened(0.25).tightened(-0.25) == Constraint(
+        "g", "<=", **{given: 1.0}
+    )

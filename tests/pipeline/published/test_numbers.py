@@ -1,13 +1,9 @@
-"""The published numbers are those of the papers, and the facts those of the models' configurations."""
-
-from pathlib import Path
+"""The published numbers are those of the papers."""
 
 import pytest
 
-from pipeline.config.loading import RECIPES, load_config
-from pipeline.contracts.errors import ConfigError, CorruptArtifactError, InputError
-from pipeline.published import numbers, read_data_set_facts, read_model_facts, read_numbers, read_points
-from pipeline.scorers.models import is_hub_id
+from pipeline.contracts.errors import CorruptArtifactError
+from pipeline.published import numbers, read_numbers
 
 METRICS = {
     "predicted_safety_gain",
@@ -118,61 +114,3 @@ def test_other_columns_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(numbers, "__file__", str(tmp_path / "numbers.py"))
     with pytest.raises(CorruptArtifactError, match="they must be"):
         numbers.read_numbers.__wrapped__()
-
-
-def llama_parameters(*, layers, hidden, kv_width, intermediate, vocabulary, tied, biases):
-    attention = 2 * hidden**2 + 2 * hidden * kv_width + (hidden + 2 * kv_width if biases else 0)
-    layer = attention + 3 * hidden * intermediate + 2 * hidden
-    return vocabulary * hidden * (1 if tied else 2) + layers * layer + hidden
-
-
-@pytest.mark.parametrize(
-    ("name", "tied", "biases"),
-    [
-        ("PKU-Alignment/alpaca-7b-reproduced", False, False),
-        ("meta-llama/Llama-2-7b-hf", False, False),
-        ("Qwen/Qwen2.5-0.5B-Instruct", True, True),
-        ("Qwen/Qwen2.5-1.5B-Instruct", True, True),
-    ],
-)
-def test_the_number_of_weights_follows_from_the_configuration(name, tied, biases):
-    facts = read_model_facts()[name]
-    shape = facts.model_dump(include={"layers", "hidden", "kv_width", "intermediate", "vocabulary"})
-    assert facts.parameters == llama_parameters(**shape, tied=tied, biases=biases)
-
-
-def test_every_hub_name_of_a_recipe_has_its_facts():
-    for recipe in RECIPES.glob("*.yaml"):
-        config = load_config(recipe)
-        for model in config.checkpoints().values():
-            assert not is_hub_id(model.model) or model.model in read_model_facts()
-        assert not is_hub_id(config.prompts.source) or config.prompts.source in read_data_set_facts()
-
-
-def test_points_pair_the_metrics_of_a_policy():
-    points = read_points("2505.19387", ["Tables 4 and 5"], score="safety_gain", reward="helpful_gain")
-    assert len(points) == 14
-    (point,) = [point for point in points if (point.method, point.setting) == ("one-shot", "b=3")]
-    assert (point.score.value, point.score.ci95) == (0.352, (0.024, 0.68))
-    assert (point.reward.value, point.reward.ci95) == (7.325, (7.17, 7.48))
-
-
-def test_a_source_without_such_policies_is_refused_with_what_there_is():
-    with pytest.raises(InputError, match=r"Table 9: no policy with both .* there are .*Figure 3 left \(safety_gain\)"):
-        read_points("2405.19544", ["Table 9"], score="safety_gain", reward="helpful_gain")
-    with pytest.raises(InputError, match="no gains are known of this paper"):
-        read_points("1706.03762", ["Table 9"], score="safety_gain", reward="helpful_gain")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("published.sources", "[Figure 99]", "Figure 99: no policy with both"),
-        ("published.constraints", "{harmles: safety_gain}", r"published.constraints.harmles.*`harmless`"),
-        ("constraints.harmless.direction", "<=", r"published.constraints.harmless.*turn its score with `sign: -1`"),
-        ("published.sources", "[]", r"published.sources"),
-    ],
-)
-def test_a_recipe_that_names_no_published_policy_is_refused(key, value, message):
-    with pytest.raises(ConfigError, match=message):
-        load_config(Path("mocan-alpaca-7b"), {key: value})

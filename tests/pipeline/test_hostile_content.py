@@ -1,0 +1,219 @@
+"""Prompts, categories, responses and names of strangers are text wherever they are shown, and secrets nowhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import unicodedata
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from datasets import load_dataset
+from helpers.solutions import bound, build_solution
+from helpers.tiny_runs import run_folder, write_recipe
+from huggingface_hub import ModelCard
+
+import dualign
+from pipeline.cli import main
+from pipeline.contracts.markdown import code_markdown, plain_markdown
+from pipeline.steps.export import write_dataset_card
+
+HOSTILE = (
+    "<script>document.title='OWNED'</script>",
+    "<img src=x onerror=\"document.title='OWNED'\">",
+    "</p></blockquote></style></title><script>document.title='OWNED'</script>",
+    "\x1b[31mred\x1b[0m\x1b]0;OWNED\x07",
+    "{{ 7 * 7 }}{% for x in range(10 ** 9) %}{% endfor %}",
+    "nul\x00 and \x9b31m",
+    "\u202eevil\u202c \u2066isolated\u2069",
+    "| a | b |\n---\n# head\n```\nconfigs: [OWNED]",
+    "$\\frac{1}{0}$ a_b^c",
+    "long " * 400,
+    "<!-- --><svg onload=\"document.title='OWNED'\">",
+    "&lt;b&gt; &amp;",
+)
+SECRETS = {
+    name: f"s3cr3t-of-{name.lower()}"
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY")
+}
+TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def followed(text: str) -> set[str]:
+    """What a terminal would follow."""
+    return {one for one in text if unicodedata.category(one) in {"Cc", "Cs"} and one not in "\n\t\r"} | (
+        TURNING & set(text)
+    )
+
+
+def call(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *map(str, arguments)],
+        env={**os.environ, **SECRETS, **environment},
+        capture_output=True,
+        encoding="utf-8",
+    )
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished run of hostile prompts with secrets around it: its recipe and all that was printed."""
+    folder = tmp_path_factory.mktemp("hostile")
+    prompts = [
+        {"prompt": f"{HOSTILE[i % len(HOSTILE)]} {i}", "topic": HOSTILE[(5 * i + i // 12) % len(HOSTILE)]}
+        for i in range(48)
+    ]
+    recipe = write_recipe(
+        folder,
+        prompts=prompts,
+        max_failed_share=0.5,  # some are longer than the model
+        training={"epochs": 1, "tokens_per_step": 1024, "evaluations": 1, "learning_rate": 1e-3},
+        evaluation={"samples_per_prompt": 4, "bootstrap_replicates": 100},
+    )
+    options = ("--config", recipe, "--run", "tiny", "--data-dir", folder / "data", "--no-progress")
+    said = ""
+    for command in (("sample", "--dry-run"), ("run", "--dry-run"), ("run",), ("export", "--format", "weighted-sft")):
+        done = call(*command, *options)
+        assert done.returncode == 0, done.stderr
+        said += done.stdout + done.stderr
+    done = call("validate", "tiny", "--data-dir", folder / "data", "--no-progress")
+    assert done.returncode == 0, done.stdout
+    return recipe, said + done.stdout + done.stderr
+
+
+def test_a_terminal_follows_nothing(hostile: tuple[Path, str]) -> None:
+    assert followed(hostile[1]) == set()
+
+
+def test_prompts_are_shown_before_sampling_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = write_recipe(tmp_path, prompts=[{"prompt": text, "topic": "t"} for text in HOSTILE if followed(text)])
+    options = ("--config", str(recipe), "--data-dir", str(tmp_path / "data"), "--prompts.limit", "1")
+    assert main(["sample", "--dry-run", *options]) == 0
+    assert followed(shown := capsys.readouterr().out) == set()
+    assert re.search(r"\\x1b\[31mred|\\x00|\\u202eevil", shown)
+
+
+def test_the_report_shows_and_runs_nothing(hostile: tuple[Path, str]) -> None:
+    path = run_folder(hostile[0]) / "report" / "report.html"
+    text = path.read_text(encoding="utf-8")
+    tree = ET.fromstring(text)  # forgives nothing, no control character either
+    assert {element.tag for element in tree.iter()}.isdisjoint({"script", "svg", "iframe", "link"})
+    assert not any(name.startswith("on") for element in tree.iter() for name in element.attrib)
+    assert followed(text) == set()
+    words = "".join(tree.itertext())
+    for shown in ("<script>document.title='OWNED'</script>", "\\x1b[31mred", "\\u202eevil", "{{ 7 * 7 }}"):
+        assert shown in words
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium; the page is parsed above")
+def test_a_browser_runs_nothing(hostile: tuple[Path, str], tmp_path: Path) -> None:
+    path = run_folder(hostile[0]) / "report" / "report.html"
+    browser = ("chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}")
+    dom = subprocess.run(
+        [*browser, "--virtual-time-budget=2000", "--dump-dom", path.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    ).stdout
+    assert "<title>tiny: constrained alignment report</title>" in dom
+    assert "OWNED" in dom
+    assert not re.search(r"<script|<svg|<img [^>]*onerror", dom)
+
+
+def test_tables_and_cards_are_read_as_what_they_are(hostile: tuple[Path, str]) -> None:
+    run = run_folder(hostile[0])
+    for folder in (run / "tilted", run / "exports" / "weighted-sft"):
+        rows = load_dataset(str(folder), cache_dir=str(hostile[0].parent / "cache"))["train"]
+        assert rows.num_rows == sum(pq.read_table(path).num_rows for path in folder.glob("data/train-*"))
+        front = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+        assert set(front) == {"configs", "tags"}
+    assert ModelCard.load(run / "policy" / "README.md").data.library_name == "transformers"
+    found = set(pq.read_table(run / "prompts" / "data", columns=["category"])["category"].to_pylist())
+    assert found == set(HOSTILE)
+
+
+def test_secrets_are_nowhere(hostile: tuple[Path, str]) -> None:
+    said = hostile[1]
+    failing = call(
+        *("run", "--config", hostile[0], "--run", "other", "--data-dir", hostile[0].parent / "data"),
+        *("--reference.model", "nobody/nothing", "--no-progress"),
+        HF_ENDPOINT="http://127.0.0.1:9",  # where nobody listens
+        HF_HUB_DISABLE_TELEMETRY="1",
+    )
+    assert failing.returncode == 2
+    said += failing.stdout + failing.stderr
+    files = [path for path in run_folder(hostile[0]).rglob("*") if path.is_file()]
+    assert len(files) > 50
+    for secret in SECRETS.values():
+        assert secret not in said
+        assert [path for path in files if secret.encode() in path.read_bytes()] == []
+
+
+NAME = "\x1b[31mred\x1b]0;OWNED\x07<b>|`x`\u202e$\\frac{"
+
+
+def table_of(**columns: str) -> pa.Table:
+    rng = np.random.default_rng(0)
+    named = {columns.get(name, name): rng.normal(size=640) for name in ("r", "g")}
+    return pa.table({"prompt_id": np.repeat([f"p{i}" for i in range(40)], 16), **named})
+
+
+def test_names_of_columns_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = table_of(r=NAME)
+    result = dualign.solve(table, reward=NAME, constraints=["g >= ref + 0.3"], beta=1.0)
+    for shown in (repr(result), result._repr_html_(), repr(result.frontier()), result.frontier()._repr_html_()):
+        assert followed(shown) == set()
+    assert "&lt;b&gt;" in result._repr_html_()
+    pq.write_table(table, tmp_path / "scores.parquet")
+    arguments = ("solve", "--table", str(tmp_path / "scores.parquet"), "--reward", NAME, "--beta", "1")
+    assert (
+        main([*arguments, "--constraint", "g >= ref + 0.3", "--output", str(tmp_path / "out"), "--no-progress"]) == 0
+    )
+    printed = capsys.readouterr()
+    assert followed(printed.out + printed.err) == set()
+    assert followed((tmp_path / "out" / "figures" / "frontier_g.svg").read_text()) == set()
+
+
+def test_a_column_may_have_a_longer_name_than_a_file(tmp_path: Path) -> None:
+    names = {"r": "r" * 400, "g": "g" * 400}
+    pq.write_table(table_of(**names), tmp_path / "scores.parquet")
+    arguments = ("solve", "--table", str(tmp_path / "scores.parquet"), "--reward", names["r"], "--beta", "1")
+    constraint = f"{names['g']} >= ref + 0.3"
+    assert main([*arguments, "--constraint", constraint, "--output", str(tmp_path / "out"), "--no-progress"]) == 0
+    assert (tmp_path / "out" / "figures" / f"dual_{'g' * 100}.png").is_file()
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, NAME, "a`b``c", "`", " "])
+def test_a_text_in_a_card_is_one_line_without_markup(text: str) -> None:
+    for shown in (plain_markdown(text), code_markdown(text)):
+        assert followed(shown) == set()
+        assert "\n" not in shown
+        assert not re.search(r"(?<!\\)\|", shown)
+    assert not re.search(r"(?<!\\)[<`\[*_]", plain_markdown(text))
+
+
+def test_a_card_keeps_its_tables_whatever_the_names_and_warnings(tmp_path: Path) -> None:
+    solution = build_solution(bound("a|b`", "<=", threshold=0.0, multiplier=1.0), beta=1.0)
+    dual: dict[str, Any] = {
+        **solution.to_document(),
+        "reward": {**solution.to_document()["reward"], "reference": 0.0, "predicted": 0.0},
+        "kl": {"predicted": 0.1},
+        "diagnostics": {"ess_median": 3.0},
+        "warnings": ["<script>x</script>\n# head", NAME],
+    }
+    dual["constraints"] = [{**row, "predicted": 0.0} for row in dual["constraints"]]
+    write_dataset_card(tmp_path, dual=dual, n_rows=1, run="r`\n# head", inputs={})
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    (row,) = (line for line in lines if "| constraint |" in line)
+    assert len(re.findall(r"(?<!\\)\|", row)) == 7
+    assert not any(line.startswith("# head") for line in lines)
+    assert not any(re.search(r"(?<!\\)<script", line) for line in lines)
