@@ -28,6 +28,7 @@ from pipeline.contracts.errors import (
     ConstraintsNotSatisfiedError,
     DualignError,
     InputError,
+    loading_failure,
     printable,
     require_extra,
     writing_failure,
@@ -71,7 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if (failure := writing_failure(error)) is None:
+        if (failure := writing_failure(error) or loading_failure(error)) is None:
+            raise
+        return _fail(failure)
+    except Exception as error:
+        if (failure := loading_failure(error)) is None:
             raise
         return _fail(failure)
     except KeyboardInterrupt:

@@ -16,22 +16,36 @@ code  meaning
 from __future__ import annotations
 
 import errno
+import importlib
 import importlib.util
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+_OURS = frozenset({"dualign", "pipeline", "stage1_dual", "stage2_policy"})
+_CHANGES_THE_PROCESS = frozenset({"vllm"})
+"""Packages that are imported only where they are used, and put back the process as it was."""
+
 
 def require_extra(extra: str, *packages: str, purpose: str) -> None:
-    """Name the extra to install before an import fails somewhere inside.
+    """Import what a step needs before it begins, and name the extra to install where something is not there.
 
     Raises:
         MissingExtraError: a package is not installed.
+        InputError: one is installed and cannot be loaded.
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package=package, extra=extra, purpose=purpose)
+    for package in packages:
+        if package in _CHANGES_THE_PROCESS:
+            continue
+        try:
+            importlib.import_module(package)
+        except Exception as error:  # a package that does not fit this machine raises whatever it meets
+            raise import_failure(error, package=package, extra=extra, purpose=purpose) from error
 
 
 class DualignError(Exception):
@@ -93,7 +107,7 @@ def printable(text: str) -> str:
     )
 
 
-def import_failure(error: ImportError, *, package: str, extra: str, purpose: str) -> InputError:
+def import_failure(error: Exception, *, package: str, extra: str, purpose: str) -> InputError:
     """What to tell of an import that failed: a package that is not installed, or one that is and cannot be loaded.
 
     Args:
@@ -102,13 +116,47 @@ def import_failure(error: ImportError, *, package: str, extra: str, purpose: str
         extra: of this distribution that installs it.
         purpose: what needs it.
     """
-    absent = (error.name or package).partition(".")[0]
-    if isinstance(error, ModuleNotFoundError) and importlib.util.find_spec(absent) is None:
+    if (absent := _absent_package(error)) is not None:
         return MissingExtraError(package=absent, extra=extra, purpose=purpose)
-    return InputError(
-        f"{purpose} needs the package `{package}`, which is installed and cannot be loaded: {error}"
-        + (f" (because of: {error.__cause__})" if error.__cause__ is not None else "")
-    )
+    return InputError(f"{purpose} needs the package `{package}`, which {_not_loaded(error)}")
+
+
+def loading_failure(error: Exception) -> InputError | None:
+    """What to tell of a package that could not be imported, wherever that was; None for an error of another kind.
+
+    A package that is there may still not fit the machine: a driver's library is missing, or it was built for another
+    version of a package that it needs.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames]
+    ours = max((place for place, name in enumerate(names) if name in _OURS), default=-1)
+    package = None
+    if ours + 1 < len(frames) and (frames[ours + 1].f_code.co_name == "<module>" or isinstance(error, ImportError)):
+        package = names[ours + 1]
+    elif isinstance(error, ImportError) and error.name:
+        package = error.name.partition(".")[0]
+    if not package or package in _OURS:
+        return None
+    if (absent := _absent_package(error)) is not None:
+        return InputError(
+            f"the package `{absent}` is needed here"
+            + (f" by `{package}`" if absent != package else "")
+            + " and is not installed; dualign's extras (sample, train, ray) install what its commands need"
+        )
+    return InputError(f"the package `{package}` is needed here and {_not_loaded(error)}")
+
+
+def _absent_package(error: Exception) -> str | None:
+    """The package that is not installed, where that is what an import failed for."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return None
+    name = error.name.partition(".")[0]
+    return name if importlib.util.find_spec(name) is None else None
+
+
+def _not_loaded(error: Exception) -> str:
+    because = f" (because of: {error.__cause__})" if error.__cause__ is not None else ""
+    return f"is installed and cannot be loaded: {error}{because}"
 
 
 _DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG}

@@ -46,7 +46,8 @@ def derived_step_is_current(
         StaleArtifactError: the step was made with other settings.
         InputError: the folder is a link, or has files among its tables that no step wrote.
     """
-    if folder.is_symlink():
+    # Several runs may share a finished artifact by a link; what a link leads to is not theirs to make.
+    if folder.is_symlink() and not is_complete(folder):
         raise InputError(f"{folder} is a link to {folder.resolve()}; a step writes into folders of its own run only")
     begin_step(folder, settings=settings, inputs={}, remedy=remedy(step))
     if is_complete(folder):
@@ -54,8 +55,8 @@ def derived_step_is_current(
         if dict(found.inputs) == dict(inputs) and has_all_files(folder, found):
             log.info("%s: done before, kept", step)
             return True
-    reopen(folder)
     clear_tables(folder)
+    reopen(folder)
     return False
 
 

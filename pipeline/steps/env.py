@@ -14,8 +14,10 @@ def describe_environment() -> str:
 def _devices() -> list[str]:
     try:
         import torch
-    except ImportError:
-        return ["torch is not installed: solve, frontier and report work, sample, score and train do not"]
+    except Exception as error:  # noqa: BLE001  # one that does not fit this machine raises whatever it meets
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+        state = "is not installed" if absent else f"is installed and cannot be loaded ({error})"
+        return [f"torch {state}: solve, frontier and report work, sample, score and train do not"]
     if not torch.cuda.is_available():
         return [f"{'devices':14} CPU only, {torch.get_num_threads()} threads"]
     return [

@@ -74,6 +74,7 @@ def test_a_terminal_of_ascii_shows_names_and_signs_of_others(table: Path, tmp_pa
 def test_no_home_and_no_temporary_folder(tmp_path: Path, home: str) -> None:
     recipe = write_recipe(tmp_path)
     command = [*PYTHON, "stage1", "--config", str(recipe), "--data-dir", str(tmp_path / "data"), "--no-progress"]
+    environment = {**os.environ, "HOME": home, "TMPDIR": "/proc/none", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, "--run", "tiny"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Matplotlib" not in done.stderr
