@@ -199,7 +199,7 @@ def test_safeguards_and_the_correction_are_those_of_the_command(frame: pd.DataFr
         ({"constraints": []}, "no constraint is given"),
         ({"constraints": ["harmless >= 0", "harmless <= 1"]}, "'harmless' is bounded twice"),
         ({"reward": "remark"}, "column 'remark' holds values of several types"),
-        ({"reward": "prompt_id"}, "column 'prompt_id' is of type .*; a score must be a number"),
+        ({"reward": "prompt_id"}, "the prompt's id is 'prompt_id', which is a score too"),
         ({"beta": 0}, "`beta` is 0"),
         ({"seed": -1}, "the seed is -1; it must not be negative"),
         ({"reserve": {"harmful": 0.1}}, "a safeguard is asked for 'harmful'"),

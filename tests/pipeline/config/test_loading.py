@@ -236,3 +236,13 @@ def test_many_constraints_without_a_scorer_are_counted(tmp_path):
     bounds = ", ".join(f'c{number}: {{direction: ">=", margin: 0}}' for number in range(50))
     with pytest.raises(ConfigError, match="`constraints`: 30 more have no scorer of their name"):
         load_config(Path("embedded"), {"constraints": f"{{{bounds}}}"})
+
+
+def test_more_constraints_than_a_problem_can_have_are_one_fault(tmp_path):
+    bounds = "".join(f"  c{number}: {{direction: '>=', margin: 0}}\n" for number in range(2_000))
+    text = (RECIPES / "embedded.yaml").read_text()
+    start = text.index("constraints:\n")
+    (tmp_path / "r.yaml").write_text(f"{text[:start]}constraints:\n{bounds}")
+    with pytest.raises(ConfigError, match="`constraints` has 2000 entries; a problem has at most 100") as caught:
+        load_config(tmp_path / "r.yaml")
+    assert len(caught.value.faults) == 1
