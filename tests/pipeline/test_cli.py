@@ -19,6 +19,8 @@ from pipeline.contracts.artifacts import run_lock
 from pipeline.contracts.errors import InputError
 from pipeline.steps.order import STAGES, SUMMARIES
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 beta: 1.0
 prompts: {source: PROMPTS}

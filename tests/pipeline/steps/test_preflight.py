@@ -8,6 +8,8 @@ from helpers.tiny_runs import dualign, run_folder, write_recipe
 from pipeline.contracts.artifacts import is_complete
 from stage2_policy.settings import TRACKERS
 
+pytestmark = pytest.mark.slow
+
 LORA = {"adapter": "lora", "lora_target_modules": ["q_proj", "v_porj"]}
 
 

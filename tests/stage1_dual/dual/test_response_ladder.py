@@ -6,6 +6,8 @@ from helpers.dual_problems import GaussianPopulation, draw_scores
 
 from stage1_dual.dual import DualProblem, bootstrap_intervals, climb_ladder, solve_dual
 
+pytestmark = pytest.mark.slow
+
 
 def _ladder(problem: DualProblem):  # type: ignore[no-untyped-def]
     return climb_ladder(problem, solve_dual(problem))

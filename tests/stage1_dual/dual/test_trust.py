@@ -18,6 +18,8 @@ from stage1_dual.dual import (
     solve_dual,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def _judge(problem: DualProblem, heldout: DualProblem | None = None) -> Trust:
     solution = solve_dual(problem)

@@ -19,6 +19,8 @@ from stage1_dual.scoring.outputs import Affine, HeadOutput
 from stage1_dual.scoring.protocol import Score, ScoreRequest
 from stage1_dual.scoring.safe_rlhf_score import SafeRlhfScorer
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("take", "a", "small", "step", "call", "your", "friend", "and", "rest", "what", "could", "I", "do", "alone")
 
 

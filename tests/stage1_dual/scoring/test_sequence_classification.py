@@ -30,6 +30,8 @@ from stage1_dual.scoring.outputs import Affine, HeadOutput
 from stage1_dual.scoring.protocol import RowFailure, Score, Scorer, ScoreRequest
 from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("take", "a", "small", "step", "call", "your", "friend", "and", "rest", "what", "could", "I", "do", "alone")
 
 
