@@ -25,6 +25,8 @@ from huggingface_hub import ModelCard
 import dualign
 from pipeline.cli import main
 from pipeline.contracts.markdown import code_markdown, plain_markdown
+from pipeline.report.summary import html_summary, text_summary
+from pipeline.report.views import Badge, Cell, Row, TableView
 from pipeline.steps.export import write_dataset_card
 
 HOSTILE = (
@@ -83,7 +85,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     said = ""
     for command in (("sample", "--dry-run"), ("run", "--dry-run"), ("run",), ("export", "--format", "weighted-sft")):
         done = call(*command, *options)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode in {0, 6}, done.stderr  # 6: training a random policy need not pay
         said += done.stdout + done.stderr
     done = call("validate", "tiny", "--data-dir", folder / "data", "--no-progress")
     assert done.returncode == 0, done.stdout
@@ -158,7 +160,8 @@ def test_secrets_are_nowhere(hostile: tuple[Path, str]) -> None:
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
 
 
-NAME = "\x1b[31mred\x1b]0;OWNED\x07<b>|`x`\u202e$\\frac{"
+NAME = "<b>|`x`$\\frac{_{{ 7 * 7 }}"
+UNSEEN = "\x1b[31mred\x1b]0;OWNED\x07\u202e"
 
 
 def table_of(**columns: str) -> pa.Table:
@@ -167,32 +170,50 @@ def table_of(**columns: str) -> pa.Table:
     return pa.table({"prompt_id": np.repeat([f"p{i}" for i in range(40)], 16), **named})
 
 
+def solve(table: pa.Table, folder: Path, reward: str) -> int:
+    pq.write_table(table, folder / "scores.parquet")
+    arguments = ("--table", str(folder / "scores.parquet"), "--reward", reward, "--beta", "1", "--no-progress")
+    return main(["solve", *arguments, "--constraint", "g >= ref + 0.3", "--output", str(folder / "out")])
+
+
 def test_names_of_columns_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = table_of(r=NAME)
-    result = dualign.solve(table, reward=NAME, constraints=["g >= ref + 0.3"], beta=1.0)
-    for shown in (repr(result), result._repr_html_(), repr(result.frontier()), result.frontier()._repr_html_()):
-        assert followed(shown) == set()
+    result = dualign.solve(table_of(r=NAME), reward=NAME, constraints=["g >= ref + 0.3"], beta=1.0)
     assert "&lt;b&gt;" in result._repr_html_()
-    pq.write_table(table, tmp_path / "scores.parquet")
-    arguments = ("solve", "--table", str(tmp_path / "scores.parquet"), "--reward", NAME, "--beta", "1")
-    assert (
-        main([*arguments, "--constraint", "g >= ref + 0.3", "--output", str(tmp_path / "out"), "--no-progress"]) == 0
+    assert "<b>|" not in result._repr_html_()
+    assert solve(table_of(r=NAME), tmp_path, NAME) == 0
+    assert NAME[:12] in capsys.readouterr().out
+    assert "&lt;b&gt;|`x`$\\frac{_{{" in (tmp_path / "out" / "figures" / "frontier_g.svg").read_text()  # no formula
+
+
+def test_names_that_a_terminal_would_follow_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert solve(table_of(r=UNSEEN), tmp_path, UNSEEN) == 2
+    assert followed(said := capsys.readouterr().err) == set()
+    assert "a name has no characters that do not show" in said
+
+
+def test_a_name_of_a_document_is_shown_as_text() -> None:
+    view = TableView(
+        title="Stage 1",
+        header=(Cell("score"),),
+        rows=(Row((Cell(UNSEEN, UNSEEN),)),),
+        facts=((UNSEEN, UNSEEN),),
+        warnings=(UNSEEN,),
+        badges=(Badge("training", UNSEEN, "bad", (UNSEEN,), UNSEEN),),
+        answers=(UNSEEN,),
     )
-    printed = capsys.readouterr()
-    assert followed(printed.out + printed.err) == set()
-    assert followed((tmp_path / "out" / "figures" / "frontier_g.svg").read_text()) == set()
+    for shown in (text_summary(view), html_summary(view)):
+        assert followed(shown) == set()
+        assert "\\x1b[31mred" in shown
 
 
-def test_a_column_may_have_a_longer_name_than_a_file(tmp_path: Path) -> None:
-    names = {"r": "r" * 400, "g": "g" * 400}
-    pq.write_table(table_of(**names), tmp_path / "scores.parquet")
-    arguments = ("solve", "--table", str(tmp_path / "scores.parquet"), "--reward", names["r"], "--beta", "1")
-    constraint = f"{names['g']} >= ref + 0.3"
-    assert main([*arguments, "--constraint", constraint, "--output", str(tmp_path / "out"), "--no-progress"]) == 0
-    assert (tmp_path / "out" / "figures" / f"dual_{'g' * 100}.png").is_file()
+def test_the_longest_name_of_a_column_is_no_file_name(tmp_path: Path) -> None:
+    name = "r" * 200
+    result = dualign.solve(table_of(g=name), reward="r", constraints=[f"{name} >= ref + 0.3"], beta=1.0)
+    result.save(tmp_path / "out")
+    assert (tmp_path / "out" / "figures" / f"dual_{'r' * 100}.png").is_file()
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, NAME, "a`b``c", "`", " "])
+@pytest.mark.parametrize("text", [*HOSTILE, NAME, UNSEEN, "a`b``c", "`", " "])
 def test_a_text_in_a_card_is_one_line_without_markup(text: str) -> None:
     for shown in (plain_markdown(text), code_markdown(text)):
         assert followed(shown) == set()
@@ -208,7 +229,7 @@ def test_a_card_keeps_its_tables_whatever_the_names_and_warnings(tmp_path: Path)
         "reward": {**solution.to_document()["reward"], "reference": 0.0, "predicted": 0.0},
         "kl": {"predicted": 0.1},
         "diagnostics": {"ess_median": 3.0},
-        "warnings": ["<script>x</script>\n# head", NAME],
+        "warnings": ["<script>x</script>\n# head", UNSEEN],
     }
     dual["constraints"] = [{**row, "predicted": 0.0} for row in dual["constraints"]]
     write_dataset_card(tmp_path, dual=dual, n_rows=1, run="r`\n# head", inputs={})
