@@ -146,10 +146,10 @@ def solve(
 def load_run(folder: str | Path) -> LoadedRun:
     """Open a run for its results; nothing of it is changed, and each part is read when it is asked for.
 
-    >>> load_run("data/runs/no-such-run")
+    >>> load_run("elsewhere/no-such-run")
     Traceback (most recent call last):
     ...
-    pipeline.contracts.errors.InputError: there is no run 'data/runs/no-such-run'
+    pipeline.contracts.errors.InputError: there is no run 'elsewhere/no-such-run'
 
     Args:
         folder: of the run, such as ``data/runs/embedded``.

@@ -18,8 +18,6 @@ COVERED_ELSEWHERE = {
     "pipeline/dual/table_shards.py": "tests/pipeline/dual/test_from_table.py",
     # The record of a verdict, and who finds it.
     "pipeline/contracts/training_verdict.py": "tests/stage2_policy/test_verdict.py",
-    # Each key of the file is damaged there.
-    "pipeline/report/evaluated.py": "tests/pipeline/steps/test_malformed_runs.py",
     # The parts of a world are compared on one built world.
     "pipeline/microworld/policy.py": "tests/pipeline/microworld/test_world.py",
     "pipeline/microworld/scorers.py": "tests/pipeline/microworld/test_world.py",

@@ -81,7 +81,7 @@ def test_each_result_goes_to_the_tables_it_has_rows_of(tmp_path: Path) -> None:
 def test_failures_within_the_share_are_reported_and_beyond_it_stop_what_is_not_yet_written(tmp_path: Path) -> None:
     written = run(tmp_path / "few", [0, -1], [2], max_failed_share=0.1)
     assert [failure.sample_index for failure in written.failures] == [-1]
-    with pytest.raises(InputError, match=r"2 of 10 rows failed so far, .* `max_failed_share`, 0.1 .* negative"):
+    with pytest.raises(InputError, match=r"2 of 10 rows of .* failed so far, .* `max_failed_share`, 0.1 .* negative"):
         run(tmp_path / "many", [0, -1], [2, -2], [4], max_failed_share=0.1)
     assert values(tmp_path / "many")["once"] == [0, 2]
 

@@ -115,7 +115,7 @@ def training_data(recipe: Path) -> TrainingData:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = recipe_with_pairs(tmp_path_factory.mktemp("pairs"))
-    assert dualign("run", recipe) == 0
+    assert dualign("run", recipe) == 6  # all done; so short a training pays nothing, and that is said
     return recipe
 
 
@@ -231,7 +231,7 @@ def test_a_second_call_keeps_everything(finished: Path) -> None:
     run = run_folder(finished)
     tables = [path for path in run.rglob("*") if path.suffix in {".parquet", ".safetensors"}]
     before = {path: (path.stat().st_mtime_ns, file_sha256(path)) for path in tables}
-    assert dualign("run", finished) == 0
+    assert dualign("run", finished) == 6
     assert {path: (path.stat().st_mtime_ns, file_sha256(path)) for path in tables} == before
 
 
