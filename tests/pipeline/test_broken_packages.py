@@ -15,6 +15,8 @@ from helpers.tiny_runs import write_recipe
 
 from pipeline.contracts.errors import InputError, MissingExtraError, loading_failure, require_extra
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CAUSE = "libcudart.so.12: cannot open shared object file"
 BREAKS = {

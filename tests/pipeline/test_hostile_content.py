@@ -29,6 +29,8 @@ from pipeline.report.summary import html_summary, text_summary
 from pipeline.report.views import Badge, Cell, Row, TableView
 from pipeline.steps.export import write_dataset_card
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = (
     "<script>document.title='OWNED'</script>",
     "<img src=x onerror=\"document.title='OWNED'\">",

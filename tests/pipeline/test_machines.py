@@ -17,6 +17,8 @@ from helpers.tiny_runs import dualign, run_folder, write_recipe
 
 from pipeline.contracts.artifacts import read_json
 
+pytestmark = pytest.mark.slow
+
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
 PYTHON = [sys.executable, "-m", "pipeline"]
 

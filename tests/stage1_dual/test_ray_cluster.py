@@ -8,6 +8,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 # In a process of its own: another test's cluster in this one would be taken instead.
 _START = """
 import json, os

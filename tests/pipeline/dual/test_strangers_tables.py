@@ -22,6 +22,8 @@ import stage1_dual.dual.on_disk
 from dualign import SolveResult
 from pipeline.cli import main
 
+pytestmark = pytest.mark.slow
+
 ASKED = ["--reward", "r", "--constraint", "g >= ref + 0.3", "--beta", "1", "--no-progress"]
 _RNG = np.random.default_rng(0)
 FRAME = pd.DataFrame(

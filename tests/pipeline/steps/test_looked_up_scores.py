@@ -13,6 +13,8 @@ from helpers.tiny_runs import dualign, rows_of, run_folder, write_recipe
 from pipeline.contracts.artifacts import is_complete, read_json, read_manifest
 from pipeline.steps.validate import validate_run
 
+pytestmark = pytest.mark.slow
+
 QUICK: dict[str, Any] = {
     "training": {"epochs": 1, "tokens_per_step": 1024, "evaluations": 1, "learning_rate": 1e-3},
     "evaluation": {"samples_per_prompt": 4, "bootstrap_replicates": 100},

@@ -37,6 +37,8 @@ from pipeline.scoring.joined import read_scores
 from pipeline.steps.validate import validate_run
 from stage2_policy.data import read_training_data
 
+pytestmark = pytest.mark.slow
+
 _UNFORESEEN = "cannot be checked"
 _REMOVED = object()
 _NOT_IDENTIFYING = ("counts", "details", "environment", "wall_seconds", "schema_version")
