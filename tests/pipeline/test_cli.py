@@ -364,7 +364,7 @@ def test_terminated_is_said_and_is_143(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "/tmp/x", ".", "..", "a/b", "a\nb", "-x", ".hidden", "x" * 101, "a\x1b[31m", "x.", "con "]
+    "name", ["../x", "/srv/x", ".", "..", "a/b", "a\nb", "-x", ".hidden", "x" * 101, "a\x1b[31m", "x.", "con "]
 )
 def test_the_name_of_a_run_is_one_plain_name(name, tmp_path, capsys):
     outside = tmp_path / "x" / "prompts" / "data"
