@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.recipe import RunConfig
-from pipeline.contracts.errors import ConfigError
-from pipeline.contracts.problem import MAX_CONSTRAINTS
+from pipeline.contracts.errors import ConfigError, InputError
+from pipeline.contracts.problem import MAX_CONSTRAINTS, require_consistent
 from pipeline.contracts.section import nearest
 from pipeline.scorers.kinds import KINDS, kind_of
 
@@ -69,6 +69,11 @@ def build_config(tree: Mapping[str, Any], *, source: str) -> RunConfig:
     except ValidationError as error:
         faults.extend(_describe(fault) for fault in error.errors())
     faults.extend(_cross_faults(tree))
+    if config is not None and not faults:
+        try:
+            require_consistent([constraint for constraint, _ in config.stated_constraints()])
+        except InputError as error:
+            faults.append(f"`constraints`: {error}")
     if faults or config is None:
         raise ConfigError(list(dict.fromkeys(faults)), source=source)
     return config
@@ -163,15 +168,7 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
         if isinstance(reward, str) and reward not in scorers:
             faults.append(f"`reward` is {reward!r}: there is no such scorer{nearest(reward, map(str, scorers))}")
         if isinstance(constraints, Mapping):
-            unknown = [name for name in constraints if name not in scorers]
-            faults.extend(
-                f"`constraints.{_shown(name)}`: there is no scorer of this name{nearest(str(name), map(str, scorers))}"
-                for name in unknown[:_MOST_SHOWN]
-            )
-            if len(unknown) > _MOST_SHOWN:
-                faults.append(f"`constraints`: {len(unknown) - _MOST_SHOWN} more have no scorer of their name")
-            if isinstance(reward, str) and reward in constraints:
-                faults.append(f"`constraints.{reward}` bounds the reward itself; a constraint bounds another score")
+            faults.extend(_constraint_faults(constraints, scorers, reward))
     if isinstance(constraints, Mapping) and not constraints:
         faults.append("`constraints` is empty; it needs at least one")
     faults.extend(_pair_faults(tree))
@@ -192,6 +189,47 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
     return faults
 
 
+def _constraint_faults(constraints: Mapping[Any, Any], scorers: Mapping[Any, Any], reward: object) -> Iterator[str]:
+    """Names of constraints, and of the scorers that they are computed from."""
+    unknown = 0
+    for name, bound in constraints.items():
+        if not _NAME.fullmatch(str(name)):
+            yield (
+                f"`constraints.{_shown(name)}`: a name is at most 100 letters, digits, `_` and `-`, and begins with a "
+                "letter"
+            )
+        for setting, score in _scores_of(name, bound):
+            if score not in scorers:
+                unknown += 1
+                if unknown <= _MOST_SHOWN:
+                    there = nearest(str(score), map(str, scorers))
+                    yield (
+                        f"`constraints.{_shown(name)}{setting}` is {_shown(score)!r}: there is no such scorer{there}"
+                        if setting
+                        else f"`constraints.{_shown(name)}`: there is no scorer of this name{there}"
+                    )
+            elif score == reward and setting != ".per" and _is_of_the_mean(bound):
+                yield f"`constraints.{_shown(name)}` bounds the reward itself; a constraint bounds another score"
+    if unknown > _MOST_SHOWN:
+        yield f"`constraints`: {unknown - _MOST_SHOWN} more have no scorer of their name"
+
+
+def _scores_of(name: object, bound: object) -> Iterator[tuple[str, object]]:
+    """The settings of a constraint that name a scorer, with what they name."""
+    settings = bound if isinstance(bound, Mapping) else {}
+    yield (".score", settings["score"]) if settings.get("score") is not None else ("", name)
+    if settings.get("per") is not None:
+        yield ".per", settings["per"]
+
+
+def _is_of_the_mean(bound: object) -> bool:
+    """Whether a constraint bounds the mean of its score over all prompts, which of the reward is no constraint."""
+    settings = bound if isinstance(bound, Mapping) else {}
+    return settings.get("statistic", "mean") == "mean" and not any(
+        settings.get(name) is not None for name in ("where", "each", "per")
+    )
+
+
 def _shown(name: object) -> str:
     """A name in a message: it may be long, or hold what a terminal would follow."""
     text = str(name).encode("unicode_escape").decode() if not str(name).isprintable() else str(name)
@@ -203,7 +241,10 @@ def _pair_faults(tree: Mapping[str, Any]) -> list[str]:
     training, scorers, constraints = tree.get("training"), tree.get("scorers"), tree.get("constraints")
     if not isinstance(training, Mapping) or training.get("pairs") is None or not isinstance(scorers, Mapping):
         return []
-    used = [tree.get("reward"), *(constraints if isinstance(constraints, Mapping) else ())]
+    bounds = constraints if isinstance(constraints, Mapping) else {}
+    used = dict.fromkeys(
+        [tree.get("reward"), *(score for name, bound in bounds.items() for _, score in _scores_of(name, bound))]
+    )
     return [
         f"`scorers.{name}.kind` is {kind.kind_name()!r}, which has scores of the sampled responses alone, and "
         "`training.pairs` names other ones; it must be a scorer that computes its scores"

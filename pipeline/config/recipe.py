@@ -45,7 +45,7 @@ class RunConfig(Section):
     reward: str
     """Name of the scorer to maximise."""
     constraints: dict[str, ConstraintSettings]
-    """Bounds by the name of the scorer they bound."""
+    """Bounds by their names; a bound without a ``score`` is on the scorer of its name."""
     solve: SolveSettings = SolveSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -57,19 +57,20 @@ class RunConfig(Section):
     def _execution_by_name(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
-    def demanded_constraints(self) -> tuple[Constraint, ...]:
-        """The constraints as demanded, in the order of the recipe: what the evaluation judges."""
+    def stated_constraints(self) -> tuple[tuple[Constraint, Safeguard], ...]:
+        """The constraints as demanded, in the order of the recipe, each with what the dual is asked for beyond it.
+
+        Those that say ``each`` are one here; :func:`pipeline.scoring.demands.read_demands` has them by value.
+        """
         return tuple(
-            Constraint(name, bound.direction, threshold=bound.threshold, margin=bound.margin)
+            (constraint, bound.safeguard)
             for name, bound in self.constraints.items()
+            for constraint in bound.constraints(name)
         )
 
-    def safeguards(self) -> tuple[Safeguard, ...]:
-        """What the dual is asked for beyond each demand, in the order of the recipe."""
-        return tuple(
-            Safeguard(reserve=bound.reserve, assurance=bound.assurance, score_error=bound.score_error)
-            for bound in self.constraints.values()
-        )
+    def constraint_scores(self) -> tuple[str, ...]:
+        """The scorers that the constraints are computed from, each once, in the order of the recipe."""
+        return tuple(dict.fromkeys(score for one, _ in self.stated_constraints() for score in one.statistic.scores))
 
     def checkpoints(self) -> dict[str, ModelSettings]:
         """Every model of the run by the setting that names it, such as ``reference`` and ``scorers.helpful``."""

@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.problem import Direction
+from pipeline.contracts.problem import Constraint, Direction, Safeguard
 from pipeline.contracts.section import Positive, Section
+from pipeline.contracts.statistics import Kind, Statistic
 from pipeline.published import PublishedPoint, read_points
 from pipeline.scorers.models import ModelSettings
 from stage1_dual.sampling.protocol import Distribution
@@ -136,27 +137,123 @@ class ExecutionSettings(Section):
 
 
 class ConstraintSettings(Section):
-    """Bound on the mean of a score, in its own direction and units."""
+    """Bound on a statistic of a score, in its own direction and units (docs/constraints.md)."""
 
-    direction: Direction
+    score: str | None = None
+    """Scorer of the score; without it the one that has the constraint's name."""
+    statistic: Kind = "mean"
+    at_least: float | None = None
+    """Of a ``share``: responses count whose score is at or above this."""
+    at_most: float | None = None
+    """Of a ``share``: responses count whose score is at or below this."""
+    below: float | None = None
+    """Of a ``shortfall``: what a response lacks to this score."""
+    level: float | None = None
+    """Of a ``cvar``: which share of all responses, the worst ones, the mean is of."""
+    per: str | None = None
+    """Scorer of the score that the mean is divided by, such as the number of claims; its scores must be positive."""
+    where: dict[str, Annotated[list[str], Field(min_length=1)]] | None = None
+    """Columns of the prompts with the values that count, such as ``category: [benign]``."""
+    each: str | None = None
+    """Column of the prompts of which every value makes a constraint of its own, such as ``category``."""
+    direction: Direction | None = None
     threshold: float | None = None
     margin: float | None = None
+    """Over the statistic under the reference policy."""
+    between: tuple[float, float] | None = None
+    """Lower and upper end, in place of direction and threshold: two bounds."""
+    equals: float | None = None
+    """In place of direction and threshold: the statistic is held there."""
+    tolerance: float | None = None
+    """Of an equality: how far from it the evaluation takes it for met, in units of the statistic; without it a tenth
+    of a standard deviation of the statistic's column under the reference."""
     reserve: float = 0.0
-    """Score units the dual asks for beyond the demand, since a fine-tuned policy falls short of the tilted optimum by
-    what it cannot learn; negative for one that is known to overshoot. The evaluation judges the demand itself."""
+    """Units of the statistic the dual asks for beyond the demand, since a fine-tuned policy falls short of the tilted
+    optimum by what it cannot learn; negative for one that is known to overshoot. The evaluation judges the demand
+    itself."""
     assurance: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Probability that the evaluation of a policy at the tilted optimum calls the constraint satisfied: the dual is
     asked for as much more as the errors of prediction and evaluation need."""
     score_error: Annotated[float, Field(ge=0)] = 0.0
     """Root mean square error of the scorer's differences between two responses, score units: the dual is asked for as
-    much more as such an error can hide."""
+    much more as such an error can hide. Of means of scores alone."""
 
     @model_validator(mode="after")
-    def _one_bound(self) -> Self:
-        if (self.threshold is None) == (self.margin is None):
-            given = "both" if self.threshold is not None else "neither"
-            raise ValueError(f"gives {given} of `threshold` and `margin`; give exactly one")
+    def _is_a_constraint(self) -> Self:
+        if self.between is not None or self.equals is not None:
+            used = "between" if self.between is not None else "equals"
+            for name in ("threshold", "margin", "direction", "equals"):
+                if name != used and getattr(self, name) is not None:
+                    raise ValueError(f"gives both of `{used}` and `{name}`; `{used}` stands alone")
+        else:
+            if (self.threshold is None) == (self.margin is None):
+                given = "both" if self.threshold is not None else "neither"
+                others = "; give exactly one" if given == "both" else ", nor `between` or `equals`"
+                raise ValueError(f"gives {given} of `threshold` and `margin`{others}")
+            if self.direction is None:
+                raise ValueError("gives no `direction`; it must be '>=', '<=' or '='")
+        if self.between is not None and not self.between[0] < self.between[1]:
+            low, high = self.between
+            raise ValueError(f"`between` is [{low:g}, {high:g}]; its lower end comes first, and below its upper one")
+        try:
+            made = self.constraints("it")
+        except InputError as error:
+            raise ValueError(str(error).removeprefix("constraint `it`: ")) from None
+        plain = self.statistic == "mean" and self.per is None
+        if self.score_error and not plain:
+            raise ValueError("`score_error` is of the mean of a score; of another statistic its effect is not known")
+        if any(one.is_equality for one in made) and (self.reserve or self.assurance is not None or self.score_error):
+            raise ValueError("an equality takes no `reserve`, `assurance` or `score_error`: it has no safe side")
         return self
+
+    def constraints(self, name: str) -> tuple[Constraint, ...]:
+        """The constraints it stands for: one, or the two ends of a band; ``each`` is not expanded.
+
+        Args:
+            name: its key in the recipe, which is the score's where no other is given.
+
+        Raises:
+            InputError: the statistic cannot have these settings.
+        """
+        directions: dict[Direction, tuple[str, float | None, float | None]]
+        if self.between is not None:
+            low, high = self.between
+            directions = {">=": (f"{name}.at_least", low, None), "<=": (f"{name}.at_most", high, None)}
+        elif self.equals is not None:
+            directions = {"=": (name, self.equals, None)}
+        else:
+            assert self.direction is not None  # the validator's
+            directions = {self.direction: (name, self.threshold, self.margin)}
+        return tuple(
+            Constraint(
+                full_name,
+                direction,
+                threshold=threshold,
+                margin=margin,
+                statistic=self._statistic(name, direction),
+                each=self.each,
+                tolerance=self.tolerance,
+            )
+            for direction, (full_name, threshold, margin) in directions.items()
+        )
+
+    def _statistic(self, name: str, direction: Direction) -> Statistic:
+        return Statistic(
+            self.score if self.score is not None else name,
+            self.statistic,
+            at_least=self.at_least,
+            at_most=self.at_most,
+            below=self.below,
+            level=self.level,
+            tail="upper" if self.statistic == "cvar" and direction == "<=" else "lower",
+            per=self.per,
+            where=tuple((column, tuple(values)) for column, values in (self.where or {}).items()),
+        )
+
+    @property
+    def safeguard(self) -> Safeguard:
+        """What the dual is asked for beyond the demand."""
+        return Safeguard(reserve=self.reserve, assurance=self.assurance, score_error=self.score_error)
 
 
 class SolveSettings(Section):

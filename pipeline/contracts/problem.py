@@ -2,26 +2,29 @@
 
     maximise over policies  E[r] - beta * KL(policy || reference)   subject to  E[g_j] >= b_j  for every constraint
 
-A user may write a constraint as ``<=``. Files, tables and figures keep the user's own direction and units. Inside the
-dual and the evaluation scores and thresholds are *turned*: those of a ``<=`` are multiplied by -1, so that higher is
-better and slack >= 0 means satisfied; what leaves is multiplied again. Multipliers are the same either way, and never
-negative. :func:`sign_of` alone makes a factor of a direction; only ``dualign validate`` does so again by means of its
-own, as a check.
+What g is of a score, and how a statistic that is no mean becomes one, is said in
+:mod:`pipeline.contracts.statistics`. A user may write a constraint as ``<=``. Files, tables and figures keep the
+user's own direction and units. Inside the dual and the evaluation scores and thresholds are *turned*: those of a
+``<=`` are multiplied by -1, so that higher is better and slack >= 0 means satisfied; what leaves is multiplied again.
+Multipliers are the same either way, and never negative but for equalities, which are not turned. :func:`sign_of` alone
+makes a factor of a direction; only ``dualign validate`` does so again by means of its own, as a check.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.section import nearest
+from pipeline.contracts.statistics import Statistic
 
-Direction = Literal[">=", "<="]
+Direction = Literal[">=", "<=", "="]
 
 MAX_CONSTRAINTS = 100
 """A problem has at most so many constraints: the work of a solve grows with their square, that of a sweep too."""
@@ -30,6 +33,7 @@ MAX_FRONTIER_POINTS = 10_000
 """Points of a frontier, over all combinations of its ranges: each is a problem that is solved."""
 
 _MAX_NAME = 200
+_OF_ITS_NAME = Statistic("")
 
 
 class Directed(Protocol):
@@ -37,12 +41,12 @@ class Directed(Protocol):
 
     @property
     def direction(self) -> Direction:
-        """``">="`` or ``"<="``."""
+        """``">="``, ``"<="`` or ``"="``."""
 
 
 def sign_of(direction: Direction) -> float:
-    """+1 for ``>=``, -1 for ``<=``: the factor that turns a score, and turns it back."""
-    return 1.0 if direction == ">=" else -1.0
+    """+1 for ``>=`` and ``=``, -1 for ``<=``: the factor that turns a score, and turns it back."""
+    return -1.0 if direction == "<=" else 1.0
 
 
 def constraint_signs(constraints: Iterable[Directed]) -> np.ndarray:
@@ -50,66 +54,210 @@ def constraint_signs(constraints: Iterable[Directed]) -> np.ndarray:
     return np.array([sign_of(constraint.direction) for constraint in constraints], dtype=np.float64)
 
 
-_TEXT = re.compile(
-    r"""^\s*(?:"(?P<double>(?:[^"]|"")*)"|'(?P<single>(?:[^']|'')*)'|(?P<bare>[^\W\d][\w.-]*))
-        \s*(?P<direction>>=|<=)\s*
-        (?:(?P<reference>ref)\s*(?P<sign>[+-])\s*)?(?P<number>[^\s]+)\s*$""",
-    re.VERBOSE,
-)
-_FORMS = "'NAME >= NUMBER', 'NAME <= NUMBER' or 'NAME >= ref + NUMBER'"
-_NAME_RULE = (
-    "a NAME of other characters than letters, digits, `_`, `.` and `-`, or that begins with none of letters and `_`, "
-    "stands in quotes: '\"safety score\" >= 0.5'"
-)
-
-
 @dataclass(frozen=True)
 class Constraint:
     """One constraint in the user's own direction and units.
 
     Attributes:
-        name: the score it bounds.
-        direction: ``">="`` keeps the mean score at or above the threshold, ``"<="`` at or below.
-        threshold: absolute threshold, score units, or None.
-        margin: signed offset from the mean score under the reference policy, score units, or None.
+        name: of the constraint, distinct among those of a problem.
+        direction: ``">="`` keeps the statistic at or above the threshold, ``"<="`` at or below, ``"="`` at it.
+        threshold: absolute threshold, in units of the statistic, or None.
+        margin: signed offset from the statistic under the reference policy, in its units, or None.
             Exactly one of ``threshold`` and ``margin`` is given.
+        statistic: what is bounded; without it the mean of the score that has the constraint's name.
+        each: a column of which every value makes a constraint of its own (:func:`expand_constraints`), or None.
+        tolerance: of an equality: how far from the threshold the evaluation takes it for met, in units of the
+            statistic; None for a tenth of a standard deviation of the statistic's column under the reference.
 
     Raises:
-        InputError: both or neither of threshold and margin, or a value that is not finite.
+        InputError: both or neither of threshold and margin, a value that is not finite, or one that the statistic
+            cannot have.
     """
 
     name: str
     direction: Direction
     threshold: float | None = None
     margin: float | None = None
+    statistic: Statistic = _OF_ITS_NAME
+    each: str | None = None
+    tolerance: float | None = None
 
     def __post_init__(self) -> None:
+        if self.statistic is _OF_ITS_NAME:
+            object.__setattr__(self, "statistic", Statistic(self.name))
         if (self.threshold is None) == (self.margin is None):
             given = "both" if self.threshold is not None else "neither"
             raise InputError(f"constraint `{self.name}` gives {given} of `threshold` and `margin`; give exactly one")
-        for label, value in (("threshold", self.threshold), ("margin", self.margin)):
+        fault = self._fault()
+        if fault is not None:
+            raise InputError(f"constraint `{self.name}`: {fault}")
+
+    def _fault(self) -> str | None:
+        for label, value in (("threshold", self.threshold), ("margin", self.margin), ("tolerance", self.tolerance)):
             if value is not None and not math.isfinite(value):
-                raise InputError(f"constraint `{self.name}`: `{label}` is {value}; it must be a finite number")
+                return f"`{label}` is {value}; it must be a finite number"
+        lowest, highest = self.statistic.bounds
+        if self.threshold is not None and not lowest <= self.threshold <= highest:
+            rule = "a share lies between 0 and 1" if highest == 1 else "a shortfall is never negative"
+            return f"`threshold` is {self.threshold:g}; {rule}"
+        if self.margin is not None and highest == 1 and abs(self.margin) > 1:
+            return f"`margin` is {self.margin:g}; two shares differ by no more than 1"
+        if self.is_equality and self.statistic.kind == "cvar":
+            return "the statistic `cvar` is not bounded by an equality: the policies that meet one are no convex set"
+        if self.statistic.kind == "cvar" and (self.statistic.tail == "lower") != (self.direction == ">="):
+            return "a cvar is the mean of the worst responses: `>=` bounds the lower tail, `<=` the upper"
+        if self.statistic.kind == "shortfall" and self.direction == ">=":
+            return "a shortfall is what responses lack; bound it from above, `<=`"
+        if self.tolerance is not None and not self.is_equality:
+            return "`tolerance` is of an equality; a bound is met or it is not"
+        if self.tolerance is not None and self.tolerance <= 0:
+            return f"`tolerance` is {self.tolerance:g}; it must be positive"
+        if self.each is not None and self.each in self.statistic.columns:
+            return f"`each` and `where` both name {self.each!r}; a constraint is of one of the two"
+        return None
 
     @property
     def sign(self) -> float:
         """:func:`sign_of` its direction."""
         return sign_of(self.direction)
 
+    @property
+    def is_equality(self) -> bool:
+        """Whether the statistic is held at the threshold; its multiplier then has either sign."""
+        return self.direction == "="
+
     def tightened(self, offset: float) -> Constraint:
-        """The same constraint, harder to meet by ``offset`` score units."""
+        """The same constraint, harder to meet by ``offset`` units of the statistic."""
         moved = self.sign * offset
         if self.threshold is not None:
             return replace(self, threshold=self.threshold + moved)
         assert self.margin is not None  # __post_init__
         return replace(self, margin=self.margin + moved)
 
-    def absolute_threshold(self, reference_mean: float) -> float:
-        """The threshold b in the user's direction, given the grand mean of the score under the reference policy."""
+    def absolute_threshold(self, reference: float) -> float:
+        """The threshold b in the user's direction, given the statistic under the reference policy."""
         if self.threshold is not None:
             return self.threshold
         assert self.margin is not None  # __post_init__
-        return reference_mean + self.margin
+        return reference + self.margin
+
+    def text(self) -> str:
+        """The demand as a text has it, such as ``share(harmless >= 0) >= 0.97``."""
+        if self.threshold is not None:
+            right = f"{self.threshold:.12g}"
+        else:
+            assert self.margin is not None  # __post_init__
+            right = f"ref {'-' if self.margin < 0 else '+'} {abs(self.margin):.12g}"
+        each = f"each({self.each}): " if self.each is not None else ""
+        return f"{each}{self.statistic.text()} {self.direction} {right}"
+
+
+def expand_constraints(
+    constraints: Iterable[Constraint], values: Mapping[str, Mapping[str, int]]
+) -> tuple[Constraint, ...]:
+    """The constraints with one for each value where they say ``each``, in order.
+
+    Args:
+        constraints: as stated.
+        values: for each column that is named, how many train prompts have each of its values.
+
+    Raises:
+        InputError: a column that is not there, or a value that no prompt has; names both and what there is.
+    """
+    found: list[Constraint] = []
+    for constraint in constraints:
+        for column, wanted in constraint.statistic.where:
+            there = _values_of(column, values, constraint, setting="where")
+            missing = [value for value in wanted if value not in there]
+            if missing:
+                raise InputError(
+                    f"constraint `{constraint.name}`: no prompt has the {column} {missing[0]!r}"
+                    f"{nearest(missing[0], there)}"
+                )
+        if constraint.each is None:
+            found.append(constraint)
+            continue
+        found.extend(
+            replace(
+                constraint,
+                name=f"{constraint.name}[{constraint.each}={value}]",
+                statistic=constraint.statistic.within(constraint.each, value),
+                each=None,
+            )
+            for value in sorted(_values_of(constraint.each, values, constraint, setting="each"))
+        )
+    require_few_constraints(len(found))
+    return tuple(found)
+
+
+FEW_PROMPTS = 30
+"""Below so many train prompts the statistic of a category is warned of: its interval leans on few of them."""
+
+
+def few_prompts(constraints: Iterable[Constraint], values: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A warning for each of the expanded constraints that is of fewer than :data:`FEW_PROMPTS` train prompts."""
+    found = []
+    for constraint in constraints:
+        for column, wanted in constraint.statistic.where:
+            count = sum(values[column].get(value, 0) for value in wanted)
+            if count < FEW_PROMPTS:
+                found.append(
+                    f"constraint `{constraint.name}` is of {count} train prompts ({column} "
+                    f"{' or '.join(map(repr, wanted))}): with fewer than {FEW_PROMPTS} its intervals are rough"
+                )
+    return found
+
+
+def _values_of(
+    column: str, values: Mapping[str, Mapping[str, int]], constraint: Constraint, *, setting: str
+) -> Mapping[str, int]:
+    if column not in values:
+        raise InputError(
+            f"constraint `{constraint.name}`: `{setting}` names the column {column!r}, which is not there"
+            f"{nearest(column, values)}"
+        )
+    return values[column]
+
+
+def require_consistent(constraints: Sequence[Constraint]) -> None:
+    """Check constraints against each other, by what they say alone.
+
+    Raises:
+        InputError: two of one name, two that are the same, or two absolute ones that no policy meets together.
+    """
+    repeated = [name for name, count in Counter(one.name for one in constraints).items() if count > 1]
+    if repeated:
+        raise InputError(f"two constraints are named {repeated[0]!r}; each has a name of its own")
+    for place, one in enumerate(constraints):
+        for other in constraints[:place]:
+            if not _of_the_same(one, other):
+                continue
+            if (one.direction, one.threshold, one.margin) == (other.direction, other.threshold, other.margin):
+                raise InputError(f"the constraints `{other.name}` and `{one.name}` are the same: {one.text()}")
+            if _exclude_each_other(one, other):
+                raise InputError(
+                    f"the constraints `{other.name}` ({other.text()}) and `{one.name}` ({one.text()}) contradict each "
+                    "other: no policy meets both"
+                )
+
+
+def _of_the_same(one: Constraint, other: Constraint) -> bool:
+    # The tail follows from the direction, and bounds on both are no contradiction.
+    return one.statistic == other.statistic and one.each == other.each
+
+
+def _exclude_each_other(one: Constraint, other: Constraint) -> bool:
+    """Whether no number meets both, where both count from 0 or both from the reference."""
+    if (one.threshold is None) != (other.threshold is None):
+        return False
+    low, high = -math.inf, math.inf
+    for bound in (one, other):
+        value = bound.absolute_threshold(0.0)
+        if bound.direction in (">=", "="):
+            low = max(low, value)
+        if bound.direction in ("<=", "="):
+            high = min(high, value)
+    return low > high
 
 
 @dataclass(frozen=True)
@@ -134,61 +282,6 @@ def require_few_constraints(count: int) -> None:
         raise InputError(f"{count} constraints are given; a problem has at most {MAX_CONSTRAINTS}")
 
 
-def read_constraint(text: str) -> Constraint:
-    """Read ``NAME >= NUMBER``, ``NAME <= NUMBER``, ``NAME >= ref + NUMBER`` or ``NAME <= ref - NUMBER``.
-
-    A name that is not letters, digits, ``_``, ``.`` and ``-`` stands in single or double quotes; such a quote inside
-    it is written twice.
-
-    Raises:
-        InputError: the text has another form, or the name cannot be one.
-    """
-    parts = _read_parts(text)
-    try:
-        number = float(parts.number)
-    except ValueError:
-        raise _malformed(text) from None
-    return parts.at(number)
-
-
-def read_constraint_range(text: str) -> tuple[Constraint, ...]:
-    """Read a constraint whose number may be a range ``START:STOP:STEP``: one constraint a number of it, in order.
-
-    Raises:
-        InputError: as :func:`read_constraint`, or a range that is malformed or of more than
-            :data:`MAX_FRONTIER_POINTS` numbers.
-    """
-    parts = _read_parts(text)
-    if not holds_range(text):
-        return (read_constraint(text),)
-    try:
-        start, stop, step = map(float, parts.number.split(":"))
-    except ValueError:
-        raise InputError(
-            f"constraint {text!r}: the range {parts.number!r} is not three numbers START:STOP:STEP"
-        ) from None
-    if not (all(map(math.isfinite, (start, stop, step))) and step > 0 and stop >= start):
-        raise InputError(f"constraint {text!r}: a range needs STEP > 0 and STOP >= START, {parts.number!r} given")
-    n_steps = (stop - start) / step
-    if not n_steps < MAX_FRONTIER_POINTS:
-        raise InputError(
-            f"constraint {text!r}: the range {parts.number!r} has {n_steps:.4g} steps; a frontier has at most "
-            f"{MAX_FRONTIER_POINTS} points"
-        )
-    # The end belongs to the range although its sum of steps is rounded.
-    count = math.floor(n_steps * (1 + 1e-12) + 1e-9) + 1
-    return tuple(parts.at(start + step * place) for place in range(count))
-
-
-def holds_range(text: str) -> bool:
-    """Whether the number of a constraint is a range ``START:STOP:STEP``.
-
-    Raises:
-        InputError: as :func:`read_constraint`, but for the number.
-    """
-    return _read_parts(text).number.count(":") == 2
-
-
 def check_name(name: str, *, what: str) -> str:
     """The name of a score, as it is, where it can stand in messages, tables and figures.
 
@@ -202,37 +295,3 @@ def check_name(name: str, *, what: str) -> str:
     if len(name) > _MAX_NAME:
         raise InputError(f"{what} {shown} has {len(name)} characters; a name has at most {_MAX_NAME}")
     return name
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """A constraint whose number is not read yet."""
-
-    name: str
-    direction: Direction
-    sign: str | None
-    number: str
-
-    def at(self, number: float) -> Constraint:
-        if self.sign is not None:
-            return Constraint(self.name, self.direction, margin=number if self.sign == "+" else -number)
-        return Constraint(self.name, self.direction, threshold=number)
-
-
-def _read_parts(text: str) -> _Parts:
-    match = _TEXT.match(text)
-    if match is None:
-        raise _malformed(text)
-    if match["double"] is not None:
-        name = match["double"].replace('""', '"')
-    elif match["single"] is not None:
-        name = match["single"].replace("''", "'")
-    else:
-        name = match["bare"]
-    direction: Direction = ">=" if match["direction"] == ">=" else "<="
-    check_name(name, what=f"constraint {text!r}: the name")
-    return _Parts(name, direction, match["sign"] if match["reference"] else None, match["number"])
-
-
-def _malformed(text: str) -> InputError:
-    return InputError(f"constraint {text!r} is not of the form {_FORMS}; {_NAME_RULE}")

@@ -38,7 +38,7 @@ def test_every_shipped_recipe_is_valid():
 def test_recipes_are_found_by_name_and_by_path(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(MINIMAL)
-    assert load_config(path).demanded_constraints() == (Constraint("harmless", ">=", margin=0.5),)
+    assert [one for one, _ in load_config(path).stated_constraints()] == [Constraint("harmless", ">=", margin=0.5)]
     assert load_config(Path("embedded")).reward == "helpful"
 
 
@@ -73,7 +73,7 @@ def test_the_command_line_wins(tmp_path):
         ),
         (
             {"constraints.harmless.margin": "null"},
-            "`constraints.harmless`: gives neither of `threshold` and `margin`; give exactly one",
+            "`constraints.harmless`: gives neither of `threshold` and `margin`, nor `between` or `equals`",
         ),
         ({"beta": "0"}, "`beta` is 0: input should be greater than 0"),
         ({"beta": "-1"}, "`beta` is -1: input should be greater than 0"),
@@ -156,7 +156,7 @@ def test_all_faults_are_reported_together(tmp_path):
 
 def test_a_missing_setting_is_named(tmp_path):
     assert "`beta` is missing; it has no default" in faults(MINIMAL.replace("beta: 1.0", ""), tmp_path)
-    assert "`constraints.harmless.direction` is missing; it has no default" in faults(
+    assert "`constraints.harmless`: gives no `direction`; it must be '>=', '<=' or '='" in faults(
         MINIMAL.replace('direction: ">=", ', ""), tmp_path
     )
 
@@ -193,9 +193,10 @@ def test_a_reserve_tightens_what_is_solved_and_not_what_is_judged(tmp_path, dire
     path = tmp_path / "mine.yaml"
     path.write_text(MINIMAL.replace('">="', f'"{direction}"'))
     config = load_config(path, {"constraints.harmless.reserve": "0.2"})
-    assert config.demanded_constraints() == (Constraint("harmless", direction, margin=0.5),)
-    assert config.safeguards() == (Safeguard(reserve=0.2),)
-    assert config.demanded_constraints()[0].tightened(0.2).margin == pytest.approx(solved)
+    ((demanded, safeguard),) = config.stated_constraints()
+    assert demanded == Constraint("harmless", direction, margin=0.5)
+    assert safeguard == Safeguard(reserve=0.2)
+    assert demanded.tightened(0.2).margin == pytest.approx(solved)
     assert Constraint("g", direction, threshold=0.5).tightened(0.2).threshold == pytest.approx(solved)
     assert "`constraints.harmless.reserve`" in faults(MINIMAL, tmp_path, {"constraints.harmless.reserve": ".inf"})[0]
 
@@ -246,3 +247,59 @@ def test_more_constraints_than_a_problem_can_have_are_one_fault(tmp_path):
     with pytest.raises(ConfigError, match="`constraints` has 2000 entries; a problem has at most 100") as caught:
         load_config(tmp_path / "r.yaml")
     assert len(caught.value.faults) == 1
+
+
+CONSTRAINTS = """
+constraints:
+  unsafe: {score: harmless, statistic: share, at_least: 0.0, direction: ">=", threshold: 0.97}
+  tone: {score: harmless, direction: ">=", margin: 0.5, each: category}
+  length: {score: humour, between: [80, 120]}
+  harmless: {direction: ">=", margin: 0.5}
+  facts: {score: harmless, per: humour, direction: ">=", threshold: 0.9, where: {category: [a, b]}}
+"""
+
+
+def test_constraints_have_names_of_their_own_and_bound_any_score(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(_with_constraints(CONSTRAINTS))
+    config = load_config(path)
+    assert [one.name for one, _ in config.stated_constraints()] == [
+        *("unsafe", "tone", "length.at_least", "length.at_most", "harmless", "facts")
+    ]
+    assert config.constraint_scores() == ("harmless", "humour")
+
+
+@pytest.mark.parametrize(
+    ("constraint", "fault"),
+    [
+        (
+            "x: {score: harmles, equals: 1}",
+            "`constraints.x.score` is 'harmles': there is no such scorer; did you mean",
+        ),
+        ("x: {score: harmless, per: humor, equals: 1}", "`constraints.x.per` is 'humor': there is no such scorer"),
+        ("x.y: {score: harmless, equals: 1}", "`constraints.x.y`: a name is at most 100 letters"),
+        ("x: {score: helpful, equals: 1}", "`constraints.x` bounds the reward itself"),
+        (
+            "{a: {score: harmless, equals: 1}, b: {score: harmless, equals: 1}}",
+            "`constraints`: the constraints `a` and `b` are the same: harmless = 1",
+        ),
+        (
+            "{a: {score: harmless, equals: 1}, b: {score: harmless, between: [2, 3]}}",
+            "`constraints`: the constraints `a` (harmless = 1) and `b.at_least` (harmless >= 2) contradict each other",
+        ),
+        ("x: {score: harmless, equals: 1, level: 0.1}", "`constraints.x`: the statistic `mean` takes `per`"),
+        (
+            "x: {score: harmless, statistic: cvar, level: 1.5, direction: '>=', threshold: 0}",
+            "`constraints.x`: `level` is 1.5; the share of the worst responses lies between 0 and 1",
+        ),
+    ],
+)
+def test_faults_of_constraints_are_one_clear_line(tmp_path, constraint, fault):
+    text = constraint if constraint.startswith("{") else f"{{{constraint}}}"
+    found = faults(_with_constraints(f"constraints: {text}"), tmp_path)
+    assert any(line.startswith(fault) for line in found), found
+
+
+def _with_constraints(text):
+    head = MINIMAL[: MINIMAL.index("constraints:")]
+    return head.replace("  harmless:", "  humour:\n    model: humour\n  harmless:") + text

@@ -24,11 +24,10 @@ def _config(**changes: Any) -> RunConfig:
 
 def test_what_is_demanded_is_apart_from_what_is_asked_on_top() -> None:
     config = _config()
-    assert config.demanded_constraints() == (
-        Constraint("harmless", ">=", margin=0.5),
-        Constraint("toxic", "<=", threshold=0.2),
+    assert config.stated_constraints() == (
+        (Constraint("harmless", ">=", margin=0.5), Safeguard(reserve=0.1, assurance=0.9)),
+        (Constraint("toxic", "<=", threshold=0.2), Safeguard(score_error=0.3)),
     )
-    assert config.safeguards() == (Safeguard(reserve=0.1, assurance=0.9), Safeguard(score_error=0.3))
 
 
 def test_all_scorers_are_used_the_reward_first() -> None:

@@ -27,6 +27,7 @@ from pipeline.contracts.solution import (
     SolvedReward,
     read_solution,
 )
+from pipeline.contracts.statistics import Statistic, statistic_columns
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 optional = st.none() | finite
@@ -84,7 +85,7 @@ def test_statistics_stand_beside_the_solution_and_are_left_alone(tmp_path: Path)
     document = solution().to_document(statistics)
     write_json(tmp_path / "dual.json", document)
 
-    head = ["schema_version", "status", "beta", "n_prompts", "n_samples"]
+    head = ["schema_version", "status", "beta", "kl_budget", "n_prompts", "n_samples"]
     assert list(document) == [*head, "dual_value", "reward", "kl", "constraints"]
     assert document["reward"] == {"name": "helpful", "reference": -0.4, "predicted": 0.3}
     assert list(document["constraints"][0])[-3:] == ["multiplier", "predicted", "slack"]
@@ -185,10 +186,13 @@ def without(*path: Any) -> Callable[[dict[str, Any]], Any]:
         (of_document(constraints={}), "`constraints` is dict; it must be a list"),
         (of_document(constraints=[]), "`constraints` is empty; a dual has at least one"),
         (of_document(constraints=[0.7]), "`constraints[0]` is 0.7; it must be an object"),
-        (of_constraint(multiplier=-0.1), "`constraints[0].multiplier` is -0.1; it must be greater than or equal to 0"),
+        (
+            of_constraint(multiplier=-0.1),
+            "`multiplier` of 'harmless' is -0.1; it must not be negative, but for an equality",
+        ),
         (of_constraint(multiplier=math.nan), "`constraints[0].multiplier` is nan; it must be a finite number"),
         (of_constraint(multiplier="0.7"), "`constraints[0].multiplier` is '0.7'; it must be a number"),
-        (of_constraint(direction="=="), "`constraints[0].direction` is '=='; it must be '>=' or '<='"),
+        (of_constraint(direction="=="), "`constraints[0].direction` is '=='; it must be '>=', '<=' or '='"),
         (of_constraint(threshold=None), "`constraints[0].threshold` is None; it must be a number"),
         (of_constraint(threshold=-math.inf), "`constraints[0].threshold` is -inf; it must be a finite number"),
         (of_constraint(margin=[0.1]), "`constraints[0].margin` is list; it must be a number"),
@@ -199,13 +203,13 @@ def without(*path: Any) -> Callable[[dict[str, Any]], Any]:
         (without("constraints", 0, "safeguard", "reserve"), "`constraints[0].safeguard.reserve` is missing"),
         (
             lambda document: {**document, "constraints": document["constraints"] * 2},
-            "`constraints` has 'harmless' twice; each bounds a score of its own",
+            "`constraints` has 'harmless' twice; each has a name of its own",
         ),
         (
             lambda document: of_document(beta=0)(of_constraint(multiplier=-2)(document)),
             (
                 "`beta` is 0; it must be greater than 0; "
-                "`constraints[0].multiplier` is -2; it must be greater than or equal to 0"
+                "`multiplier` of 'harmless' is -2; it must not be negative, but for an equality"
             ),
         ),
     ],
@@ -228,3 +232,41 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path: Path) -> None:
     (tmp_path / "dual.json").write_text("{")
     with pytest.raises(CorruptArtifactError, match=r"dual\.json is not valid JSON"):
         read_solution(tmp_path / "dual.json")
+
+
+def test_files_of_before_there_were_statistics_bound_the_mean_of_the_score_of_their_name() -> None:
+    document = solution(bound(margin=0.75)).to_document()
+    for key in ("score", "statistic", "certified_at", "column_ratio", "column_threshold"):
+        del document["constraints"][0][key]
+    del document["kl_budget"], document["constraints"][0]["demanded"]["tolerance"]
+
+    read = Solution.from_document(document)
+
+    assert read == solution(bound(margin=0.75))
+    assert read.constraints[0].stated == Statistic("harmless")
+    assert read.constraints[0].column_threshold == 0.25
+
+
+def test_a_share_of_a_category_is_tilted_by_its_column_and_an_equality_by_either_sign() -> None:
+    share = {"kind": "share", "at_least": 0.0, "where": {"category": ["a"]}}
+    rest = {"certified_at": None, "column_ratio": 0.9, "column_threshold": 0.0}
+    safe = bound("safe", score="harmless", statistic=share, threshold=0.9, **rest)
+    words = bound("words", "=", threshold=2.0, multiplier=-0.5)
+    found = solution(safe, words)
+    rows = pa.table({"reward": [0.0, 0.0], "constraint_safe": [0.1, -0.9], "constraint_words": [2.0, 4.0]})
+
+    np.testing.assert_allclose(found.tilt(rows), [0.07, -0.63 - 1.0], rtol=1e-15)
+    assert found.turned_thresholds_m.tolist() == [0.0, 2.0]
+    statistic = Statistic("harmless", "share", at_least=0.0, where=(("category", ("a",)),))
+    assert found.bounds[0] == Constraint("safe", ">=", threshold=0.9, statistic=statistic)
+    columns = statistic_columns(statistic, {"harmless": np.array([1.0, -1.0])}, {"category": np.array(["a", "a"])})
+    np.testing.assert_allclose(safe.column(columns), [0.1, -0.9], rtol=1e-15)
+    assert found.to_document()["constraints"][0]["statistic"] == share
+
+
+def test_a_statistic_that_cannot_be_is_damage() -> None:
+    broken = {**bound().model_dump(), "statistic": {"kind": "share"}}
+    with pytest.raises(CorruptArtifactError, match="'harmless': the statistic `share` needs `at_least` or `at_most`"):
+        SolvedConstraint.from_document(broken)
+    with pytest.raises(CorruptArtifactError, match="`certified_at` of 'harmless' is missing"):
+        SolvedConstraint.from_document({**broken, "statistic": {"kind": "cvar", "level": 0.1, "tail": "lower"}})
