@@ -11,8 +11,8 @@ so d = 2n / (kappa - (n - 3)/(n - 1)), Satterthwaite's match of moments. For nor
 
 *Shares.* A share is skewed near 0 and 1, where t leaves the truth above its interval. Wilson's score interval stands on
 an effective number of responses p(1 - p)/SE^2, SE clustered (Korn and Graubard, 1998, do so with Clopper and Pearson's;
-Wilson's is narrower and covers as well here), and on the t quantile. Where all responses are alike there is no SE to be
-had, and each prompt counts once.
+Wilson's is narrower and covers as well here), and on the t quantile. Where all responses are alike there is no SE to be had,
+and each prompt counts once.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.errors import InputError
+from pipeline.scoring.estimates import Estimate
 
 _LEVEL = 0.975
 """Quantile at the upper end of a 95% interval."""
@@ -62,48 +63,29 @@ def share_interval(share_p: FloatArray, *, n_responses: int) -> list[float]:
     return [max(0.0, float(centre - half)), min(1.0, float(centre + half))]
 
 
-def ratio_observations(numerator_p: FloatArray, denominator_p: FloatArray) -> FloatArray:
-    """One observation a prompt whose mean is E[u]/E[h] and whose spread is that of the ratio, by the delta method.
-
-    Args:
-        numerator_p: mean of u of each prompt, shape (p,).
-        denominator_p: mean of h of each prompt, shape (p,); prompts where it is 0 are outside the statistic.
-
-    Returns:
-        R + (u - R h) / E[h], R = E[u]/E[h], of the prompts inside, shape (q,).
+def statistic_interval(found: Estimate) -> list[float]:
+    """95% interval of an estimated statistic.
 
     Raises:
-        InputError: no prompt is inside.
+        InputError: fewer than two prompts count.
     """
-    inside_p = denominator_p > 0
-    u_q, h_q = numerator_p[inside_p], denominator_p[inside_p]
-    if len(h_q) == 0:
-        raise InputError("a ratio of means has no prompt with a positive denominator")
-    scale = float(h_q.mean())
-    ratio = float(u_q.mean()) / scale
-    return np.asarray(ratio + (u_q - ratio * h_q) / scale)
+    if found.statistic.kind == "share":
+        return share_interval(found.numerator_q / found.denominator_q, n_responses=found.n_rows)
+    return mean_interval(found.observations_q)
 
 
-def tail_observations(score_n: FloatArray, prompt_n: np.ndarray, *, level: float) -> FloatArray:
-    """One observation a prompt whose mean is the CVaR of the worst ``level`` of all responses.
+def margin_interval(policy: Estimate, reference: Estimate) -> list[float]:
+    """95% interval of a statistic where it is compared with the reference's own on the same prompts.
 
-    CVaR = max_t {t - E (t - g)+ / level}; at its maximiser, the quantile, the statistic is a mean of t - (t - g)+ / level
-    but for terms of second order (Rockafellar and Uryasev, 2000).
+    It is that of the paired difference, laid at the reference's value: what both policies find hard or easy of a prompt
+    does not widen it.
 
-    Args:
-        score_n: scores, higher is better, shape (n,).
-        prompt_n: place of each row's prompt, ascending from 0, shape (n,).
-        level: in (0, 1).
-
-    Returns:
-        Shape (p,).
+    Raises:
+        InputError: fewer than two prompts count.
     """
-    share_n = 1.0 / np.bincount(prompt_n)[prompt_n]
-    order = np.argsort(score_n, kind="stable")
-    mass_n = np.cumsum(share_n[order]) / share_n.sum()
-    quantile = float(score_n[order][min(int(np.searchsorted(mass_n, level)), len(order) - 1)])
-    shortfall_n = np.maximum(quantile - score_n, 0.0)
-    return np.asarray(quantile - np.bincount(prompt_n, shortfall_n * share_n) / level)
+    lowest, highest = policy.statistic.bounds
+    difference_q = policy.observations_q - reference.observations_q
+    return [min(max(reference.value + bound, lowest), highest) for bound in mean_interval(difference_q)]
 
 
 def _t_quantile(value_p: FloatArray) -> float:
