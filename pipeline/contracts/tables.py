@@ -33,6 +33,9 @@ PROMPTS = pa.schema(
     ]
 )
 
+PROMPT_COLUMNS = ("category", "source")
+"""Columns of the prompts table that `where` and `each` of a constraint may name."""
+
 SAMPLES = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),
@@ -57,10 +60,16 @@ SCORES = pa.schema(
 )
 
 CONSTRAINT_PREFIX = "constraint_"
+SCORE_PREFIX = "score_"
 
 
-def tilted_schema(constraint_names: Sequence[str]) -> pa.Schema:
-    """Schema of the hand-off table: scores in the user's own direction and units, weight sums to 1 within a prompt."""
+def tilted_schema(constraint_names: Sequence[str], score_names: Sequence[str] = ()) -> pa.Schema:
+    """Schema of the hand-off table, in the user's own direction and units; weights sum to 1 within a prompt.
+
+    Args:
+        constraint_names: of the columns that the multipliers multiply.
+        score_names: of the raw scores that they are made of; tables of before there were statistics have none.
+    """
     return pa.schema(
         [
             pa.field("prompt_id", pa.string(), nullable=False),
@@ -69,6 +78,7 @@ def tilted_schema(constraint_names: Sequence[str]) -> pa.Schema:
             pa.field("completion", pa.string(), nullable=False),
             pa.field("reward", pa.float64(), nullable=False),
             *(pa.field(CONSTRAINT_PREFIX + name, pa.float64(), nullable=False) for name in constraint_names),
+            *(pa.field(SCORE_PREFIX + name, pa.float64(), nullable=False) for name in score_names),
             pa.field("weight", pa.float64(), nullable=False),
             pa.field("split", pa.string(), nullable=False),
             pa.field("category", pa.string(), nullable=False),

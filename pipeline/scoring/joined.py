@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,8 @@ from pipeline.contracts.artifacts import read_manifest
 from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.shards import ShardedTable, read_parquet
-from pipeline.contracts.tables import SAMPLE_KEY, SCORES
+from pipeline.contracts.statistics import Statistic, StatisticColumns, statistic_columns
+from pipeline.contracts.tables import PROMPT_COLUMNS, SAMPLE_KEY, SCORES
 from pipeline.run.run import Run
 
 
@@ -61,16 +62,20 @@ class JoinedScores:
         prompt_n: place of each row's prompt among them, ascending, shape (n,).
         sample_index_n: shape (n,), integers, ascending within a prompt.
         reward_n: shape (n,), reward units.
-        constraints_nm: shape (n, m), score units.
+        score_names: the s scores that the constraints are computed from.
+        scores_ns: their raw scores, shape (n, s), score units.
         cut_off_n: whether the token limit ended the response, shape (n,).
+        prompt_columns: what else is known of the prompts, such as ``category``: texts of shape (p,) by name.
     """
 
     prompt_ids: tuple[str, ...]
     prompt_n: np.ndarray
     sample_index_n: np.ndarray
     reward_n: np.ndarray
-    constraints_nm: np.ndarray
+    score_names: tuple[str, ...]
+    scores_ns: np.ndarray
     cut_off_n: np.ndarray
+    prompt_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def n_samples(self) -> int:
@@ -90,8 +95,10 @@ class JoinedScores:
             prompt_n=prompt_n,
             sample_index_n=self.sample_index_n[mask_n],
             reward_n=self.reward_n[mask_n],
-            constraints_nm=self.constraints_nm[mask_n],
+            score_names=self.score_names,
+            scores_ns=self.scores_ns[mask_n],
             cut_off_n=self.cut_off_n[mask_n],
+            prompt_columns={name: values_p[kept] for name, values_p in self.prompt_columns.items()},
         )
 
     def of_prompts(self, prompt_ids: Set[str]) -> JoinedScores:
@@ -100,9 +107,30 @@ class JoinedScores:
         return self.select(mask_p[self.prompt_n])
 
     def by_prompt(self) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
-        """Prompt ids in sorted order, and for each its rewards (k_p,) and its constraint scores (k_p, m)."""
+        """Prompt ids in sorted order, and for each its rewards (k_p,) and its raw scores (k_p, s)."""
         cuts = self.starts[1:]
-        return list(self.prompt_ids), np.split(self.reward_n, cuts), np.split(self.constraints_nm, cuts)
+        return list(self.prompt_ids), np.split(self.reward_n, cuts), np.split(self.scores_ns, cuts)
+
+    def score_n(self, name: str) -> np.ndarray:
+        """The raw scores of a name, shape (n,)."""
+        return np.asarray(self.scores_ns[:, self.score_names.index(name)])
+
+    def statistic_columns(self, statistic: Statistic, *, at: float | None = None) -> StatisticColumns:
+        """u and h of a statistic for each row (:mod:`pipeline.contracts.statistics`).
+
+        Args:
+            statistic: of scores and columns that are here.
+            at: t of a cvar, score units.
+
+        Raises:
+            InputError: ``per`` is a score that is not positive.
+        """
+        return statistic_columns(
+            statistic,
+            {name: self.score_n(name) for name in statistic.scores},
+            {name: self.prompt_columns[name][self.prompt_n] for name in statistic.columns},
+            at=at,
+        )
 
     def find_in(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Which rows of a table are here, and which ones of these they are.
@@ -132,6 +160,7 @@ def read_scores(
     constraints: Sequence[str],
     split: str,
     max_unscored: int,
+    prompts: pa.Table | None = None,
 ) -> tuple[JoinedScores, int]:
     """Join the samples and the score tables of the reward and the constraints on their key.
 
@@ -139,9 +168,10 @@ def read_scores(
         samples: the samples table.
         scores: the score tables by scorer.
         reward: scorer of the reward.
-        constraints: scorers of the constraints, in order.
+        constraints: scorers that the constraints are computed from, in order.
         split: ``train`` or ``test``.
         max_unscored: samples that may lack a score: those whose failure is on record.
+        prompts: the prompts table, for what statistics ask of a prompt.
 
     Returns:
         The samples that have all these scores, and the number of those that have not.
@@ -168,10 +198,21 @@ def read_scores(
         prompt_n=key_n // keys.width,
         sample_index_n=key_n % keys.width,
         reward_n=value[:, 0],
-        constraints_nm=value[:, [names.index(name) for name in constraints]],
+        score_names=tuple(constraints),
+        scores_ns=value[:, [names.index(name) for name in constraints]],
         cut_off_n=cut_off_n,
+        prompt_columns={} if prompts is None else _prompt_columns(prompts, keys.prompts.ids),
     )
     return everything.select(scored_n), unscored
+
+
+def _prompt_columns(prompts: pa.Table, prompt_ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """The columns of the prompts table that a statistic may ask for, in the order of some prompts."""
+    place = {prompt_id: row for row, prompt_id in enumerate(prompts["prompt_id"].to_pylist())}
+    row_p = [place[prompt_id] for prompt_id in prompt_ids]
+    return {
+        name: np.array(prompts[name].to_pylist(), dtype=object)[row_p] for name in PROMPT_COLUMNS
+    }
 
 
 def _sample_keys(samples: ShardedTable, split: str) -> tuple[SortedKeys, np.ndarray]:
@@ -248,7 +289,8 @@ def policy_scores(
         samples: folder of the samples table.
         scores: holds a folder with a score table for each scorer.
         split: of the prompts.
-        names: scorers that stand for the reward, first, and the constraints; those of the recipe where not given.
+        names: scorers that stand for the reward, first, and those that the constraints are computed from; those of the
+            recipe where not given.
 
     Raises:
         CorruptArtifactError: a table is damaged, or scores and samples do not belong together.
@@ -258,10 +300,19 @@ def policy_scores(
 
 
 def all_scores(
-    run: Run, *, samples: Path, scores: Path, split: str, names: Sequence[str] | None = None
+    run: Run,
+    *,
+    samples: Path,
+    scores: Path,
+    split: str,
+    names: Sequence[str] | None = None,
+    prompts: Path | None = None,
 ) -> tuple[JoinedScores, int]:
-    """All scored samples of a split, and how many have no score; arguments as of :func:`policy_scores`."""
-    reward, *constraints = names if names is not None else (run.config.reward, *run.config.constraints)
+    """All scored samples of a split, and how many have no score; arguments as of :func:`policy_scores`.
+
+    ``prompts`` is the folder of their prompts table, where it is not the run's own.
+    """
+    reward, *constraints = names if names is not None else (run.config.reward, *run.config.constraint_scores())
     named = (reward, *constraints)
     return read_scores(
         run.samples_table(samples),
@@ -270,4 +321,5 @@ def all_scores(
         constraints=constraints,
         split=split,
         max_unscored=sum(read_manifest(scores / name).count("failed") for name in named),
+        prompts=run.prompts_table() if prompts is None else run.prompts_table(prompts),
     )

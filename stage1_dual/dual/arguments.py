@@ -15,18 +15,35 @@ from pipeline.contracts.errors import InputError
 from stage1_dual.dual.segments import FloatArray
 
 
-def validate_multipliers(name: str, lam: ArrayLike, n_constraints: int) -> FloatArray:
-    """``lam`` as a fresh float64 array of shape (m,).
+def validate_multipliers(name: str, lam: ArrayLike, is_equality_m: NDArray[np.bool_]) -> FloatArray:
+    """``lam`` as a fresh float64 array of shape (m,); only the multiplier of an equality may be negative.
 
     Raises:
-        InputError: it is not m finite, non-negative numbers.
+        InputError: it is not m finite numbers, or that of a bound is negative.
     """
+    n_constraints = len(is_equality_m)
     lam_m = np.atleast_1d(as_float_array(name, lam)).copy()
     if lam_m.shape != (n_constraints,):
         raise InputError(f"`{name}` has shape {lam_m.shape}; it must be ({n_constraints},), one per constraint")
-    if not bool(np.all(np.isfinite(lam_m) & (lam_m >= 0))):
-        raise InputError(f"`{name}` is {lam_m.tolist()}; multipliers must be finite and not negative")
+    if not bool(np.all(np.isfinite(lam_m) & ((lam_m >= 0) | is_equality_m))):
+        except_of = ", except of an equality" if bool(np.any(is_equality_m)) else ""
+        raise InputError(f"`{name}` is {lam_m.tolist()}; multipliers must be finite and not negative{except_of}")
     return lam_m
+
+
+def validate_equalities(is_equality: ArrayLike, n_constraints: int) -> NDArray[np.bool_]:
+    """Which constraints are equalities, as a fresh, read-only array of shape (m,).
+
+    Raises:
+        InputError: it is not m booleans.
+    """
+    is_equality_m = np.atleast_1d(np.asarray(is_equality)).copy()
+    if is_equality_m.shape != (n_constraints,) or is_equality_m.dtype != np.bool_:
+        raise InputError(
+            f"`is_equality_m` is {is_equality!r}; it must be {n_constraints} booleans, one per constraint"
+        )
+    is_equality_m.flags.writeable = False
+    return is_equality_m
 
 
 def validate_relative(relative: ArrayLike | None, n_constraints: int) -> NDArray[np.bool_]:

@@ -46,9 +46,9 @@ class Certificate:
         primal_value: E[r] - beta KL of the tilted policy, reward units.
         duality_gap: dual minus primal value, reward units. Equals <lam, slack> for a tilted policy.
         relative_gap: |gap| over the scale of the problem, dimensionless: the largest of beta, the sd of the reward
-            within prompts and <lam, s>.
+            within prompts and <|lam|, s>.
         kkt_residual: max_j |min(lam_j s_j / beta, slack_j / s_j)|, dimensionless, s_j the standard deviation of g_j
-            within prompts. A constraint no policy can change (s_j = 0) counts 0 when it is met within rounding and
+            within prompts; of an equality |slack_j / s_j|, whatever its multiplier. A constraint no policy can change (s_j = 0) counts 0 when it is met within rounding and
             its multiplier is 0, else infinity.
         slack_m: E[g] - b under the tilted policy, score units, shape (m,).
         complementarity_m: lam_j * slack_j, reward units, shape (m,).
@@ -111,7 +111,7 @@ def certify(problem: DualProblem, lam_m: FloatArray) -> Certificate:
     totals = np.sum([part.sums for part in parts], axis=0) / n_prompts
     log_z, kl, reward_offset, reward = map(float, totals[:4])
     slack_m = totals[4:]
-    objective_scale = max(beta, problem.reward_scale, float(lam_m @ problem.score_scale_m))
+    objective_scale = max(beta, problem.reward_scale, float(np.abs(lam_m) @ problem.score_scale_m))
     gap = beta * log_z - (reward - beta * kl)
     with np.errstate(under="ignore"):
         hess_mm = np.sum([part.covariance_mm for part in parts], axis=0) / (n_prompts * beta)
@@ -228,13 +228,17 @@ def _kkt_residual(problem: DualProblem, lam_m: FloatArray, slack_m: FloatArray) 
     scale_m = problem.score_scale_m
     varying = scale_m > 0
     divisor_m = np.where(varying, scale_m, 1.0)
-    residual_m = np.abs(np.minimum(lam_m * divisor_m / problem.beta, slack_m / divisor_m))
+    is_bound_m = ~problem.is_equality_m
+    residual_m = np.abs(slack_m / divisor_m)
+    # Complementarity, of bounds alone: that of an equality is its slack.
+    pressed_m = np.minimum(lam_m * divisor_m / problem.beta, slack_m / divisor_m)
+    residual_m[is_bound_m] = np.abs(pressed_m[is_bound_m])
     if not varying.all():
         rounding_m = 8 * np.finfo(np.float64).eps * (problem.score_magnitude_m + np.abs(problem.thresholds_m))
-        is_met_m = (lam_m == 0) & (slack_m >= -rounding_m)
+        is_met_m = (lam_m == 0) & (np.where(is_bound_m, -slack_m, np.abs(slack_m)) <= rounding_m)
         residual_m[~varying] = np.where(is_met_m, 0.0, np.inf)[~varying]
-    # A negative multiplier is outside the dual's domain, whatever the slack.
-    residual_m[lam_m < 0] = np.inf
+    # A negative multiplier of a bound is outside the dual's domain, whatever the slack.
+    residual_m[(lam_m < 0) & is_bound_m] = np.inf
     return float(residual_m.max(initial=0.0))
 
 
@@ -249,7 +253,7 @@ def find_dependent_constraints(problem: DualProblem, lam_m: FloatArray, certific
         certificate: of ``lam_m``.
     """
     # A constraint no policy can change is left out: its multiplier is 0 by convention, and no sign of dependence.
-    tight = (np.abs(certificate.slack_m) <= KKT_TOLERANCE * problem.score_scale_m) | (lam_m > 0)
+    tight = (np.abs(certificate.slack_m) <= KKT_TOLERANCE * problem.score_scale_m) | (lam_m != 0)
     active = np.flatnonzero(tight & (problem.score_scale_m > 0))
     if len(active) < 2:
         return ()

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stage1_dual.dual.segments import FloatArray
 
 MOST_LINES = 25
@@ -72,6 +75,12 @@ def some(texts: Sequence[str]) -> str:
     """The first eight texts with commas between them, and how many more there are."""
     more = f" and {len(texts) - 8} more" if len(texts) > 8 else ""
     return ", ".join(texts[:8]) + more
+
+
+def describe_equalities(names: Sequence[str], is_equality_m: NDArray[np.bool_]) -> list[tuple[str, str]]:
+    """The fact that names the constraints that are equalities, shape (m,); no fact where none is."""
+    equal = [name for name, is_equality in zip(names, is_equality_m, strict=True) if is_equality]
+    return [("equal to their threshold", some(equal))] if equal else []
 
 
 def interval(bounds: FloatArray) -> str:

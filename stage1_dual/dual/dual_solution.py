@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from stage1_dual.dual.certificate import KKT_TOLERANCE, Certificate, find_dependent_constraints
-from stage1_dual.dual.display import Display, number, some
+from stage1_dual.dual.display import Display, describe_equalities, number, some
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
 
@@ -24,12 +25,14 @@ class DualSolution:
         constraint_names: one name per constraint.
         thresholds: absolute thresholds solved for, score units, shape (m,).
         beta: KL strength solved for, reward per nat.
-        multipliers: lam*, reward per score unit, shape (m,), non-negative. Also the shadow prices: the optimal
-            value falls by lam*_j per unit of threshold j.
+        is_equality_m: constraints that ask for their threshold exactly, shape (m,).
+        multipliers: lam*, reward per score unit, shape (m,), non-negative except of an equality. Also the shadow
+            prices: the optimal value falls by lam*_j per unit of threshold j.
         dual_value: D(lam*), reward units.
         primal_value: E[r] - beta KL of the tilted policy, reward units.
         duality_gap: ``dual_value - primal_value``, reward units.
-        kkt_residual: max_j |min(lam_j s_j / beta, slack_j / s_j)|, dimensionless; at most 1e-8.
+        kkt_residual: max_j |min(lam_j s_j / beta, slack_j / s_j)|, of an equality |slack_j / s_j|, dimensionless; at
+            most 1e-8.
         n_evaluations: evaluations of the dual (value, slack and Hessian together) on all samples the solver used.
         predicted_reward: E[r] under the tilted policy, reward units.
         predicted_constraints: E[g] under the tilted policy, score units, shape (m,).
@@ -43,6 +46,7 @@ class DualSolution:
     constraint_names: tuple[str, ...]
     thresholds: FloatArray
     beta: float
+    is_equality_m: NDArray[np.bool_]
     multipliers: FloatArray
     dual_value: float
     primal_value: float
@@ -76,6 +80,7 @@ class DualSolution:
                 ("reward", f"predicted {number(self.predicted_reward)}"),
                 ("KL", f"predicted {number(self.predicted_kl)} nats a prompt"),
                 ("effective sample size", f"median {number(float(np.median(self.ess_p)))} responses a prompt"),
+                *describe_equalities(self.constraint_names, self.is_equality_m),
                 *([("not unique among", some(self.dependent_constraints))] if self.dependent_constraints else []),
             ],
             ("constraint", "threshold", "multiplier", "predicted", "slack"),
@@ -91,6 +96,7 @@ def build_solution(
         constraint_names=problem.constraint_names,
         thresholds=problem.thresholds_m,
         beta=problem.beta,
+        is_equality_m=problem.is_equality_m,
         multipliers=lam_m,
         dual_value=certificate.dual_value,
         primal_value=certificate.primal_value,

@@ -12,14 +12,15 @@ from stage1_dual.dual.segments import FloatArray
 class InfeasibilityCertificate:
     """Proof that no reweighting of the samples meets all thresholds.
 
-    With ``v >= 0`` and ``E_x max_k <v, g(x, y_k) - b> < 0``, any policy supported on the samples has
+    With ``v_j >= 0`` for bounds and ``E_x max_k <v, g(x, y_k) - b> < 0``, any policy supported on the samples has
     ``<v, E[g] - b> < 0``, hence misses at least one threshold (a Farkas certificate; a theorem of the alternative).
 
     Attributes:
         thresholds: the thresholds b, shape (m,), score units, higher better.
-        direction: the vector v, shape (m,), non-negative, sums to 1.
+        direction: the vector v, shape (m,), its sizes sum to 1; non-negative, except for equalities.
         support_value: E_x max_k <v, g - b>, in (v-weighted) score units; negative.
         best_attainable: the largest mean of each constraint alone over reweightings, shape (m,), score units.
+        worst_attainable: the smallest mean of each equality alone, shape (m,), score units; NaN for bounds.
         largest_feasible_scale: the largest t such that the margins scaled by t are feasible
             (``reference + t * (threshold - reference)``), or None when no t >= 0 helps or the scale is undefined.
     """
@@ -28,6 +29,7 @@ class InfeasibilityCertificate:
     direction: FloatArray
     support_value: float
     best_attainable: FloatArray
+    worst_attainable: FloatArray
     largest_feasible_scale: float | None
 
 

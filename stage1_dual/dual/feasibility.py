@@ -8,6 +8,16 @@ F(v) = E_x max_k <v, g(x, y_k)>. By linear programming duality (a theorem of the
 Positive: a strictly feasible policy exists, hence a finite lam* (Slater). Negative: v proves infeasibility. Zero: the
 thresholds lie on the boundary of A, reached only by deterministic policies, and no finite lam attains the infimum.
 
+With an equality no policy has room on both sides, and full support takes its place: a finite lam* exists where a
+policy that gives every response weight meets the equalities and is not below the bounds (the refined Slater condition;
+Boyd and Vandenberghe, Convex Optimization, 5.2.3). The reference gives every response weight, so there is one exactly
+where a policy lies beyond the thresholds on the way from the reference, at means c, through them: where
+
+    max { t : a in A, a_j = c_j + t (b_j - c_j) for equalities, a_j >= c_j + t (b_j - c_j) for bounds }
+        =  min over v, v_j >= 0 for bounds, <v, b - c> = 1 of  F(v) - <v, c>
+
+exceeds 1. Below 1 v proves infeasibility, and at 1 the thresholds lie on the boundary.
+
 One constraint is a closed form. Several are solved by column generation: A has as many vertices as there are choices
 of one response per prompt, but the linear program holds only the few vertices its own prices asked for, so its size
 does not depend on the number of prompts.
@@ -31,6 +41,8 @@ FeasibilityStatus = Literal["feasible", "boundary", "infeasible"]
 
 # Column generation on a polytope in m dimensions needs a few times m columns; this only bounds a defect.
 _MAX_COLUMNS = 1_000
+# A policy so many times as far from the reference as the thresholds shows that they are well inside.
+_FAR_BEYOND = 2.0
 # HiGHS works to about 1e-9 on a program scaled like this one: closer than that it cannot tell zero from positive.
 _LP_RESOLUTION = 1e-9
 
@@ -42,8 +54,10 @@ class Feasibility:
     Attributes:
         status: "feasible" (strictly), "boundary" or "infeasible".
         margin: the optimum above, in standard deviations s of the constraints: how far inside (positive) or outside
-            (negative) the thresholds lie. For "feasible" it is a lower bound: the search stops at the proof.
-        direction_m: the vector v of the optimum, non-negative, sums to 1, shape (m,); None for "feasible".
+            (negative) the thresholds lie; with an equality, how much further away from the reference they could be.
+            For "feasible" it is a lower bound: the search stops at the proof.
+        direction_m: the vector v of the optimum, of bounds non-negative, its sizes sum to 1, shape (m,); None for
+            "feasible".
     """
 
     status: FeasibilityStatus
@@ -70,6 +84,7 @@ class AttainableMeans:
         self._samples = problem.samples
         self._facts = problem.samples.facts
         self.varying = np.flatnonzero(~problem.is_constant_m)
+        self._is_equality = problem.is_equality_m[self.varying]
         self._scale = problem.score_scale_m[self.varying]
         n_varying = len(self.varying)
         centred_m = self._facts.reference_means_m - (self._facts.score_pivot_m + self._facts.score_shift_m)
@@ -78,8 +93,12 @@ class AttainableMeans:
         prices_qv = np.eye(n_varying)
         if n_varying > 1:
             prices_qv = np.vstack([prices_qv, np.full(n_varying, 1.0 / n_varying)])
+        prices_qv = np.vstack([prices_qv, -np.eye(n_varying)[self._is_equality]])
         self._vertices.extend(self._supporting_vertices(prices_qv))
         self._best_v = np.array([self._vertices[1 + v][v] for v in range(n_varying)], dtype=np.float64)
+        self._worst_v = np.full(n_varying, np.nan)
+        for place, v in enumerate(np.flatnonzero(self._is_equality), start=-np.count_nonzero(self._is_equality)):
+            self._worst_v[v] = self._vertices[place][v]
 
     def best_attainable_m(self) -> FloatArray:
         """Largest attainable mean of each constraint alone, score units, shape (m,)."""
@@ -88,16 +107,27 @@ class AttainableMeans:
         best_m[self.varying] = shift_m[self.varying] + self._best_v * self._scale
         return best_m
 
+    def worst_attainable_m(self) -> FloatArray:
+        """Smallest attainable mean of each equality alone, score units, shape (m,); NaN for bounds."""
+        worst_m = np.where(self._facts.is_constant_m, self._facts.reference_means_m, np.nan)
+        shift_m = self._facts.score_pivot_m + self._facts.score_shift_m
+        worst_m[self.varying] = shift_m[self.varying] + self._worst_v * self._scale
+        return worst_m
+
     def judge(self, problem: DualProblem) -> Feasibility:
-        """Decide feasibility for the thresholds of ``problem``, which must hold the same samples."""
+        """Decide feasibility for the thresholds of ``problem``: the same samples, bounds and equalities."""
         rounding_m = _rounding(problem)
         unmet = problem.is_constant_m & (problem.slack_shift_m < -rounding_m)
-        if bool(np.any(unmet)):
-            worst = int(np.flatnonzero(unmet)[0])
-            return Feasibility("infeasible", -math.inf, np.eye(problem.n_constraints)[worst])
+        exceeded = problem.is_constant_m & problem.is_equality_m & (problem.slack_shift_m > rounding_m)
+        if bool(np.any(unmet | exceeded)):
+            worst = int(np.flatnonzero(unmet | exceeded)[0])
+            direction_m = np.eye(problem.n_constraints)[worst] * (-1.0 if exceeded[worst] else 1.0)
+            return Feasibility("infeasible", -math.inf, direction_m)
         n_varying = len(self.varying)
         if n_varying == 0:
             return Feasibility("feasible", math.inf, None)
+        if bool(np.any(self._is_equality)):
+            return self._judge_beyond(problem, float(np.max(rounding_m[self.varying] / self._scale)))
         base_v = -problem.slack_shift_m[self.varying] / self._scale
         tolerance = float(np.max(rounding_m[self.varying] / self._scale))
         alone_v = self._best_v - base_v
@@ -111,20 +141,56 @@ class AttainableMeans:
         direction_m = self._to_raw(step.prices_m, problem.n_constraints)
         if step.upper < -tolerance:
             return Feasibility("infeasible", step.upper, direction_m)
-        if step.lower > tolerance or self._is_equality(step.prices_m):
+        if step.lower > tolerance or self._pins_a_mean(step.prices_m):
             return Feasibility("feasible", step.lower, None)
         return Feasibility("boundary", step.upper, direction_m)
+
+    def _judge_beyond(self, problem: DualProblem, rounding: float) -> Feasibility:
+        """The verdict where there is an equality: whether a policy lies beyond the thresholds."""
+        margin_v = self._margin(problem)
+        length = float(np.max(np.abs(margin_v)))
+        tolerance = max(rounding, _LP_RESOLUTION)
+        if not bool(np.any(margin_v[~self._is_equality] > rounding)) and not bool(
+            np.any(np.abs(margin_v[self._is_equality]) > rounding)
+        ):
+            return Feasibility("feasible", math.inf, None)
+        step = self._step_alone(margin_v)
+        if len(margin_v) > 1 and step.upper > 1.0:
+            step = self._largest_step(self._vertices[0], margin_v, enough=1.0 + tolerance / length)
+        upper, lower = (step.upper - 1.0) * length, (step.lower - 1.0) * length
+        if lower > tolerance:
+            return Feasibility("feasible", lower, None)
+        direction_m = self._to_raw(step.prices_m, problem.n_constraints)
+        return Feasibility("infeasible" if upper < -tolerance else "boundary", upper, direction_m)
+
+    def _margin(self, problem: DualProblem) -> FloatArray:
+        """The thresholds over the reference, in coordinates of the polytope, shape (v,)."""
+        margin_v: FloatArray = -problem.slack_shift_m[self.varying] / self._scale - self._vertices[0]
+        return margin_v
+
+    def _step_alone(self, margin_v: FloatArray) -> _Step:
+        """The smallest over the constraints, each taken alone, of the largest step along the margins, shape (v,)."""
+        room_v = self._best_v - self._vertices[0]
+        falling = self._is_equality & (margin_v < 0)
+        room_v[falling] = (self._vertices[0] - self._worst_v)[falling]
+        size_v = np.where(self._is_equality, np.abs(margin_v), margin_v)
+        step_v = np.divide(room_v, size_v, out=np.full_like(room_v, np.inf), where=size_v > 0)
+        tightest = int(np.argmin(step_v))
+        prices_v = np.zeros_like(margin_v)
+        prices_v[tightest] = 1.0 / margin_v[tightest]
+        return _Step(lower=float(step_v[tightest]), upper=float(step_v[tightest]), prices_m=prices_v)
 
     def largest_scale(self, problem: DualProblem) -> float | None:
         """Largest t such that reference + t * (threshold - reference) is attainable; None when no t > 0 is."""
         margin_m = problem.thresholds_m - problem.reference_means_m
-        if bool(np.any(problem.is_constant_m & (margin_m > _rounding(problem)))):
+        unmet_m = np.where(problem.is_equality_m, np.abs(margin_m), margin_m) > _rounding(problem)
+        if bool(np.any(problem.is_constant_m & unmet_m)):
             return None
         margin_v = margin_m[self.varying] / self._scale
-        if not bool(np.any(margin_v > 0)):
+        if not bool(np.any((margin_v > 0) | (self._is_equality & (margin_v < 0)))):
             return None
         if len(self.varying) == 1:
-            scale = float((self._best_v[0] - self._vertices[0][0]) / margin_v[0])
+            scale = self._step_alone(margin_v).lower
         else:
             scale = self._largest_step(self._vertices[0], margin_v, enough=math.inf).lower
         return scale if scale > 0 else None
@@ -150,23 +216,31 @@ class AttainableMeans:
         return list(sums_qm[:, self.varying] / self._scale / self._facts.n_prompts)
 
     def _largest_step(self, base_v: FloatArray, direction_v: FloatArray, *, enough: float) -> _Step:
-        """Largest t with base + t * direction dominated by A, by column generation; stops once t > ``enough``."""
+        """Largest t with base + t * direction dominated by A, by column generation; stops once t > ``enough``.
+
+        Equalities must be met, not dominated. There HiGHS is trusted to 1e-9: the point it found is checked.
+        """
         # Imported where it is used: it takes longer to import than most problems to solve, and one constraint has no
         # linear program.
         from scipy.optimize import linprog
 
         n_varying = len(base_v)
+        equal, bounded = np.flatnonzero(self._is_equality), np.flatnonzero(~self._is_equality)
+        # With an equality only what lies a little beyond the thresholds matters, and margins may be next to nothing.
+        farthest = 2.0 * _FAR_BEYOND if len(equal) else None
         upper, prices_v = math.inf, np.full(n_varying, 1.0 / n_varying)
         while True:
             vertices = np.array(self._vertices)
             n_columns = len(vertices)
             master = linprog(
                 np.append(np.zeros(n_columns), -1.0),
-                A_ub=np.column_stack([-vertices.T, direction_v]),
-                b_ub=-base_v,
-                A_eq=np.append(np.ones(n_columns), 0.0)[np.newaxis],
-                b_eq=[1.0],
-                bounds=[(0.0, None)] * n_columns + [(None, None)],
+                A_ub=np.column_stack([-vertices.T, direction_v])[bounded],
+                b_ub=-base_v[bounded],
+                A_eq=np.vstack(
+                    [np.append(np.ones(n_columns), 0.0), np.column_stack([-vertices.T, direction_v])[equal]]
+                ),
+                b_eq=np.append(1.0, -base_v[equal]),
+                bounds=[(0.0, None)] * n_columns + [(None, farthest)],
                 method="highs-ds",
                 options={"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10},
             )
@@ -175,9 +249,16 @@ class AttainableMeans:
             mixture = np.maximum(master.x[:-1], 0.0)
             attained_v = mixture @ vertices / np.sum(mixture)
             # From the attained point, not from the solver's objective: this bound holds without trusting HiGHS.
-            pushing = direction_v > 0
+            pushing = (direction_v > 0) | (self._is_equality & (direction_v < 0))
             lower = float(np.min((attained_v - base_v)[pushing] / direction_v[pushing]))
-            new_prices_v = np.maximum(-master.ineqlin.marginals, 0.0)
+            missed_v = (attained_v - base_v - lower * direction_v)[equal]
+            if not np.all(np.abs(missed_v) <= _LP_RESOLUTION * np.maximum(1.0, np.abs(attained_v[equal]))):
+                raise RuntimeError(f"HiGHS missed an equality of the feasibility program by {missed_v.tolist()}")
+            if farthest is not None and lower >= _FAR_BEYOND:
+                return _Step(lower=lower, upper=math.inf, prices_m=prices_v)
+            new_prices_v = np.empty(n_varying)
+            new_prices_v[bounded] = np.maximum(-master.ineqlin.marginals, 0.0)
+            new_prices_v[equal] = -master.eqlin.marginals[1:]
             new_prices_v /= new_prices_v @ direction_v
             value, vertex = self._support(new_prices_v)
             bound = value - float(new_prices_v @ base_v)
@@ -188,7 +269,7 @@ class AttainableMeans:
             if lower > enough or closed or known or n_columns > _MAX_COLUMNS:
                 return _Step(lower=lower, upper=upper, prices_m=prices_v)
 
-    def _is_equality(self, prices_v: FloatArray) -> bool:
+    def _pins_a_mean(self, prices_v: FloatArray) -> bool:
         """Whether <v, g> is the same for all responses of each prompt: then two-sided constraints pin a mean, which
         policies of full support can attain, so a finite lam* exists although no slack can be positive.
         """
@@ -200,7 +281,7 @@ class AttainableMeans:
     def _to_raw(self, prices_v: FloatArray, n_constraints: int) -> FloatArray:
         direction_m = np.zeros(n_constraints)
         direction_m[self.varying] = prices_v / self._scale
-        return np.asarray(direction_m / np.sum(direction_m), dtype=np.float64)
+        return np.asarray(direction_m / np.sum(np.abs(direction_m)), dtype=np.float64)
 
 
 def require_feasible(problem: DualProblem, attainable: AttainableMeans) -> None:
@@ -218,6 +299,7 @@ def require_feasible(problem: DualProblem, attainable: AttainableMeans) -> None:
         direction=verdict.direction_m,
         support_value=attainable.support_value(problem, verdict.direction_m),
         best_attainable=attainable.best_attainable_m(),
+        worst_attainable=attainable.worst_attainable_m(),
         largest_feasible_scale=attainable.largest_scale(problem),
     )
     raise InfeasibleError(_message(problem, verdict.status, certificate), certificate=certificate)
@@ -231,7 +313,7 @@ def _rounding(problem: DualProblem) -> FloatArray:
 
 def _message(problem: DualProblem, status: FeasibilityStatus, certificate: InfeasibilityCertificate) -> str:
     reference_m = problem.reference_means_m
-    involved = [j for j in range(problem.n_constraints) if certificate.direction[j] > 1e-9]
+    involved = [j for j in range(problem.n_constraints) if abs(certificate.direction[j]) > 1e-9]
     together = " together" if len(involved) > 1 else ""
     head = f"The thresholds cannot be met{together} by any policy on these {problem.n_samples} samples."
     if status == "boundary":
@@ -240,13 +322,18 @@ def _message(problem: DualProblem, status: FeasibilityStatus, certificate: Infea
             f"{together}: no finite multiplier attains the infimum of the dual."
         )
     lines = [head]
-    lines.extend(
-        f"  {problem.constraint_names[j]}: threshold {_number(problem.thresholds_m[j])} asked, "
-        f"best attainable alone {_number(certificate.best_attainable[j])} "
-        f"(reference mean {_number(reference_m[j])}, margin {_number(problem.thresholds_m[j] - reference_m[j])} "
-        f"asked, largest {_number(certificate.best_attainable[j] - reference_m[j])})"
-        for j in involved
-    )
+    for j in involved:
+        asked, best = problem.thresholds_m[j], certificate.best_attainable[j]
+        line = f"  {problem.constraint_names[j]}: "
+        if problem.is_equality_m[j]:
+            worst = certificate.worst_attainable[j]
+            line += f"exactly {_number(asked)} asked, attainable alone {_number(worst)} to {_number(best)} "
+            line += f"(reference mean {_number(reference_m[j])})"
+        else:
+            line += f"threshold {_number(asked)} asked, best attainable alone {_number(best)} "
+            line += f"(reference mean {_number(reference_m[j])}, margin {_number(asked - reference_m[j])} "
+            line += f"asked, largest {_number(best - reference_m[j])})"
+        lines.append(line)
     if len(involved) > 1:
         mix = " + ".join(f"{certificate.direction[j]:.4g}*{problem.constraint_names[j]}" for j in involved)
         asked = float(certificate.direction @ problem.thresholds_m)

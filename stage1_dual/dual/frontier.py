@@ -88,7 +88,9 @@ def solve_frontier(
     for thresholds_m in grid_gm:
         # Relative to one of them: a large common offset must not round the differences.
         target_m = (thresholds_m - grid_gm[0]) / scale_m
-        start_m = _predict(target_m, solved, at_sm[: len(solved)], scale_m) if solved else None
+        start_m = None
+        if solved:
+            start_m = problem.clip_multipliers(_predict(target_m, problem, solved, at_sm[: len(solved)], scale_m))
         verdict, point = _solve_point(problem.with_thresholds(thresholds_m), start_m, known)
         status.append(verdict)
         points.append(point)
@@ -105,9 +107,9 @@ def threshold_at_multipliers(problem: DualProblem, lam: ArrayLike) -> FloatArray
     thresholds of ``problem`` itself are not used.
 
     Raises:
-        InputError: ``lam`` is not m finite, non-negative numbers.
+        InputError: ``lam`` is not m finite numbers, non-negative except of an equality.
     """
-    tilted = tilt(problem, validate_multipliers("lam", lam, problem.n_constraints))
+    tilted = tilt(problem, validate_multipliers("lam", lam, problem.is_equality_m))
     return np.asarray(np.mean(tilted.scores_mp, axis=1), dtype=np.float64)
 
 
@@ -145,7 +147,9 @@ def _certified_point(problem: DualProblem, minimum: DualMinimum) -> _Point | Non
     return _Point(minimum, certificate) if certificate.is_valid else None
 
 
-def _predict(target_m: FloatArray, solved: list[_Point], at_sm: FloatArray, scale_m: FloatArray) -> FloatArray:
+def _predict(
+    target_m: FloatArray, problem: DualProblem, solved: list[_Point], at_sm: FloatArray, scale_m: FloatArray
+) -> FloatArray:
     """About where lam* is, shape (m,), from solved points; theirs and the target's thresholds are over ``scale_m``.
 
     The tangent at the nearest, or the cubic through it and a point behind it on the same line with the same active
@@ -154,7 +158,7 @@ def _predict(target_m: FloatArray, solved: list[_Point], at_sm: FloatArray, scal
     near = _closest(at_sm, target_m)
     ahead_m = target_m - at_sm[near]
     lam_m = solved[near].minimum.lam_m
-    slope_m, is_unique = _slope(solved[near], ahead_m * scale_m)
+    slope_m, is_unique = _slope(problem, solved[near], ahead_m * scale_m)
     behind = _closest(at_sm, at_sm[near] - ahead_m)
     lam_behind_m = solved[behind].minimum.lam_m
     back_m = at_sm[near] - at_sm[behind]
@@ -162,8 +166,9 @@ def _predict(target_m: FloatArray, solved: list[_Point], at_sm: FloatArray, scal
     steps = float(back_m @ ahead_m) / length if length > 0 else 0.0
     is_on_line = bool(np.all(np.abs(back_m - steps * ahead_m) <= _OFF_LINE * math.sqrt(length)))
     # Where the split of lam* is not unique the points' own splits would be taken for a bend.
-    if is_unique and is_on_line and steps > _LEAST_STEP and bool(np.all((lam_behind_m > 0) == (lam_m > 0))):
-        slope_behind_m, _ = _slope(solved[behind], ahead_m * scale_m)
+    are_alike = bool(np.all(problem.is_active_m(lam_behind_m) == problem.is_active_m(lam_m)))
+    if is_unique and is_on_line and steps > _LEAST_STEP and are_alike:
+        slope_behind_m, _ = _slope(problem, solved[behind], ahead_m * scale_m)
         # The cubic through both points and slopes, one step on: s = -steps behind, 0 near, 1 here.
         apart_m = lam_behind_m - lam_m
         squared_m = (slope_behind_m + 2.0 * slope_m) / steps + 3.0 * apart_m / steps**2
@@ -171,20 +176,20 @@ def _predict(target_m: FloatArray, solved: list[_Point], at_sm: FloatArray, scal
         bend_m = squared_m + cubed_m
         if np.max(np.abs(bend_m * scale_m)) <= _LARGEST_BEND * np.max(np.abs(slope_m * scale_m)):
             slope_m = slope_m + bend_m
-    return np.maximum(lam_m + slope_m, 0.0)
+    return lam_m + slope_m
 
 
 def _closest(at_sm: FloatArray, target_m: FloatArray) -> int:
     return int(np.argmin(np.sum((at_sm - target_m) ** 2, axis=1)))
 
 
-def _slope(point: _Point, change_m: FloatArray) -> tuple[FloatArray, bool]:
+def _slope(problem: DualProblem, point: _Point, change_m: FloatArray) -> tuple[FloatArray, bool]:
     """How lam* moves for a change of the thresholds, to first order, while the same constraints are active, (m,).
 
     And whether no other movement does as well: not where active constraints are dependent.
     """
     slope_m = np.zeros_like(change_m)
-    free = np.flatnonzero(point.minimum.lam_m > 0)
+    free = np.flatnonzero(problem.is_active_m(point.minimum.lam_m))
     if len(free) == 0:
         return slope_m, True
     hess_mm = point.certificate.hess_mm

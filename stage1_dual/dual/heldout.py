@@ -55,21 +55,21 @@ def predict_heldout(
 
     Args:
         heldout: scores of prompts that were not used to find ``lam``, with the same beta and thresholds.
-        lam: multipliers, reward per score unit, shape (m,).
+        lam: multipliers, reward per score unit, shape (m,), non-negative except of an equality.
         level: nominal coverage, between 0 and 1.
         thresholds_are_relative_m: as in :meth:`PromptSample.gather`: the slack of a margin is paired by prompt with
             the reference.
 
     Raises:
-        InputError: fewer than two prompts, a level outside (0, 1), multipliers that are not m finite, non-negative
-            numbers, or a mask of the wrong shape.
+        InputError: fewer than two prompts, a level outside (0, 1), multipliers that are not m such numbers, or
+            a mask of the wrong shape.
     """
     # Imported where it is used: it takes twice as long to import as all of this package, which solves without it.
     from scipy.special import stdtrit
 
     require_prompts(heldout.n_prompts)
     require_level(level)
-    tilted = tilt(heldout, validate_multipliers("lam", lam, heldout.n_constraints))
+    tilted = tilt(heldout, validate_multipliers("lam", lam, heldout.is_equality_m))
     relative_m = validate_relative(thresholds_are_relative_m, heldout.n_constraints)
     reference_error_mp = heldout.samples.reference_means_mp() - heldout.reference_means_m[:, np.newaxis]
     paired_slack_mp = tilted.slack_mp - np.where(relative_m[:, np.newaxis], reference_error_mp, 0.0)

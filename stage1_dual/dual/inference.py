@@ -84,7 +84,8 @@ class BootstrapIntervals:
         optimum: of the re-solved optimum; reward (2,), constraints (m, 2), kl (2,), slack (m, 2).
         policy: of the policy tilted by lam* as it is; same shapes.
         multiplier_replicates_bm: lam of every replicate, shape (replicates, m); infinite where the replicate's
-            prompts cannot reach its threshold of that constraint, even with the best response to each.
+            prompts cannot reach its threshold of that constraint, even with the best response to each, and minus
+            infinite where they cannot come down to that of an equality.
         infeasible_fraction: share of the replicates in which that is so for some constraint.
     """
 
@@ -187,11 +188,11 @@ class PromptSample:
         multipliers = self.solution.multipliers
         means = self.units.replicate_means(rng, n_replicates)
         step_bm = _replicate_steps(self.problem, multipliers, means)
-        multipliers_bm = np.maximum(multipliers + step_bm, 0.0)
-        out_of_reach_bm = (means.reach_pm <= 0) & ~self.problem.is_constant_m
+        multipliers_bm = self.problem.clip_multipliers(multipliers + step_bm)
+        beyond_bm = self._beyond(means)
         # Complementary slackness is exact knowledge: a replicate's active constraints meet its thresholds.
         moved_bm = _expand(means.scores_slope_pmm, means.scores_bend_pmmm, step_bm)
-        slack_bm = np.where(multipliers_bm > 0, 0.0, means.psi_pm + moved_bm)
+        slack_bm = np.where(self.problem.is_active_m(multipliers_bm), 0.0, means.psi_pm + moved_bm)
         kl_b = means.kl_p + _expand(means.kl_slope_pm, means.kl_bend_pmm, step_bm)
         optimum = Estimates(
             reward=means.reward_p + _expand(means.reward_slope_pm, means.reward_bend_pmm, step_bm),
@@ -200,9 +201,9 @@ class PromptSample:
             slack=slack_bm,
         )
         policy = Estimates(reward=means.reward_p, constraints=means.scores_pm, kl=means.kl_p, slack=means.psi_pm)
-        multipliers_bm = np.where(out_of_reach_bm, np.inf, multipliers_bm)
+        multipliers_bm = np.where(beyond_bm == 0, multipliers_bm, beyond_bm)
         if bias is not None:
-            multipliers_bm = np.maximum(multipliers_bm - bias.multipliers, 0.0)
+            multipliers_bm = self.problem.clip_multipliers(multipliers_bm - bias.multipliers)
             optimum, policy = _moved(optimum, bias.optimum), _moved(policy, bias.policy)
         return BootstrapIntervals(
             constraint_names=self.problem.constraint_names,
@@ -212,14 +213,22 @@ class PromptSample:
             optimum=_percentile_estimates(optimum, level),
             policy=_percentile_estimates(policy, level),
             multiplier_replicates_bm=multipliers_bm,
-            infeasible_fraction=float(np.mean(np.any(out_of_reach_bm, axis=1))),
+            infeasible_fraction=float(np.mean(np.any(beyond_bm != 0, axis=1))),
         )
+
+    def _beyond(self, means: PromptSums) -> FloatArray:
+        """Infinite, of the sign of the multiplier, where a replicate cannot reach its threshold, else 0, shape (b, m)."""
+        beyond_bm = np.where(means.reach_pm <= 0, np.inf, 0.0)
+        equal = np.flatnonzero(self.problem.is_equality_m)
+        beyond_bm[:, equal] = np.where(means.depth_pe >= 0, -np.inf, beyond_bm[:, equal])
+        beyond_bm[:, self.problem.is_constant_m] = 0.0
+        return beyond_bm
 
     def standard_errors(self) -> StandardErrors:
         """Standard errors by the delta method; see :func:`sandwich_standard_errors`."""
         units, hess_mm = self.units, self.solution.hessian
         means, off = units.means(), units.deviations()
-        free = self.solution.multipliers > 0
+        free = self.problem.is_active_m(self.solution.multipliers) & ~self.problem.is_constant_m
         influence_um = np.zeros_like(off.psi_pm)
         if bool(np.any(free)):
             # The pseudo-inverse leaves out directions that dependent constraints do not determine.
@@ -313,10 +322,10 @@ def _newton_steps(
         return step_bm
     unit = problem.beta / problem.score_scale_m[varying]
     mu = lam_m[varying] / unit
-    scale = problem.score_scale_m[varying]
+    scale, is_free = problem.score_scale_m[varying], problem.is_equality_m[varying]
     hessians = hess_bmm[:, varying[:, np.newaxis], varying] * (unit[:, np.newaxis] / scale)
     for replicate, (gradient, hessian) in enumerate(zip(gradient_bm[:, varying] / scale, hessians, strict=True)):
-        step_bm[replicate, varying] = unit * newton_step(mu, gradient, hessian)
+        step_bm[replicate, varying] = unit * newton_step(mu, gradient, hessian, is_free)
     return step_bm
 
 

@@ -3,7 +3,8 @@
     maximise over policies pi   E_x [ E_{y~pi} r(x, y) - beta KL(pi || pi_ref) ]
     subject to                  E_x E_{y~pi} g_j(x, y) >= b_j ,   j = 1..m
 
-g is higher-better and a slack E[g_j] - b_j >= 0 means satisfied. Expectations under pi_ref are means over the
+g is higher-better and a slack E[g_j] - b_j >= 0 means satisfied. A constraint marked as an equality asks for = b_j:
+its multiplier may have either sign. Expectations under pi_ref are means over the
 responses of a prompt, then over prompts: every prompt counts the same however many responses it has.
 """
 
@@ -22,11 +23,12 @@ from stage1_dual.dual.arguments import (
     as_float_array,
     require_finite,
     validate_beta,
+    validate_equalities,
     validate_multipliers,
     validate_names,
     validate_thresholds,
 )
-from stage1_dual.dual.display import Display, number
+from stage1_dual.dual.display import Display, describe_equalities, number
 from stage1_dual.dual.samples import SampleScores
 from stage1_dual.dual.segments import FloatArray, IntArray
 from stage1_dual.dual.tilting import weigh_block
@@ -78,6 +80,8 @@ class DualProblem:
         beta: KL strength, reward per nat, positive.
         thresholds_m: absolute thresholds b, score units, shape (m,).
         constraint_names: one name per constraint, for messages and tables.
+        is_equality_m: constraints that ask for their threshold exactly, shape (m,); none of them unless
+            :meth:`with_equalities` says so.
         samples: the scores.
         rows: the caller's rows; None for :meth:`from_samples`.
     """
@@ -85,6 +89,7 @@ class DualProblem:
     beta: float
     thresholds_m: FloatArray
     constraint_names: tuple[str, ...]
+    is_equality_m: NDArray[np.bool_]
     samples: SampleScores
     rows: RowLayout | None
 
@@ -105,6 +110,7 @@ class DualProblem:
                 ("samples", f"{facts.n_samples:,} responses to {facts.n_prompts:,} prompts"),
                 ("beta", number(self.beta)),
                 ("reward", f"reference {number(facts.reference_reward)}, sd {number(facts.reward_scale)}"),
+                *describe_equalities(self.constraint_names, self.is_equality_m),
             ],
             ("constraint", "threshold", "reference", "margin", "sd"),
             [
@@ -269,7 +275,14 @@ class DualProblem:
             raise InputError(f"`beta` is {positive_beta!r}: rewards divided by it overflow; use a larger beta")
         thresholds_m = validate_thresholds(thresholds, n_constraints)
         names = validate_names(constraint_names, n_constraints)
-        return cls(beta=positive_beta, thresholds_m=thresholds_m, constraint_names=names, samples=samples, rows=None)
+        return cls(
+            beta=positive_beta,
+            thresholds_m=thresholds_m,
+            constraint_names=names,
+            is_equality_m=validate_equalities(np.zeros(n_constraints, dtype=np.bool_), n_constraints),
+            samples=samples,
+            rows=None,
+        )
 
     def with_thresholds(self, thresholds: ArrayLike) -> DualProblem:
         """The same samples under other absolute thresholds, shape (m,); no score is copied.
@@ -278,6 +291,14 @@ class DualProblem:
             InputError: the thresholds are not finite or not m of them.
         """
         return replace(self, thresholds_m=validate_thresholds(thresholds, self.n_constraints))
+
+    def with_equalities(self, is_equality_m: ArrayLike) -> DualProblem:
+        """The same problem with the marked constraints, shape (m,), met exactly: E[g_j] = b_j, lam_j of either sign.
+
+        Raises:
+            InputError: ``is_equality_m`` is not m booleans.
+        """
+        return replace(self, is_equality_m=validate_equalities(is_equality_m, self.n_constraints))
 
     def with_beta(self, beta: float) -> DualProblem:
         """The same samples and thresholds under another KL strength; no score is copied.
@@ -342,21 +363,29 @@ class DualProblem:
         facts = self.samples.facts
         return np.asarray(facts.score_shift_m + (facts.score_pivot_m - self.thresholds_m), dtype=np.float64)
 
+    def clip_multipliers(self, lam_m: FloatArray) -> FloatArray:
+        """``lam_m``, shape (..., m), in the dual's domain: what is negative becomes 0, except of an equality."""
+        return np.where(self.is_equality_m, lam_m, np.maximum(lam_m, 0.0))
+
+    def is_active_m(self, lam_m: FloatArray) -> NDArray[np.bool_]:
+        """Constraints that bind at a minimum ``lam_m``, shape (..., m): equalities, and those with lam > 0."""
+        return np.asarray((lam_m > 0) | self.is_equality_m, dtype=np.bool_)
+
     def tilted_weights(self, lam: ArrayLike) -> FloatArray:
         """Weights of the tilted policy, w proportional to exp{(r + <lam, g>)/beta}, summing to 1 within a prompt.
 
         Args:
-            lam: multipliers, reward per score unit, shape (m,), non-negative.
+            lam: multipliers, reward per score unit, shape (m,), non-negative except of an equality.
 
         Returns:
             Weights in the layout of the reward given: (p, k), or (n,) in the caller's row order.
 
         Raises:
-            InputError: ``lam`` is not m finite, non-negative numbers, or the problem has no rows in memory.
+            InputError: ``lam`` is not m such numbers, or the problem has no rows in memory.
         """
         if self.rows is None:
             raise InputError("`tilted_weights` needs a problem made by `from_arrays` or `from_rows`")
-        lam_m = validate_multipliers("lam", lam, self.n_constraints)
+        lam_m = validate_multipliers("lam", lam, self.is_equality_m)
         weights = self.samples.map(partial(weigh_block, lam_m=lam_m, beta=self.beta))
         return self.rows.to_caller(np.concatenate(list(weights)))
 

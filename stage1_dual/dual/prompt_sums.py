@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from stage1_dual.dual.arguments import validate_relative
 from stage1_dual.dual.blocks import SampleBlock
@@ -44,6 +44,7 @@ class PromptSums:
         psi_pm: tilted means minus the thresholds, and minus the prompt's share of the reference mean's error where
             the threshold is a margin over that mean, score units, shape (p, m).
         reach_pm: ``psi_pm`` of the best response to the prompt for each constraint alone, score units, shape (p, m).
+        depth_pe: ``psi_pm`` of the worst response to the prompt for each equality alone, score units, shape (p, e).
         reward_slope_pm: d reward / d lam, shape (p, m).
         scores_slope_pmm: d scores / d lam, shape (p, m, m): the Hessian of the dual is its mean.
         kl_slope_pm: d KL / d lam, shape (p, m).
@@ -57,6 +58,7 @@ class PromptSums:
     kl_p: FloatArray
     psi_pm: FloatArray
     reach_pm: FloatArray
+    depth_pe: FloatArray
     reward_slope_pm: FloatArray
     scores_slope_pmm: FloatArray
     kl_slope_pm: FloatArray
@@ -142,6 +144,7 @@ def gather_units(problem: DualProblem, solution: DualSolution, relative: ArrayLi
         lam_m=solution.multipliers,
         beta=problem.beta,
         thresholds_m=problem.thresholds_m,
+        is_equality_m=problem.is_equality_m,
         reference_m=np.where(relative_m, problem.reference_means_m, np.nan),
     )
     n_units = min(problem.n_prompts, _MOST_UNITS)
@@ -166,7 +169,13 @@ def gather_units(problem: DualProblem, solution: DualSolution, relative: ArrayLi
 
 
 def _block_sums(
-    block: SampleBlock, *, lam_m: FloatArray, beta: float, thresholds_m: FloatArray, reference_m: FloatArray
+    block: SampleBlock,
+    *,
+    lam_m: FloatArray,
+    beta: float,
+    thresholds_m: FloatArray,
+    is_equality_m: NDArray[np.bool_],
+    reference_m: FloatArray,
 ) -> PromptSums:
     """The sums of one block's prompts; ``reference_m`` is NaN where the threshold is absolute."""
     segments, n_constraints = block.segments, len(block.scores_mn)
@@ -182,6 +191,8 @@ def _block_sums(
         for row_n, bend_mmp in zip(deviation_mn, scores_bend_mmmp, strict=True):
             bend_mmp[:] = _seconds(segments, weighted_mn * row_n, deviation_mn) / beta**2
     reference_error_mp = np.nan_to_num(block.reference_means_mp - reference_m[:, np.newaxis], nan=0.0)
+    lowest_ep = -segments.max(-block.scores_mn[is_equality_m])
+    depth_ep = lowest_ep + (block.score_shift_mp - thresholds_m[:, np.newaxis] - reference_error_mp)[is_equality_m]
     kl_slope_mp = (reward_slope_mp + np.einsum("i,ijp->jp", lam_m, scores_slope_mmp)) / beta
     kl_bend_mmp = (scores_slope_mmp + reward_bend_mmp + np.einsum("i,ijkp->jkp", lam_m, scores_bend_mmmp)) / beta
     return PromptSums(
@@ -192,6 +203,7 @@ def _block_sums(
         reach_pm=(
             segments.max(block.scores_mn) + block.score_shift_mp - thresholds_m[:, np.newaxis] - reference_error_mp
         ).T,
+        depth_pe=depth_ep.T,
         reward_slope_pm=reward_slope_mp.T,
         scores_slope_pmm=np.moveaxis(scores_slope_mmp, -1, 0),
         kl_slope_pm=kl_slope_mp.T,

@@ -117,7 +117,7 @@ def climb_ladder(problem: DualProblem, solution: DualSolution) -> ResponseLadder
     parts = {n: _solve_parts(problem, solution, n) for n in _PARTS if np.median(counts_p) >= 2 * n}
     rungs.extend(_describe(problem, found, n_parts) for n_parts, found in parts.items())
     scale_m = np.maximum(
-        solution.multipliers, problem.beta / np.where(problem.is_constant_m, np.inf, problem.score_scale_m)
+        np.abs(solution.multipliers), problem.beta / np.where(problem.is_constant_m, np.inf, problem.score_scale_m)
     )
     drift_m = np.full(problem.n_constraints, np.nan)
     if len(rungs) > 1:
@@ -126,7 +126,7 @@ def climb_ladder(problem: DualProblem, solution: DualSolution) -> ResponseLadder
     bias = corrected_m = None
     if not refusal:
         bias = _half_sample_bias(problem, solution, halves=parts[2])
-        corrected_m = np.maximum(solution.multipliers - bias.multipliers, 0.0)
+        corrected_m = problem.clip_multipliers(solution.multipliers - bias.multipliers)
     return ResponseLadder(tuple(rungs), drift_m, bias, corrected_m, refusal)
 
 
@@ -161,7 +161,7 @@ def _describe(problem: DualProblem, found: list[DualSolution], n_parts: int) -> 
 def _half_sample_bias(problem: DualProblem, solution: DualSolution, halves: list[DualSolution]) -> ResponseBias:
     """Estimates on halves of the responses minus those on all."""
     # An inactive constraint has the multiplier 0 exactly, and no bias of it to remove.
-    free_m = solution.multipliers > 0
+    free_m = problem.is_active_m(solution.multipliers)
     multipliers_m = np.mean([half.multipliers for half in halves], axis=0) - solution.multipliers
     policies = [tilt(_share(problem, 2, part), solution.multipliers) for part in range(2)]
     return ResponseBias(
@@ -225,7 +225,7 @@ def _growth_refusal(problem: DualProblem, rungs: list[LadderRung], scale_m: Floa
     limit_m = _LARGEST_GROWTH * first_m
     is_between_m = (np.minimum(limit_m, 0.0) <= second_m) & (second_m <= np.maximum(limit_m, 0.0))
     # An inactive constraint is not corrected.
-    failing_m = np.flatnonzero((full_m > 0) & ~is_between_m & (excess_m > _NEGLIGIBLE_EXCESS * scale_m))
+    failing_m = np.flatnonzero(problem.is_active_m(full_m) & ~is_between_m & (excess_m > _NEGLIGIBLE_EXCESS * scale_m))
     if not len(failing_m):
         return ""
     j = int(failing_m[np.argmax(excess_m[failing_m] / scale_m[failing_m])])

@@ -1,4 +1,4 @@
-"""Minimise the dual over lam >= 0.
+"""Minimise the dual over lam >= 0, or over any lam_j where constraint j is an equality.
 
 Newton's method on a convex, smooth, low-dimensional function: each step minimises the exact quadratic model under
 the bounds (a non-negative least-squares problem, so the active set is found by the subproblem), and a line search on
@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from stage1_dual.dual.arguments import validate_multipliers
 from stage1_dual.dual.certificate import Certificate, certify, require_certified
@@ -108,6 +108,7 @@ class _ScaledDual:
             self._block = np.ix_(self._varying, self._varying)
         self._scale = problem.score_scale_m[self._varying]
         self._unit = problem.beta / np.outer(self._scale, self._scale)
+        self.is_free = problem.is_equality_m[self._varying]
         self.n_evaluations = 0
 
     def to_mu(self, lam_m: FloatArray) -> FloatArray:
@@ -119,6 +120,9 @@ class _ScaledDual:
         lam_m[self._varying] = mu * (self._problem.beta / self._scale)
         return lam_m
 
+    def clip(self, mu: FloatArray) -> FloatArray:
+        return np.where(self.is_free, mu, np.maximum(mu, 0.0))
+
     def at(self, mu: FloatArray) -> _Point:
         self.n_evaluations += 1
         evaluation = evaluate_dual(self._problem, self.to_lam(mu))
@@ -128,7 +132,7 @@ class _ScaledDual:
             value=evaluation.centred_value / self._problem.beta,
             gradient=gradient,
             hessian=evaluation.hess_mm[self._block] * self._unit,
-            residual=float(np.abs(np.minimum(mu, gradient)).max(initial=0.0)),
+            residual=float(np.abs(np.where(self.is_free, gradient, np.minimum(mu, gradient))).max(initial=0.0)),
         )
 
     def expansion_minimum(self) -> FloatArray:
@@ -142,9 +146,10 @@ class _ScaledDual:
             margin = (self._problem.thresholds_m - facts.reference_means_m)[varying] / self._scale
             tilted_by_reward = facts.correlation_ii[1:, 0][varying] * (facts.reward_scale / self._problem.beta)
             gradient = np.clip(tilted_by_reward - margin, -_EXPANSION_REACH, _EXPANSION_REACH)
-        mu = newton_step(np.zeros(len(self._scale)), gradient, facts.correlation_ii[1:, 1:][self._block])
+        correlation = facts.correlation_ii[1:, 1:][self._block]
+        mu = newton_step(np.zeros(len(self._scale)), gradient, correlation, self.is_free)
         # Plus zero: a minus sign of it would be written into artifacts.
-        return self.to_lam(np.minimum(mu, _EXPANSION_REACH) + 0.0)
+        return self.to_lam(np.clip(mu, -_EXPANSION_REACH, _EXPANSION_REACH) + 0.0)
 
     def minimum(self, point: _Point) -> DualMinimum:
         return DualMinimum(self.to_lam(point.mu), point.residual, self.n_evaluations)
@@ -163,14 +168,14 @@ def solve_dual(problem: DualProblem, *, initial_multipliers: ArrayLike | None = 
             one.
 
     Raises:
-        InputError: ``initial_multipliers`` is not m finite, non-negative numbers.
+        InputError: ``initial_multipliers`` is not m finite numbers, non-negative except of an equality.
         InfeasibleError: no policy on the samples meets the thresholds, or only in the limit of infinite multipliers.
         NotCertifiedError: float64 does not suffice for this problem.
     """
     if initial_multipliers is None:
         start_m = _find_start(problem)
     else:
-        start_m = validate_multipliers("initial_multipliers", initial_multipliers, problem.n_constraints)
+        start_m = validate_multipliers("initial_multipliers", initial_multipliers, problem.is_equality_m)
     n_evaluations = 0
     if start_m is not None:
         minimum = continue_minimum(problem, start_m)
@@ -202,15 +207,22 @@ def proves_feasibility(problem: DualProblem, certificate: Certificate) -> bool:
     """Whether a certificate shows that its thresholds are strictly feasible; False says nothing.
 
     Tilting the certified policy w once more, to w (1 + <d, g - E_w[g]>), adds Cov_w[g] d to the means it attains. That
-    is a policy where no |<d, g - E_w[g]>| exceeds 1, and it meets the thresholds with room for d = Cov^-1 room.
+    is a policy where no |<d, g - E_w[g]>| exceeds 1, and it meets the thresholds with room for d = Cov^-1 room. Where a
+    constraint is an equality the means must be able to move both ways along it, with room along the others.
     """
     varying = np.flatnonzero(~problem.is_constant_m)
     room = _ROOM * problem.score_scale_m[varying]
     covariance = problem.beta * certificate.hess_mm[np.ix_(varying, varying)]
+    is_equality = problem.is_equality_m[varying]
+    # One move for all bounds together, then one along each equality.
+    moves = np.column_stack([np.where(is_equality, 0.0, room), np.diag(room)[:, is_equality]])
     # Least squares: dependent constraints leave the covariance singular.
-    tilt = np.linalg.lstsq(covariance, room, rcond=1e-10)[0]
-    is_policy = 2.0 * np.abs(tilt) @ problem.samples.facts.largest_score_m[varying] <= 1.0
-    return certificate.is_valid and bool(is_policy and np.all(covariance @ tilt >= 0.5 * room))
+    tilts = np.linalg.lstsq(covariance, moves, rcond=1e-10)[0]
+    is_policy = 2.0 * np.abs(tilts).sum(axis=1) @ problem.samples.facts.largest_score_m[varying] <= 1.0
+    missed = covariance @ tilts - moves
+    # More room than asked for is no miss of a bound.
+    missed[:, 0] = np.where(is_equality, missed[:, 0], np.minimum(missed[:, 0], 0.0))
+    return certificate.is_valid and bool(is_policy and np.all(np.abs(missed).sum(axis=1) <= 0.5 * room))
 
 
 def _find_start(problem: DualProblem) -> FloatArray | None:
@@ -255,13 +267,13 @@ def minimise_dual(
     lam_m = _ScaledDual(problem.with_beta(betas[-1])).expansion_minimum()
     for beta in reversed(betas[1:]):
         dual = _ScaledDual(problem.with_beta(beta))
-        start_m = _extrapolate(path, beta, lam_m)
+        start_m = problem.clip_multipliers(_extrapolate(path, beta, lam_m))
         point = _newton(dual, start_m, target=_PATH_TARGET, max_evaluations=limit // len(betas))
         lam_m = dual.to_lam(point.mu)
         path.append((beta, lam_m))
         n_evaluations += dual.n_evaluations
     dual = _ScaledDual(problem)
-    start_m = _extrapolate(path, problem.beta, lam_m)
+    start_m = problem.clip_multipliers(_extrapolate(path, problem.beta, lam_m))
     minimum = dual.minimum(_newton(dual, start_m, target=target, max_evaluations=limit))
     return replace(minimum, n_evaluations=n_evaluations + minimum.n_evaluations)
 
@@ -287,7 +299,7 @@ def _extrapolate(path: list[tuple[float, FloatArray]], beta: float, lam_m: Float
     if len(path) < 2:
         return lam_m
     (beta_0, lam_0), (beta_1, lam_1) = path[-2:]
-    return np.maximum(lam_1 + (lam_1 - lam_0) * ((beta - beta_1) / (beta_1 - beta_0)), 0.0)
+    return lam_1 + (lam_1 - lam_0) * ((beta - beta_1) / (beta_1 - beta_0))
 
 
 def _newton(
@@ -309,12 +321,12 @@ def _newton(
     before = math.sqrt(best.residual) if best.residual <= _NEAR else best.residual
     stalled = 0
     while best.residual > target and stalled < 3 and dual.n_evaluations < max_evaluations:
-        if float(np.max(point.mu, initial=0.0)) > longest:
+        if float(np.max(np.abs(point.mu), initial=0.0)) > longest:
             break
-        step = newton_step(point.mu, point.gradient, point.hessian)
+        step = newton_step(point.mu, point.gradient, point.hessian, dual.is_free)
         foreseen = _CAUTION * point.residual * (point.residual / before) ** 2
         if looks_ahead and foreseen <= max(target, _RESIDUAL_ACCEPTED):
-            return replace(point, mu=np.maximum(point.mu + step, 0.0), residual=foreseen)
+            return replace(point, mu=dual.clip(point.mu + step), residual=foreseen)
         before = point.residual
         point = _search(dual, point, step, max_evaluations)
         stalled = 0 if point.residual < 0.5 * best.residual else stalled + (point.residual < 1e-6)
@@ -323,19 +335,20 @@ def _newton(
     return best
 
 
-def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray) -> FloatArray:
-    """Minimiser d of <gradient, d> + d' hessian d / 2 subject to mu + d >= 0, shape (m,)."""
+def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray, is_free: NDArray[np.bool_]) -> FloatArray:
+    """Minimiser d of <gradient, d> + d' hessian d / 2 subject to mu + d >= 0 except where ``is_free``, shape (m,)."""
     if len(mu) == 0:
         return np.zeros(0)
     tiny = np.finfo(np.float64).tiny
+    lowest = np.where(is_free, -np.inf, -mu)
     if len(mu) == 1:
-        return np.asarray(np.maximum(-mu, -gradient / np.maximum(hessian[0], tiny)), dtype=np.float64)
+        return np.asarray(np.maximum(lowest, -gradient / np.maximum(hessian[0], tiny)), dtype=np.float64)
     # The ridge picks one of many minimisers when constraints are dependent, and is far below what slows Newton down.
     diagonal = np.diag(hessian)
     ridge = 1e-10 * diagonal + 1e-13 * float(np.max(diagonal)) + tiny
     regular = hessian + np.diag(ridge)
     unbounded = np.asarray(np.linalg.solve(regular, -gradient), dtype=np.float64)
-    if bool(np.all(mu + unbounded >= 0)) and float(gradient @ unbounded) <= 0:
+    if bool(np.all((mu + unbounded >= 0) | is_free)) and float(gradient @ unbounded) <= 0:
         return unbounded
     # Imported where it is used: it takes as long to import as a solve, and most steps do without it.
     from scipy.optimize import nnls
@@ -348,27 +361,33 @@ def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray) -> Fl
     root = np.sqrt(np.maximum(eigenvalues, float(np.min(ridge))))
     factor = root[:, np.newaxis] * eigenvectors.T
     target = factor @ mu - (eigenvectors.T @ gradient) / root
-    free = nnls(factor, target)[0] > 0
+    free = is_free.copy()
+    if is_free.any():
+        # Those without a bound take up all that lies in their columns: what is left decides on the others.
+        beyond = np.linalg.qr(factor[:, is_free], mode="complete").Q[:, np.count_nonzero(is_free) :]
+        factor, target = beyond.T @ factor[:, ~is_free], beyond.T @ target
+    if not is_free.all():
+        free[~is_free] = nnls(factor, target)[0] > 0
     # mu + d loses digits when d is small against mu: solve for d itself once the free set is known.
     step = -mu.copy()
     step[free] = np.linalg.solve(
         regular[np.ix_(free, free)], -gradient[free] - regular[np.ix_(free, ~free)] @ step[~free]
     )
-    return np.maximum(step, -mu)
+    return np.maximum(step, lowest)
 
 
 def _search(dual: _ScaledDual, start: _Point, step: FloatArray, max_evaluations: int) -> _Point:
     """Move along ``step`` until the slope has dropped enough; a convex function needs only slopes for a bracket."""
     # Far from the minimum the Hessian can be arbitrarily small: let one step grow mu by a factor, not without bound.
     longest = float(np.max(np.abs(step)))
-    allowed = _GROWTH * max(1.0, float(np.max(start.mu)))
+    allowed = _GROWTH * max(1.0, float(np.max(np.abs(start.mu))))
     if longest > allowed:
         step = step * (allowed / longest)
     slope_start = float(start.gradient @ step)
     fraction, longest_left = 1.0, 1.0
     rounding = 1e-12 * (1.0 + abs(start.value))
     while True:
-        trial = dual.at(np.maximum(start.mu + fraction * step, 0.0))
+        trial = dual.at(dual.clip(start.mu + fraction * step))
         slope = float(trial.gradient @ step)
         # Still descending here means descending all the way, by convexity; no descent at the start is rounding.
         accepted = slope <= 0 or slope_start >= 0

@@ -115,8 +115,10 @@ def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
     Raises:
         InfeasibleError: the tightened thresholds are out of reach, where the demanded ones may not be.
         NotCertifiedError: float64 does not suffice for this problem.
-        InputError: the tightening grows without end, since each round of it strengthens the tilt.
+        InputError: an equality is to be tightened, or the tightening grows without end, since each round of it
+            strengthens the tilt.
     """
+    _require_bounds(problem, demand)
     plain = solve_dual(problem)
     tightened, solution = problem, plain
     assurance_m = score_error_m = np.zeros(problem.n_constraints)
@@ -148,6 +150,20 @@ def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
     )
 
 
+def _require_bounds(problem: DualProblem, demand: Demand) -> None:
+    asked = {
+        "reserve": demand.reserve_m != 0,
+        "assurance": ~np.isnan(demand.assurance_m),
+        "score_error": demand.score_error_m != 0,
+    }
+    for setting, asked_m in asked.items():
+        for j in np.flatnonzero(asked_m & problem.is_equality_m):
+            raise InputError(
+                f"`{setting}` of {problem.constraint_names[j]}: an equality has no safe side to move its threshold "
+                "to; leave the setting out, or demand two bounds"
+            )
+
+
 def correct_response_bias(tightened: TightenedSolution, ladder: ResponseLadder) -> TightenedSolution:
     """The problem that has the corrected multipliers of a ladder for its solution, certified like any other.
 
@@ -168,7 +184,7 @@ def correct_response_bias(tightened: TightenedSolution, ladder: ResponseLadder) 
     if lam_m is None:
         return tightened
     asked_m = tightened.problem.thresholds_m
-    binding_m = tightened.solution.multipliers > 0
+    binding_m = tightened.problem.is_active_m(tightened.solution.multipliers)
     thresholds_m = np.where(binding_m, threshold_at_multipliers(tightened.problem, lam_m), asked_m)
     problem = tightened.problem.with_thresholds(thresholds_m)
     solution = solve_dual(problem, initial_multipliers=lam_m)

@@ -10,8 +10,8 @@ The verdict is the worst of these signs, each against the two limits of :data:`L
   themselves too optimistic.
 - ``drift``: largest change of lam* from half of the responses to all, in units of lam* or of beta over the standard
   deviation of the score, whichever is larger; about the bias that is still in lam*.
-- ``heldout_violation``: how far below 0 the whole interval of a held-out slack lies, in standard deviations of the
-  constraint; lam* was fitted to its own prompts.
+- ``heldout_violation``: how far below 0 (for an equality, off 0) the whole interval of a held-out slack lies, in
+  standard deviations of the constraint; lam* was fitted to its own prompts.
 - ``few_prompts``: 1 over the number of prompts; intervals are between prompts.
 """
 
@@ -113,7 +113,7 @@ def _drift(ladder: ResponseLadder, solution: DualSolution) -> float:
         return math.nan
     if ladder.rungs[1].n_infeasible:
         return math.inf
-    moving = solution.multipliers > 0
+    moving = solution.multipliers != 0
     return float(np.max(np.abs(ladder.drift_m[moving]), initial=0.0))
 
 
@@ -123,7 +123,10 @@ def _heldout_violation(problem: DualProblem, heldout: HeldoutPrediction | None) 
     varying = ~problem.is_constant_m
     if not bool(np.any(varying)):
         return 0.0
-    return float(np.max(-heldout.slack_interval[varying, 1] / problem.score_scale_m[varying]))
+    # An equality is missed on either side.
+    above_m = np.where(problem.is_equality_m, heldout.slack_interval[:, 0], -np.inf)
+    missed_m = np.maximum(-heldout.slack_interval[:, 1], above_m)
+    return float(np.max(missed_m[varying] / problem.score_scale_m[varying]))
 
 
 def _sentences(

@@ -485,6 +485,6 @@ def test_rounding_of_a_collapsed_variance_does_not_lead_uphill() -> None:
     hessian = np.array(
         [[1.903630120341598e-07, -1.9036301224007657e-07], [-1.9036301224007657e-07, 1.9036301228714728e-07]]
     )
-    step = solver_module.newton_step(mu, gradient, hessian)
+    step = solver_module.newton_step(mu, gradient, hessian, np.zeros(len(mu), dtype=bool))
     assert np.all(mu + step >= 0)
     assert gradient @ step < 0
