@@ -116,7 +116,9 @@ def shortfall_case() -> Case:
 
 def tail_case(name: str, draw_scores: Callable[[np.random.Generator, int, int], FloatArray]) -> Case:
     """CVaR of the worst twentieth; its truth by ten million draws."""
-    pool = np.sort(np.concatenate([draw_scores(np.random.default_rng(part), 500_000, 1).ravel() for part in range(20)]))
+    pool = np.sort(
+        np.concatenate([draw_scores(np.random.default_rng(part), 500_000, 1).ravel() for part in range(20)])
+    )
     truth = float(pool[: int(LEVEL * len(pool))].mean())
 
     def draw(rng: np.random.Generator, n: int, k: int) -> tuple[list[float], list[float]]:

@@ -6,13 +6,13 @@ prompt. Which method was chosen for what, and where its coverage is off, is meas
 
 *Degrees of freedom.* Where few prompts carry most of the variation (a share near 1, a tail) the estimated variance is
 itself uncertain, and Student's t with n - 1 degrees of freedom is too narrow. The variance of s^2 is
-sigma^4 (kappa - (n - 3)/(n - 1)) / n with kurtosis kappa; a multiple of chi^2 with d degrees of freedom has 2 sigma^4 / d,
-so d = 2n / (kappa - (n - 3)/(n - 1)), Satterthwaite's match of moments. For normal values it is n - 1.
+sigma^4 (kappa - (n - 3)/(n - 1)) / n with kurtosis kappa, and a multiple of chi^2 with d degrees of freedom has
+2 sigma^4 / d: hence d = 2n / (kappa - (n - 3)/(n - 1)), Satterthwaite's match of moments, near n - 1 for normal values.
 
-*Shares.* A share is skewed near 0 and 1, where t leaves the truth above its interval. Wilson's score interval stands on
-an effective number of responses p(1 - p)/SE^2, SE clustered (Korn and Graubard, 1998, do so with Clopper and Pearson's;
-Wilson's is narrower and covers as well here), and on the t quantile. Where all responses are alike there is no SE to be had,
-and each prompt counts once.
+*Shares.* A share is skewed near 0 and 1, where t leaves the truth above its interval. Wilson's score interval stands
+on an effective number of responses p(1 - p)/SE^2, SE clustered (Korn and Graubard, 1998, do so with Clopper and
+Pearson's interval; Wilson's is narrower and covers as well here), and on the t quantile. Where all responses are alike
+there is no SE to be had, and each prompt counts once.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def statistic_interval(found: Estimate) -> list[float]:
 def margin_interval(policy: Estimate, reference: Estimate) -> list[float]:
     """95% interval of a statistic where it is compared with the reference's own on the same prompts.
 
-    It is that of the paired difference, laid at the reference's value: what both policies find hard or easy of a prompt
-    does not widen it.
+    It is that of the paired difference, laid at the reference's value: what both policies find hard or easy of a
+    prompt does not widen it.
 
     Raises:
         InputError: fewer than two prompts count.

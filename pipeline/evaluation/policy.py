@@ -233,7 +233,7 @@ def _prompt_means(rows: JoinedScores, value_n: FloatArray, weight_n: FloatArray 
     """Mean of each prompt under weights that sum to 1 within it, equal ones where there are none; shape (p,)."""
     if weight_n is None:
         weight_n = 1.0 / np.bincount(rows.prompt_n)[rows.prompt_n]
-    return np.bincount(rows.prompt_n, value_n * weight_n)
+    return np.asarray(np.bincount(rows.prompt_n, value_n * weight_n), dtype=np.float64)
 
 
 _TOLERANCE = 0.1

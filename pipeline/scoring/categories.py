@@ -49,9 +49,7 @@ def statistics_by_category(
     table = []
     for category in sorted(set(categories.values())):
         inside = {policy: found_n == category for policy, found_n in category_of.items()}
-        n_prompts = max(
-            len(np.unique(rows.prompt_n[inside[policy]])) for policy, (rows, _) in policies.items()
-        )
+        n_prompts = max(len(np.unique(rows.prompt_n[inside[policy]])) for policy, (rows, _) in policies.items())
         if n_prompts == 0:
             continue
         scores: list[dict[str, Any]] = [{"name": name} for name in (reward, *(one.name for one in constraints))]

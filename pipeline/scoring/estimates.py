@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # they are handed in, and bring Arrow along
 class Estimate:
     """E[u]/E[h] of rows, each prompt with the same weight, whatever the number of its responses.
 
-    A cvar is a mean too: at its own t, the quantile, it is E[t - (t - g)+ / level] (Rockafellar and Uryasev, 2000), and
-    that t is estimated moves it by terms of second order alone.
+    A cvar is a mean too: at its own t, the quantile, it is E[t - (t - g)+ / level] (Rockafellar and Uryasev, 2000),
+    and that t is estimated moves it by terms of second order alone.
 
     Attributes:
         statistic: what is estimated.
@@ -81,8 +81,8 @@ def estimate(
         raise InputError(f"no response counts for {statistic.text()}: none is of a prompt that it is about")
     return Estimate(
         statistic,
-        np.bincount(rows.prompt_n, u_n * weight_n)[inside_p],
-        np.bincount(rows.prompt_n, h_n * weight_n)[inside_p],
+        np.asarray(np.bincount(rows.prompt_n, u_n * weight_n)[inside_p], dtype=np.float64),
+        np.asarray(np.bincount(rows.prompt_n, h_n * weight_n)[inside_p], dtype=np.float64),
         int(counts.sum()),
     )
 
@@ -99,9 +99,7 @@ def column_values(statistics: Sequence[Statistic], rows: JoinedScores) -> list[F
     return found
 
 
-def _quantile(
-    statistic: Statistic, rows: JoinedScores, weight_n: FloatArray, mask_n: np.ndarray | None
-) -> float:
+def _quantile(statistic: Statistic, rows: JoinedScores, weight_n: FloatArray, mask_n: np.ndarray | None) -> float:
     assert statistic.level is not None  # a cvar has one
     counts_n = np.ones(rows.n_samples, dtype=bool) if mask_n is None else mask_n
     inside = rows.statistic_columns(statistic, at=0.0).h_n
@@ -109,6 +107,6 @@ def _quantile(
         counts_n = counts_n & (inside > 0)
     if not counts_n.any():
         raise InputError(f"no response counts for {statistic.text()}: none is of a prompt that it is about")
-    score_n = rows.statistic_columns(Statistic(statistic.score)).u_n
+    score_n = rows.score_n(statistic.score)
     _, at = tail_mean(score_n[counts_n], weight_n[counts_n], level=statistic.level, tail=statistic.tail)
     return at

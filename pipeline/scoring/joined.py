@@ -210,9 +210,7 @@ def _prompt_columns(prompts: pa.Table, prompt_ids: Sequence[str]) -> dict[str, n
     """The columns of the prompts table that a statistic may ask for, in the order of some prompts."""
     place = {prompt_id: row for row, prompt_id in enumerate(prompts["prompt_id"].to_pylist())}
     row_p = [place[prompt_id] for prompt_id in prompt_ids]
-    return {
-        name: np.array(prompts[name].to_pylist(), dtype=object)[row_p] for name in PROMPT_COLUMNS
-    }
+    return {name: np.array(prompts[name].to_pylist(), dtype=object)[row_p] for name in PROMPT_COLUMNS}
 
 
 def _sample_keys(samples: ShardedTable, split: str) -> tuple[SortedKeys, np.ndarray]:
