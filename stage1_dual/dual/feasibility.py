@@ -350,7 +350,10 @@ def _message(problem: DualProblem, status: FeasibilityStatus, certificate: Infea
             for j, name in enumerate(problem.constraint_names)
         )
         lines.append(f"  With all margins scaled by one factor, anything below {scale:.6g} is feasible: {scaled}.")
-    lines.append("Lower a threshold below what is attainable, or draw more responses per prompt.")
+    towards = "Lower a threshold below what is attainable"
+    if bool(np.any(problem.is_equality_m[involved])):
+        towards = "Move a threshold to well within what is attainable"
+    lines.append(f"{towards}, or draw more responses per prompt.")
     return "\n".join(lines)
 
 
