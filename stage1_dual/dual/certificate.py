@@ -48,8 +48,8 @@ class Certificate:
         relative_gap: |gap| over the scale of the problem, dimensionless: the largest of beta, the sd of the reward
             within prompts and <|lam|, s>.
         kkt_residual: max_j |min(lam_j s_j / beta, slack_j / s_j)|, dimensionless, s_j the standard deviation of g_j
-            within prompts; of an equality |slack_j / s_j|, whatever its multiplier. A constraint no policy can change (s_j = 0) counts 0 when it is met within rounding and
-            its multiplier is 0, else infinity.
+            within prompts; of an equality |slack_j / s_j|, whatever its multiplier. A constraint no policy can change
+            (s_j = 0) counts 0 when it is met within rounding and its multiplier is 0, else infinity.
         slack_m: E[g] - b under the tilted policy, score units, shape (m,).
         complementarity_m: lam_j * slack_j, reward units, shape (m,).
         reward: E[r] under the tilted policy, reward units.

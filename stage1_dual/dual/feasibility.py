@@ -85,6 +85,7 @@ class AttainableMeans:
         self._facts = problem.samples.facts
         self.varying = np.flatnonzero(~problem.is_constant_m)
         self._is_equality = problem.is_equality_m[self.varying]
+        self._is_constant_equality_m = problem.is_equality_m & problem.is_constant_m
         self._scale = problem.score_scale_m[self.varying]
         n_varying = len(self.varying)
         centred_m = self._facts.reference_means_m - (self._facts.score_pivot_m + self._facts.score_shift_m)
@@ -97,8 +98,9 @@ class AttainableMeans:
         self._vertices.extend(self._supporting_vertices(prices_qv))
         self._best_v = np.array([self._vertices[1 + v][v] for v in range(n_varying)], dtype=np.float64)
         self._worst_v = np.full(n_varying, np.nan)
-        for place, v in enumerate(np.flatnonzero(self._is_equality), start=-np.count_nonzero(self._is_equality)):
-            self._worst_v[v] = self._vertices[place][v]
+        equal = np.flatnonzero(self._is_equality)
+        for v, vertex in zip(equal, self._vertices[len(self._vertices) - len(equal) :], strict=True):
+            self._worst_v[v] = vertex[v]
 
     def best_attainable_m(self) -> FloatArray:
         """Largest attainable mean of each constraint alone, score units, shape (m,)."""
@@ -109,7 +111,7 @@ class AttainableMeans:
 
     def worst_attainable_m(self) -> FloatArray:
         """Smallest attainable mean of each equality alone, score units, shape (m,); NaN for bounds."""
-        worst_m = np.where(self._facts.is_constant_m, self._facts.reference_means_m, np.nan)
+        worst_m = np.where(self._is_constant_equality_m, self._facts.reference_means_m, np.nan)
         shift_m = self._facts.score_pivot_m + self._facts.score_shift_m
         worst_m[self.varying] = shift_m[self.varying] + self._worst_v * self._scale
         return worst_m
@@ -348,7 +350,10 @@ def _message(problem: DualProblem, status: FeasibilityStatus, certificate: Infea
             for j, name in enumerate(problem.constraint_names)
         )
         lines.append(f"  With all margins scaled by one factor, anything below {scale:.6g} is feasible: {scaled}.")
-    lines.append("Lower a threshold below what is attainable, or draw more responses per prompt.")
+    towards = "Lower a threshold below what is attainable"
+    if bool(np.any(problem.is_equality_m[involved])):
+        towards = "Move a threshold to well within what is attainable"
+    lines.append(f"{towards}, or draw more responses per prompt.")
     return "\n".join(lines)
 
 

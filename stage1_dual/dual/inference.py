@@ -217,7 +217,7 @@ class PromptSample:
         )
 
     def _beyond(self, means: PromptSums) -> FloatArray:
-        """Infinite, of the sign of the multiplier, where a replicate cannot reach its threshold, else 0, shape (b, m)."""
+        """Infinite, of the multiplier's sign, where a replicate cannot reach its threshold, else 0, shape (b, m)."""
         beyond_bm = np.where(means.reach_pm <= 0, np.inf, 0.0)
         equal = np.flatnonzero(self.problem.is_equality_m)
         beyond_bm[:, equal] = np.where(means.depth_pe >= 0, -np.inf, beyond_bm[:, equal])

@@ -158,7 +158,7 @@ def gather_units(problem: DualProblem, solution: DualSolution, relative: ArrayLi
     for part in problem.samples.map(function):
         fields = list(vars(part).values())
         n_prompts = len(part.reward_p)
-        values_pv = np.column_stack([field.reshape(n_prompts, -1) for field in fields])
+        values_pv = np.column_stack([field.reshape(n_prompts, -1) for field in fields if field.size])
         if done == 0:
             shapes = tuple(field.shape[1:] for field in fields)
             pivot_v = np.mean(values_pv, axis=0)

@@ -207,8 +207,8 @@ def proves_feasibility(problem: DualProblem, certificate: Certificate) -> bool:
     """Whether a certificate shows that its thresholds are strictly feasible; False says nothing.
 
     Tilting the certified policy w once more, to w (1 + <d, g - E_w[g]>), adds Cov_w[g] d to the means it attains. That
-    is a policy where no |<d, g - E_w[g]>| exceeds 1, and it meets the thresholds with room for d = Cov^-1 room. Where a
-    constraint is an equality the means must be able to move both ways along it, with room along the others.
+    is a policy where no |<d, g - E_w[g]>| exceeds 1, and it meets the thresholds with room for d = Cov^-1 room. Along
+    an equality the means must be able to move both ways.
     """
     varying = np.flatnonzero(~problem.is_constant_m)
     room = _ROOM * problem.score_scale_m[varying]
@@ -373,7 +373,7 @@ def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray, is_fr
     step[free] = np.linalg.solve(
         regular[np.ix_(free, free)], -gradient[free] - regular[np.ix_(free, ~free)] @ step[~free]
     )
-    return np.maximum(step, lowest)
+    return np.asarray(np.maximum(step, lowest), dtype=np.float64)
 
 
 def _search(dual: _ScaledDual, start: _Point, step: FloatArray, max_evaluations: int) -> _Point:

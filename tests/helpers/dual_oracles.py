@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cvxpy as cp
@@ -92,26 +93,34 @@ def _solve_tightly(problem: cp.Problem) -> None:
     raise AssertionError(f"Clarabel gave {problem.status}")
 
 
-def cvxpy_dual(r_pk: FloatArray, g_pkm: FloatArray, *, b_m: FloatArray, beta: float) -> OracleAnswer:
-    """Minimise D over lam >= 0."""
+def cvxpy_dual(
+    r_pk: FloatArray, g_pkm: FloatArray, *, b_m: FloatArray, beta: float, equal: Sequence[int] = ()
+) -> OracleAnswer:
+    """Minimise D over lam >= 0, and over lam of either sign for the equalities ``equal``."""
     n_prompts, n_responses, n_constraints = g_pkm.shape
-    lam = cp.Variable(n_constraints, nonneg=True)
+    lam = cp.Variable(n_constraints)
+    bounds = [lam[j] >= 0 for j in range(n_constraints) if j not in equal]
     terms = [
         cp.log_sum_exp((r_pk[p] + (g_pkm[p] - b_m) @ lam) / beta) - math.log(n_responses) for p in range(n_prompts)
     ]
-    problem = cp.Problem(cp.Minimize(beta * cp.sum(cp.hstack(terms)) / n_prompts))
+    problem = cp.Problem(cp.Minimize(beta * cp.sum(cp.hstack(terms)) / n_prompts), bounds)
     _solve_tightly(problem)
     return OracleAnswer(value=float(problem.value), lam_m=np.asarray(lam.value))
 
 
-def cvxpy_primal(r_pk: FloatArray, g_pkm: FloatArray, *, b_m: FloatArray, beta: float) -> OracleAnswer:
+def cvxpy_primal(
+    r_pk: FloatArray, g_pkm: FloatArray, *, b_m: FloatArray, beta: float, equal: Sequence[int] = ()
+) -> OracleAnswer:
     """Maximise E[r] - beta KL over the weights of the samples; lam* are the constraints' own duals."""
     n_prompts, n_responses, n_constraints = g_pkm.shape
     w = cp.Variable((n_prompts, n_responses), nonneg=True)
     kl = cp.sum(cp.rel_entr(w, np.full((n_prompts, n_responses), 1.0 / n_responses))) / n_prompts
     reward = cp.sum(cp.multiply(w, r_pk)) / n_prompts
-    constraints = [cp.sum(cp.multiply(w, g_pkm[:, :, j])) / n_prompts - b_m[j] >= 0 for j in range(n_constraints)]
+    slack = [cp.sum(cp.multiply(w, g_pkm[:, :, j])) / n_prompts - b_m[j] for j in range(n_constraints)]
+    constraints = [slack[j] == 0 if j in equal else slack[j] >= 0 for j in range(n_constraints)]
     problem = cp.Problem(cp.Maximize(reward - beta * kl), [*constraints, cp.sum(w, axis=1) == 1])
     _solve_tightly(problem)
     lam_m = np.array([float(np.squeeze(constraint.dual_value)) for constraint in constraints])
+    # An equality's dual has the sign of its slack in the Lagrangian of the minimisation.
+    lam_m[list(equal)] *= -1.0
     return OracleAnswer(value=float(problem.value), lam_m=lam_m)
