@@ -7,7 +7,7 @@ prompt. Which method was chosen for what, and where its coverage is off, is meas
 *Degrees of freedom.* Where few prompts carry most of the variation (a share near 1, a tail) the estimated variance is
 itself uncertain, and Student's t with n - 1 degrees of freedom is too narrow. The variance of s^2 is
 sigma^4 (kappa - (n - 3)/(n - 1)) / n with kurtosis kappa, and a multiple of chi^2 with d degrees of freedom has
-2 sigma^4 / d: hence d = 2n / (kappa - (n - 3)/(n - 1)), Satterthwaite's match of moments, near n - 1 for normal values.
+2 sigma^4 / d: hence d = 2n / (kappa - (n - 3)/(n - 1)), Satterthwaite's match of moments, near n - 1 for a normal.
 
 *Shares.* A share is skewed near 0 and 1, where t leaves the truth above its interval. Wilson's score interval stands
 on an effective number of responses p(1 - p)/SE^2, SE clustered (Korn and Graubard, 1998, do so with Clopper and

@@ -30,12 +30,13 @@ class EvaluatedScore(Part):
 
 
 class EvaluatedConstraint(EvaluatedScore):
-    """Likewise of a constraint, with what was demanded and the verdict on it."""
+    """The statistic of a constraint, with what was demanded and the verdict on it."""
 
     name: Name
     direction: Direction
     threshold: float
     margin: float | None = None
+    tolerance: float | None = None
     slack: float
     status: Status
 

@@ -80,7 +80,7 @@ class Diagnostics(Part):
 
 
 class PredictedScore(Part):
-    """Means of a score over the prompts of a category."""
+    """The mean reward, or a constraint's statistic, over the prompts of a category; None where it is about others."""
 
     name: Name
     reference: float | None
@@ -111,6 +111,7 @@ class ReportedSolution(Solution):
     duality_gap: float
     kkt_residual: float
     kl: Kl
+    beta_ci95: Ends | None = None
     ladder: Ladder
     trust: Trust
     diagnostics: Diagnostics

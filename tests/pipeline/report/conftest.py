@@ -108,7 +108,10 @@ def _build_run(
     messages = [[{"role": "user", "content": f"Question {place}: what now? <b>&</b>"}] for place in range(n_prompts)]
     ids = [prompt_id(one) for one in messages]
 
-    rows = {split: _rows(ids[part], scores_pkx[part] * turn) for split, part in (("train", train), ("test", test))}
+    names = tuple(one.name for one in constraints)
+    rows = {
+        split: _rows(ids[part], names, scores_pkx[part] * turn) for split, part in (("train", train), ("test", test))
+    }
     problems = {split: build_problem(rows[split], constraints=constraints, beta=BETA) for split in rows}
     solved = solve_problem(
         problems["train"],
@@ -153,7 +156,7 @@ def _build_run(
     evaluation = {
         **evaluate_policy(
             reference=rows["test"],
-            policy=_rows(ids[test], drawn * turn),
+            policy=_rows(ids[test], names, drawn * turn),
             log_ratio_n=log_ratio.reshape(-1),
             solution=solution,
             constraints=constraints,
@@ -172,7 +175,7 @@ def _build_run(
     return BuiltRun(folder, json.loads(json.dumps(dual)), json.loads(json.dumps(evaluation)), log)
 
 
-def _rows(ids: Sequence[str], scores_pkx: np.ndarray) -> JoinedScores:
+def _rows(ids: Sequence[str], names: tuple[str, ...], scores_pkx: np.ndarray) -> JoinedScores:
     n_prompts, n_samples, _ = scores_pkx.shape
     flat_nx = scores_pkx.reshape(n_prompts * n_samples, -1)
     return JoinedScores(
@@ -180,7 +183,8 @@ def _rows(ids: Sequence[str], scores_pkx: np.ndarray) -> JoinedScores:
         prompt_n=np.repeat(np.arange(n_prompts), n_samples),
         sample_index_n=np.tile(np.arange(n_samples), n_prompts),
         reward_n=flat_nx[:, 0],
-        constraints_nm=flat_nx[:, 1:],
+        score_names=names,
+        scores_ns=flat_nx[:, 1:],
         cut_off_n=np.zeros(len(flat_nx), dtype=bool),
     )
 
