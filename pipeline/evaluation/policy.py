@@ -169,8 +169,17 @@ def evaluate_policy(
         for rows in (reference, policy)
     )
     pol_lagrangian_p = pol_lagrangian_p - beta * kl_p
+    kl: dict[str, Any] = {
+        "predicted": predicted.kl,
+        "realised": float(kl_p.mean()),
+        "realised_ci95": mean_interval(kl_p),
+    }
+    statuses: list[Status] = [entry["status"] for entry in entries]
+    if solution.kl_budget is not None:
+        statuses.append(judge(kl["realised_ci95"], solution.kl_budget, "<="))
+        kl |= {"budget": solution.kl_budget, "status": statuses[-1]}
     return {
-        "status": max((entry["status"] for entry in entries), key=_WORST_LAST.index),
+        "status": max(statuses, key=_WORST_LAST.index),
         "n_prompts": n_prompts,
         "n_samples": policy.n_samples,
         "reward": {
@@ -183,7 +192,7 @@ def evaluate_policy(
             "improvement_ci95": mean_interval(pol_r_p - ref_r_p),
         },
         "constraints": entries,
-        "kl": {"predicted": predicted.kl, "realised": float(kl_p.mean()), "realised_ci95": mean_interval(kl_p)},
+        "kl": kl,
         "lagrangian": _lagrangian_entry(ref_lagrangian_p, pol_lagrangian_p, predicted.optimum_p, n_replicates, rng),
     }
 

@@ -377,6 +377,7 @@ def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
     status = evaluation["status"]
     if status == "satisfied":
         those = "the constraint" if len(bounds) == 1 else f"each of the {len(bounds)} constraints"
+        those += "" if evaluation["kl"].get("budget") is None else " and the KL budget"
         side = "within the tolerance of" if all(one["direction"] == "=" for one in bounds) else "on the right side of"
         return f"For {those} the whole 95% interval is {side} what was demanded."
     lines = []
@@ -404,6 +405,12 @@ def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
                 f"{bound['name']} misses its demand of {found.show(asked, digits)} by {miss}: all of {ends} is on the "
                 "wrong side."
             )
+    kl = evaluation["kl"]
+    if kl.get("status") not in (None, "satisfied"):
+        lines.append(
+            f"The KL to the reference is {kl['status']}: {interval(kl['realised_ci95'], 3)} nats, and the budget is "
+            f"{kl['budget']:g}."
+        )
     return "\n".join(lines)
 
 
@@ -731,7 +738,8 @@ def _certified_tails(solved: ReportedSolution) -> Iterable[tuple[str, str]]:
 
 def _realised_kl(kl: Mapping[str, Any]) -> str:
     ends = interval(kl.get("realised_ci95"), 3)
-    return f"{kl['predicted']:.3f} predicted -> {kl['realised']:.3f} realised {ends}".rstrip() + " nats a prompt"
+    text = f"{kl['predicted']:.3f} predicted -> {kl['realised']:.3f} realised {ends}".rstrip() + " nats a prompt"
+    return text if kl.get("budget") is None else f"{text}; {kl['status']}: at most {kl['budget']:g} demanded"
 
 
 def _closed_fraction(lagrangian: Mapping[str, Any]) -> str:

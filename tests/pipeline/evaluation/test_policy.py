@@ -290,6 +290,24 @@ def test_the_worst_constraint_is_the_status():
     assert result["lagrangian"]["closed_fraction"] is None  # constant reward, no multiplier: nothing to close
 
 
+@pytest.mark.parametrize(("budget", "status"), [(0.7, "satisfied"), (0.5, "undecided"), (0.3, "violated")])
+def test_a_kl_budget_is_judged_beside_the_constraints(budget, status):
+    rng = np.random.default_rng(10)
+    reference, _ = populations(rng)
+    result = evaluate_policy(
+        reference=reference,
+        policy=reference,
+        log_ratio_n=0.5 + 0.5 * rng.normal(size=80).repeat(40),
+        solution=solution(0.0).model_copy(update={"kl_budget": budget}),
+        constraints=[Constraint("g", ">=", threshold=-1.0)],
+        n_replicates=100,
+        rng=rng,
+    )
+    assert (result["kl"]["budget"], result["kl"]["status"]) == (budget, status)
+    assert result["constraints"][0]["status"] == "satisfied"
+    assert result["status"] == status
+
+
 def test_predict_tilt_without_multiplier_at_large_beta_is_the_reference():
     rng = np.random.default_rng(4)
     samples = joined([rng.normal(size=8) for _ in range(5)], [rng.normal(size=(8, 1)) for _ in range(5)])
