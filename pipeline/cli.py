@@ -564,7 +564,8 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TEXT",
-        help="'NAME >= NUMBER', 'NAME <= NUMBER' or 'NAME >= ref + NUMBER'; for a frontier START:STOP:STEP in some",
+        help="such as 'NAME >= NUMBER', 'NAME >= ref + NUMBER', 'share(NAME >= NUMBER) >= 0.97', 'each(COLUMN): ...' "
+        "(docs/constraints.md); for a frontier START:STOP:STEP in some",
     )
     parser.add_argument("--beta", type=float, required=True, help="KL strength, reward per nat")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
@@ -586,7 +587,8 @@ def _add_solve_table_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _solve_table(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from pipeline.dual.from_table import read_constraints, solve_table
+    from pipeline.contracts.constraint_text import read_constraints
+    from pipeline.dual.from_table import solve_table
     from pipeline.dual.solving import EvaluationSize
     from pipeline.report.terminal import print_stage1
 
@@ -620,12 +622,12 @@ def _frontier(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _table_request(options: argparse.Namespace, constraints: Sequence[Constraint]) -> TableRequest:
-    from pipeline.dual.from_table import TableRequest
+    from pipeline.dual.from_table import TableRequest, labels_of, scores_of
     from pipeline.dual.table_sources import ScoreFiles
 
-    columns = (options.prompt_id, options.reward, *(constraint.name for constraint in constraints))
+    columns = (options.prompt_id, options.reward, *scores_of(constraints))
     return TableRequest(
-        source=ScoreFiles(options.table, columns),
+        source=ScoreFiles(options.table, columns, labels_of(constraints)),
         prompt_id=options.prompt_id,
         reward=options.reward,
         constraints=tuple(constraints),

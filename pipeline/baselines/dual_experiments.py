@@ -25,6 +25,7 @@ from pipeline.baselines.study import Study
 from pipeline.contracts.problem import constraint_signs
 from pipeline.planning.model_sizes import read_size
 from pipeline.run.run import Run
+from pipeline.scoring.demands import read_demands
 from pipeline.scoring.joined import reference_scores
 from pipeline.steps.solve import reference_problem
 from stage1_dual.dual import DualProblem
@@ -175,12 +176,12 @@ def _test_problem(base: Run, margin: float) -> DualProblem:
 def _pooled_problem(bases: Sequence[Run]) -> DualProblem:
     """The train samples of several seeds as one set: the same prompts, with the responses of all seeds."""
     rows = [reference_scores(base, "train") for base in bases]
-    constraints = bases[0].config.demanded_constraints()
+    constraints = read_demands(bases[0]).constraints
     prompts = np.concatenate([np.array(one.prompt_ids)[one.prompt_n] for one in rows])
     return DualProblem.from_rows(
         prompts,
         np.concatenate([one.reward_n for one in rows]),
-        np.concatenate([one.constraints_nm for one in rows]) * constraint_signs(constraints),
+        np.concatenate([one.scores_ns for one in rows]) * constraint_signs(constraints),
         thresholds=np.zeros(len(constraints)),
         beta=bases[0].config.beta,
         constraint_names=[constraint.name for constraint in constraints],

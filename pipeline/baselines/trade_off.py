@@ -103,7 +103,7 @@ def _predicted_frontiers(base: Run) -> dict[str, pa.Table]:
     prefixes, sides = ("", "gold_"), ("helpful", "harmless")
     problem = reference_problem(base, "test")
     rows = reference_scores(base, "test", names=[prefix + side for prefix in prefixes for side in sides])
-    judged_ns = np.column_stack([rows.reward_n, rows.constraints_nm])
+    judged_ns = np.column_stack([rows.reward_n, rows.scores_ns])
 
     def mean_s(weight_n: np.ndarray) -> np.ndarray:
         return np.asarray((judged_ns * weight_n[:, None]).sum(axis=0) / len(rows.prompt_ids))

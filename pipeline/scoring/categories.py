@@ -28,7 +28,7 @@ def means_by_category(
     Args:
         policies: by name, rows and their weights, shape (n,), which sum to 1 within a prompt, or None for equal ones.
         categories: category of each prompt id.
-        names: the reward, then the constraints.
+        names: the reward, then the scores of the constraints.
 
     Returns:
         For each category, in alphabetical order: ``category``, ``n_prompts`` and ``scores``, for each score its name
@@ -64,5 +64,5 @@ def _prompt_means(rows: JoinedScores, weight_n: np.ndarray | None) -> np.ndarray
     """Mean of each score for each prompt, shape (p, 1 + m)."""
     if weight_n is None:
         weight_n = 1.0 / np.bincount(rows.prompt_n)[rows.prompt_n]
-    values_nc = np.column_stack([rows.reward_n, rows.constraints_nm])
+    values_nc = np.column_stack([rows.reward_n, rows.scores_ns])
     return np.column_stack([np.bincount(rows.prompt_n, column * weight_n) for column in values_nc.T])

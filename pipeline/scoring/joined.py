@@ -116,7 +116,7 @@ class JoinedScores:
         return np.asarray(self.scores_ns[:, self.score_names.index(name)])
 
     def statistic_columns(self, statistic: Statistic, *, at: float | None = None) -> StatisticColumns:
-        """u and h of a statistic for each row (:mod:`pipeline.contracts.statistics`).
+        """U and h of a statistic for each row (:mod:`pipeline.contracts.statistics`).
 
         Args:
             statistic: of scores and columns that are here.
@@ -210,9 +210,7 @@ def _prompt_columns(prompts: pa.Table, prompt_ids: Sequence[str]) -> dict[str, n
     """The columns of the prompts table that a statistic may ask for, in the order of some prompts."""
     place = {prompt_id: row for row, prompt_id in enumerate(prompts["prompt_id"].to_pylist())}
     row_p = [place[prompt_id] for prompt_id in prompt_ids]
-    return {
-        name: np.array(prompts[name].to_pylist(), dtype=object)[row_p] for name in PROMPT_COLUMNS
-    }
+    return {name: np.array(prompts[name].to_pylist(), dtype=object)[row_p] for name in PROMPT_COLUMNS}
 
 
 def _sample_keys(samples: ShardedTable, split: str) -> tuple[SortedKeys, np.ndarray]:

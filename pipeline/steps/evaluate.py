@@ -30,6 +30,7 @@ from pipeline.run.step import finish_step, log, remedy
 from pipeline.sampling.policies import trained_policy
 from pipeline.sampling.policy_samples import sample_policy
 from pipeline.scoring.categories import means_by_category, prompt_categories
+from pipeline.scoring.demands import read_demands
 from pipeline.scoring.joined import policy_scores, reference_scores
 from pipeline.scoring.log_ratios import log_ratios
 from pipeline.scoring.sample_scores import score_policy
@@ -124,12 +125,12 @@ def compare_policy(run: Run, *, solution: Solution, samples: Path, scores: Path,
         policy=policy_rows,
         log_ratio_n=log_ratios(run, policy_samples=samples, rows=policy_rows, split=split),
         solution=solution,
-        constraints=config.demanded_constraints(),
+        constraints=read_demands(run).constraints,
         n_replicates=config.evaluation.bootstrap_replicates,
         rng=np.random.default_rng(config.seed),
     )
     policies = {"reference": (reference_rows, None), "realised": (policy_rows, None)}
-    names = (config.reward, *config.constraints)
+    names = (config.reward, *config.constraint_scores())
     evaluation["prompts_left_out"] = left_out
     evaluation["by_category"] = means_by_category(policies, prompt_categories(run), names=names)
     return evaluation

@@ -21,6 +21,7 @@ def join(rows: Mapping[str, Sequence[Row]]) -> JoinedScores:
         prompt_n=np.repeat(np.arange(len(prompts)), [len(rows[prompt]) for prompt in prompts]),
         sample_index_n=np.concatenate([np.arange(len(rows[prompt])) for prompt in prompts]),
         reward_n=np.array([row[0] for row in flat]),
-        constraints_nm=np.array([[row[1]] for row in flat]),
+        score_names=("harmless",),
+        scores_ns=np.array([[row[1]] for row in flat]),
         cut_off_n=np.array([row[2] for row in flat]),
     )

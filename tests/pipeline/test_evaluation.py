@@ -23,7 +23,8 @@ def joined(reward, scores):
         prompt_n=np.repeat(np.arange(len(counts)), counts),
         sample_index_n=np.concatenate([np.arange(count) for count in counts]),
         reward_n=np.concatenate(list(reward)),
-        constraints_nm=np.concatenate(list(scores)),
+        score_names=("g",),
+        scores_ns=np.concatenate(list(scores)),
         cut_off_n=np.zeros(sum(counts), dtype=bool),
     )
 
