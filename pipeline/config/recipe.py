@@ -72,6 +72,11 @@ class RunConfig(Section):
         """The scorers that the constraints are computed from, each once, in the order of the recipe."""
         return tuple(dict.fromkeys(score for one, _ in self.stated_constraints() for score in one.statistic.scores))
 
+    @property
+    def asks_of_prompts(self) -> bool:
+        """Whether a constraint is of some prompts alone, or of each value of a column of theirs."""
+        return any(one.each is not None or one.statistic.where for one, _ in self.stated_constraints())
+
     def checkpoints(self) -> dict[str, ModelSettings]:
         """Every model of the run by the setting that names it, such as ``reference`` and ``scorers.helpful``."""
         found: dict[str, ModelSettings] = {"reference": self.reference}

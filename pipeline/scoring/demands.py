@@ -32,7 +32,7 @@ def read_demands(run: Run) -> Demands:
     Raises:
         InputError: a constraint names a column that prompts have not, or a value that no train prompt has.
     """
-    counts = prompt_values(run)
+    counts = prompt_values(run) if run.config.asks_of_prompts else {}
     constraints: list[Constraint] = []
     safeguards: list[Safeguard] = []
     for stated, safeguard in run.config.stated_constraints():

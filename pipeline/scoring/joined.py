@@ -319,5 +319,5 @@ def all_scores(
         constraints=constraints,
         split=split,
         max_unscored=sum(read_manifest(scores / name).count("failed") for name in named),
-        prompts=run.prompts_table() if prompts is None else run.prompts_table(prompts),
+        prompts=run.prompts_table(prompts) if run.config.asks_of_prompts else None,
     )
