@@ -28,7 +28,7 @@ from stage1_dual.dual.diagnostics import Diagnostics
 from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
 from stage1_dual.dual.heldout import HeldoutPrediction
-from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.problem import LARGEST_KL_SHARE, DualProblem
 from stage1_dual.dual.response_ladder import ResponseLadder
 from stage1_dual.dual.solver import solve_dual
 
@@ -36,7 +36,7 @@ Verdict = Literal["ok", "weak", "unreliable"]
 
 LIMITS: dict[str, tuple[float, float]] = {
     "ess_fraction_below_2": (0.05, 0.25),
-    "kl_share": (0.35, 0.6),
+    "kl_share": (LARGEST_KL_SHARE, 0.6),
     "pareto_k_fraction": (0.5, math.inf),
     "drift": (0.1, 0.3),
     "heldout_violation": (0.0, 0.25),
