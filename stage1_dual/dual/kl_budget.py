@@ -50,9 +50,9 @@ def spend_budget(problem: DualProblem, solve: SolveAtBeta, start_m: FloatArray |
         InfeasibleError: the thresholds cannot be met at any beta.
         NotCertifiedError: float64 does not suffice.
     """
-    budget, scale = problem.kl_budget, problem.reward_scale
-    if budget is None:
+    if problem.kl_budget is None:
         raise ValueError("the problem has no KL budget")
+    budget, scale = problem.kl_budget, problem.reward_scale
     search = _Search(budget, solve, start_m)
     if scale == 0:
         least = solve(problem.beta, start_m).predicted_kl
@@ -114,7 +114,7 @@ class _Search:
     def excess(self, log_beta: float) -> float:
         """log(KL / budget) at the solution for this beta: about linear in log beta; 0 where the budget is spent."""
         solution = self._solve(math.exp(log_beta), self._near(math.exp(log_beta)))
-        share = max(solution.predicted_kl / self._budget, np.finfo(np.float64).tiny)
+        share = max(solution.predicted_kl / self._budget, float(np.finfo(np.float64).tiny))
         excess = 0.0 if abs(share - 1.0) <= _SPENT else math.log(share)
         self._solved.append((log_beta, excess, solution))
         return excess

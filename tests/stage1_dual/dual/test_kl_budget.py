@@ -59,7 +59,7 @@ def test_two_responses_in_closed_form() -> None:
 
 
 def test_gaussian_reward_in_closed_form() -> None:
-    # A Gaussian reward of standard deviation 1 is moved by 1 / beta at 1 / (2 beta**2) nats. Quantiles stand for draws.
+    # A Gaussian reward of standard deviation 1 is moved by 1 / beta, at 1 / (2 beta**2) nats.
     from scipy.special import ndtri
 
     quantiles_k = ndtri((np.arange(20_000) + 0.5) / 20_000)[np.newaxis]
@@ -157,7 +157,7 @@ def test_thresholds_out_of_reach_are_so_at_any_budget() -> None:
 
 @pytest.mark.parametrize("kl", [0.0, -1.0, np.nan, np.inf, "much"])
 def test_a_budget_is_a_positive_number(kl: object) -> None:
-    with pytest.raises(InputError, match="`kl` is .* positive, finite number of nats"):
+    with pytest.raises(InputError, match=r"`kl` is .* positive, finite number of nats"):
         budget_problem([0.3], kl=kl)  # type: ignore[arg-type]
 
 
