@@ -17,7 +17,7 @@ from stage1_dual.dual.certificate import Certificate, certify
 from stage1_dual.dual.diagnostics import Diagnostics, diagnose
 from stage1_dual.dual.dual_function import DualEvaluation, build_normaliser, evaluate_dual, tilt
 from stage1_dual.dual.dual_solution import DualSolution
-from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError, NotCertifiedError
+from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError, KlBudgetError, NotCertifiedError
 from stage1_dual.dual.feasibility import AttainableMeans, Feasibility
 from stage1_dual.dual.frontier import Frontier, solve_frontier, threshold_at_multipliers
 from stage1_dual.dual.grouping import GroupedSamples, UngroupedScores, group_in_memory
@@ -32,7 +32,7 @@ from stage1_dual.dual.inference import (
     sandwich_standard_errors,
 )
 from stage1_dual.dual.on_disk import OnDiskPartition, group_on_disk
-from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.problem import LARGEST_KL_SHARE, DualProblem
 from stage1_dual.dual.response_ladder import LadderRung, ResponseLadder, climb_ladder
 from stage1_dual.dual.samples import Partition, PassRunner, SampleScores
 from stage1_dual.dual.solver import MAX_EVALUATIONS, DualMinimum, minimise_dual, solve_dual
@@ -44,6 +44,7 @@ from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
 from stage1_dual.dual.uncertainty import Uncertainty, quantify_uncertainty
 
 __all__ = [
+    "LARGEST_KL_SHARE",
     "LIMITS",
     "MAX_EVALUATIONS",
     "AttainableMeans",
@@ -63,6 +64,7 @@ __all__ = [
     "InfeasibilityCertificate",
     "InfeasibleError",
     "InputError",
+    "KlBudgetError",
     "LadderRung",
     "Normaliser",
     "NotCertifiedError",
