@@ -221,7 +221,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="try it small: at most N prompts of each split (--prompts.limit), and of pairs (--training.pairs.limit)",
     )
-    parser.epilog = "Settings of the recipe are options too, e.g. --sampling.samples_per_prompt 64"
+    parser.epilog = (
+        "Settings of the recipe are options too, e.g. --sampling.samples_per_prompt 64; --kl NATS, in place of --beta, "
+        "is the largest KL to spend"
+    )
 
 
 def _add_step_options(parser: argparse.ArgumentParser) -> None:
@@ -258,7 +261,7 @@ def _stay_offline() -> None:
 
 
 def _overrides(rest: Sequence[str]) -> dict[str, str]:
-    """Pairs of dotted key and text from ``--a.b value`` and ``--a.b=value``."""
+    """Pairs of dotted key and text from ``--a.b value`` and ``--a.b=value``; ``--kl`` is short for ``--beta.kl``."""
     overrides: dict[str, str] = {}
     waiting = list(rest)
     while waiting:
@@ -272,8 +275,11 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
             if not waiting:
                 raise ConfigError([f"`{token}` has no value"], source="the command line")
             text = waiting.pop(0)
+        if key == "kl":
+            key, text = "beta", f"{{kl: {text}}}"
         if key in overrides:
-            raise ConfigError([f"`--{key}` is given twice"], source="the command line")
+            both = " (`--kl` sets it too)" if key == "beta" else ""
+            raise ConfigError([f"`--{key}` is given twice{both}"], source="the command line")
         overrides[key] = text
     return overrides
 
@@ -567,7 +573,9 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
         help="such as 'NAME >= NUMBER', 'NAME >= ref + NUMBER', 'share(NAME >= NUMBER) >= 0.97', 'each(COLUMN): ...' "
         "(docs/constraints.md); for a frontier START:STOP:STEP in some",
     )
-    parser.add_argument("--beta", type=float, required=True, help="KL strength, reward per nat")
+    strength = parser.add_mutually_exclusive_group(required=True)
+    strength.add_argument("--beta", type=float, help="KL strength, reward per nat")
+    strength.add_argument("--kl", type=float, metavar="NATS", help="instead: the largest KL to spend, nats a prompt")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--ray", metavar="ADDRESS", help="run the passes on a Ray cluster; `local` starts one here")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
@@ -632,6 +640,7 @@ def _table_request(options: argparse.Namespace, constraints: Sequence[Constraint
         reward=options.reward,
         constraints=tuple(constraints),
         beta=options.beta,
+        kl=options.kl,
         executor=_ray_executor(options.ray) if options.ray else None,
         show_progress=_shows_progress(options),
     )

@@ -141,9 +141,9 @@ def policies_in_the_plane(study: Study) -> tuple[pa.Table, Run]:
         for method, outcome in ((policies.ONE_SHOT, one), (policies.MULTI_SHOT, multi)):
             bound, reward = outcome.evaluation["constraints"][0], outcome.evaluation["reward"]
             kl = outcome.evaluation["kl"]
-            value = reward["realised"] - base.config.beta * kl["realised"]
+            value = reward["realised"] - base.config.given_beta * kl["realised"]
             # Of the same prompts: as wide as the difference's can be, whatever the two's correlation.
-            half = (np.ptp(reward["ci95"]) + base.config.beta * np.ptp(kl["realised_ci95"])) / 2
+            half = (np.ptp(reward["ci95"]) + base.config.given_beta * np.ptp(kl["realised_ci95"])) / 2
             lagrangian = value + star * bound["slack"]
             rows.append(
                 {
@@ -183,7 +183,7 @@ def _pooled_problem(bases: Sequence[Run]) -> DualProblem:
         np.concatenate([one.reward_n for one in rows]),
         np.concatenate([one.scores_ns for one in rows]) * constraint_signs(constraints),
         thresholds=np.zeros(len(constraints)),
-        beta=bases[0].config.beta,
+        beta=bases[0].config.given_beta,
         constraint_names=[constraint.name for constraint in constraints],
     )
 

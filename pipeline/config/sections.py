@@ -136,6 +136,13 @@ class ExecutionSettings(Section):
         return self
 
 
+class KlBudget(Section):
+    """The largest KL to spend, in place of a beta, which is then an outcome."""
+
+    kl: Annotated[float, Field(gt=0)]
+    """Nats a prompt."""
+
+
 class ConstraintSettings(Section):
     """Bound on a statistic of a score, in its own direction and units (docs/constraints.md)."""
 

@@ -99,7 +99,8 @@ def _solution(question: Question, answer: Answer) -> Solution:
             )
         )
     return Solution(
-        beta=problem.beta,
+        beta=tightened.solution.beta,
+        kl_budget=demanded.kl_budget,
         n_prompts=problem.n_prompts,
         n_samples=problem.n_samples,
         reward=SolvedReward(name=question.reward_name),
@@ -153,6 +154,11 @@ def _statistics(question: Question, answer: Answer) -> dict[str, Any]:
     heldout = None if question.heldout is None else question.heldout.problem
     names = [constraint.name for constraint in question.posed.constraints]
     return {
+        "beta_ci95": None if intervals.beta is None else _interval(intervals.beta),
+        "beta_standard_error": None if found.errors.beta is None else _finite(found.errors.beta),
+        "beta_corrected": (
+            None if problem.kl_budget is None or ladder.corrected_beta is None else float(ladder.corrected_beta)
+        ),
         "dual_value": solution.dual_value,
         "primal_value": solution.primal_value,
         "duality_gap": solution.duality_gap,
@@ -175,6 +181,7 @@ def _statistics(question: Question, answer: Answer) -> dict[str, Any]:
             "predicted_ci95": _interval(intervals.policy.kl),
             "heldout": prediction.kl if prediction else None,
             "log_samples": diagnostics.log_samples,
+            "response_bias": tightened.response_bias_kl,
         },
         "constraints": list(_constraint_statistics(question, answer)),
         "trust": {
@@ -190,6 +197,7 @@ def _statistics(question: Question, answer: Answer) -> dict[str, Any]:
                     "n_parts": rung.n_parts,
                     "n_infeasible": rung.n_infeasible,
                     "multipliers": dict(zip(names, map(_finite, rung.multipliers_m), strict=True)),
+                    "beta": _finite(rung.beta),
                     "dual_value": _finite(rung.dual_value),
                     "kl": _finite(rung.kl),
                     "ess_median": _finite(rung.ess_median),

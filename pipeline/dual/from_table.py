@@ -105,7 +105,8 @@ class TableRequest:
         prompt_id: column that says which prompt a row answers.
         reward: column to maximise.
         constraints: what must hold; ``each`` is expanded once the table's values are known.
-        beta: KL strength, reward per nat.
+        beta: KL strength, reward per nat, or None.
+        kl: the largest KL to spend instead, nats a prompt, or None; exactly one of the two is given.
         seed: of the bootstrap.
         n_replicates: bootstrap replicates over prompts.
         safeguards: what is asked beyond a constraint, by its name.
@@ -119,7 +120,8 @@ class TableRequest:
     prompt_id: str
     reward: str
     constraints: tuple[Constraint, ...]
-    beta: float
+    beta: float | None
+    kl: float | None = None
     seed: int = 0
     n_replicates: int = 1000
     safeguards: Mapping[str, Safeguard] = field(default_factory=dict)
@@ -142,6 +144,9 @@ class TableRequest:
         names = [constraint.name for constraint in self.constraints]
         if self.seed < 0:
             raise InputError(f"the seed is {self.seed}; it must not be negative")
+        if (self.beta is None) == (self.kl is None):
+            given = "neither beta nor kl is" if self.beta is None else "both beta and kl are"
+            raise InputError(f"{given} given; a problem has one of the two")
         if not names:
             raise InputError("no constraint is given; without one there is no multiplier to find")
         require_few_constraints(len(names))
@@ -157,6 +162,11 @@ class TableRequest:
         table = ScoreTable(self.source, self.prompt_id, self.scores, labels_of(self.constraints))
         table.require_columns()
         return table
+
+    @property
+    def start_beta(self) -> float:
+        """Beta, or where its search starts under a KL budget."""
+        return 1.0 if self.beta is None else self.beta
 
     def safeguards_of(self, constraints: Sequence[Constraint]) -> tuple[Safeguard, ...]:
         """The safeguard of each constraint, given by its own name or by that of the ``each`` it comes from.
@@ -245,7 +255,7 @@ def solve_table(request: TableRequest, *, scratch: Path) -> TableSolution:
     splits, notes = read_splits(table, request, scratch=scratch)
     train, heldout = splits["train"], splits.get("test")
     solved = solve_problem(
-        train.posed,
+        train.posed.within(request.kl),
         heldout=None if heldout is None or heldout.posed.problem.n_prompts < 2 else heldout.posed,
         reward_name=request.reward,
         safeguards=request.safeguards_of(train.posed.constraints),
@@ -448,7 +458,7 @@ class _InMemory:
         rows = ScoreChunk.concatenate(chunks)
         plan, units = plan_rows(rows, constraints)
         grouped = group_in_memory(_ungrouped(rows, plan, self._table), executor=self._executor)
-        problem = _problem(grouped, constraints, beta=self._request.beta)
+        problem = _problem(grouped, constraints, beta=self._request.start_beta)
         return TableSplit(finish_posing(problem, plan, units, rows), grouped)
 
 
@@ -477,7 +487,7 @@ class _OnDisk:
         )
         if grouped is None:
             return None
-        problem = _problem(grouped, constraints, beta=self._request.beta)
+        problem = _problem(grouped, constraints, beta=self._request.start_beta)
         return TableSplit(finish_posing(problem, plan, units, None), grouped)
 
     def _plan(self, split: str, constraints: Sequence[Constraint]) -> tuple[ColumnPlan, tuple[ColumnUnits, ...]]:

@@ -253,23 +253,35 @@ class PosedProblem:
         """Where the dual redraws the reference's mean together with the prompts, shape (m,), booleans."""
         return np.array([one.margin is not None and one.statistic.is_linear for one in self.constraints], dtype=bool)
 
-    def of_policy(self, multipliers: FloatArray) -> PosedProblem:
-        """The same problem, its units and its constants those of the policy of some multipliers.
+    def within(self, kl_budget: float | None) -> PosedProblem:
+        """The same problem with so many nats a prompt to spend, beta being an outcome; None leaves it as it is.
+
+        Raises:
+            InputError: so many nats cannot be shown by samples of this size.
+        """
+        return self if kl_budget is None else replace(self, problem=self.problem.with_kl_budget(kl_budget))
+
+    def at(self, beta: float) -> PosedProblem:
+        """The same problem at a beta, whatever was to be spent."""
+        return replace(self, problem=self.problem.with_kl_budget(None).with_beta(beta))
+
+    def of_policy(self, multipliers: FloatArray, *, beta: float) -> PosedProblem:
+        """The same problem, its units and its constants those of the policy of some multipliers at a beta.
 
         The policy and its multipliers stay what they are; intervals around them become those of the statistics. Of
         rows that are not in memory nothing changes.
         """
         if self.rows is None or all(one.statistic.is_linear for one in self.constraints):
             return self
-        weight_n = tilted_row_weights(self.rows, self.plan.turned(self.rows), multipliers, beta=self.problem.beta)
+        weight_n = tilted_row_weights(self.rows, self.plan.turned(self.rows), multipliers, beta=beta)
         policy = PromptMeans.under(weight_n, self.rows, self.constraints, at=self.plan.at)
         units = tuple(
             unit if unit.ratio is None else replace(unit, policy_denominator=float(h_p.mean()))
             for unit, h_p in zip(self.units, policy.h_mp, strict=True)
         )
         plan = self.plan.with_constants(_reference_means(self.rows, self.constraints), policy, units)
-        problem = _build(self.rows, plan, beta=self.problem.beta).with_thresholds(self.problem.thresholds_m)
-        return PosedProblem(problem, plan, units, self.rows)
+        problem = _build(self.rows, plan, beta=beta).with_thresholds(self.problem.thresholds_m)
+        return PosedProblem(problem.with_kl_budget(self.problem.kl_budget), plan, units, self.rows)
 
 
 def pose(

@@ -74,7 +74,8 @@ def solve_problem(
 
     Args:
         posed: the train rows under the demanded constraints.
-        heldout: other prompts under the demanded constraints, for predictions that lambda* has not seen, or None.
+        heldout: other prompts under the demanded constraints, for predictions that lambda* has not seen, or None; beta
+            is that of the solution.
         reward_name: name of the reward.
         safeguards: what is asked beyond the constraints, one each.
         evaluation: size of the final evaluation.
@@ -84,6 +85,7 @@ def solve_problem(
 
     Raises:
         InfeasibleError: no reweighting of the responses meets the thresholds.
+        KlBudgetError: no beta spends the KL budget.
         NotCertifiedError: the solution failed the independent check.
         InputError: the safeguards ask for more and more, or for what a constraint has not.
     """
@@ -104,7 +106,7 @@ def solve_problem(
         tightened = solve_tightened(posed.problem, demand)
     except InfeasibleError as error:
         raise InfeasibleError(describe_infeasible(posed, error.certificate), certificate=error.certificate) from error
-    posed_there = posed.of_policy(tightened.solution.multipliers)
+    posed_there = posed.of_policy(tightened.solution.multipliers, beta=tightened.solution.beta)
     if posed_there is not posed:
         # Of another constant for each prompt: the same solution, with the intervals of the statistics.
         posed, tightened = posed_there, solve_tightened(posed_there.problem, demand)
@@ -120,7 +122,7 @@ def solve_problem(
     solved, solution, ladder = found.tightened.problem, found.tightened.solution, found.ladder
     prediction = None
     if heldout is not None:
-        heldout = heldout.of_policy(solution.multipliers)
+        heldout = heldout.at(solution.beta).of_policy(solution.multipliers, beta=solution.beta)
         prediction = predict_heldout(heldout.problem, solution.multipliers, thresholds_are_relative_m=relative_m)
     diagnostics = diagnose(solved, solution)
     trust = judge_trust(solved, solution, diagnostics=diagnostics, ladder=ladder, heldout=prediction)

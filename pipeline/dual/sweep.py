@@ -82,6 +82,7 @@ def _rows(posed: PosedProblem, swept: Sequence[int], frontier: Frontier) -> pa.T
         "margin": pa.array(margin_gm[:, first], pa.float64()),
         "feasible": pa.array(frontier.status_g == "certified", pa.bool_()),
         "status": pa.array(frontier.status_g.tolist(), pa.string()),
+        "beta": pa.array(frontier.beta_g, pa.float64()),
         "reward": pa.array(frontier.reward_g, pa.float64()),
         "kl": pa.array(frontier.kl_g, pa.float64()),
         "dual_value": pa.array(frontier.dual_value_g, pa.float64()),

@@ -73,7 +73,7 @@ def solve_grid(request: TableRequest, grid: ThresholdGrid, *, scratch: Path) -> 
         InputError: as :func:`pipeline.dual.from_table.solve_table`.
     """
     splits, _ = read_splits(request.open_table(), request, scratch=scratch)
-    posed = splits["train"].posed
+    posed = splits["train"].posed.within(request.kl)
     places = _places(grid, posed.constraints)
     points = [
         # The constraints of `each` move together.

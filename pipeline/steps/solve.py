@@ -29,7 +29,7 @@ def reference_problem(run: Run, split: str) -> DualProblem:
 
 def pose_reference(run: Run, split: str) -> PosedProblem:
     """The same, with what its columns are of."""
-    return pose(reference_scores(run, split), constraints=read_demands(run).constraints, beta=run.config.beta)
+    return pose(reference_scores(run, split), constraints=read_demands(run).constraints, beta=run.config.given_beta)
 
 
 def solve(run: Run) -> None:
@@ -37,7 +37,7 @@ def solve(run: Run) -> None:
     started = time.monotonic()
     folder, config = run.dual, run.config
     settings = {
-        "beta": config.beta,
+        "beta": config.model_dump(mode="json", include={"beta"})["beta"],
         "reward": config.reward,
         "constraints": {name: bound.model_dump(mode="json") for name, bound in config.constraints.items()},
         **config.solve.model_dump(mode="json"),
@@ -63,9 +63,11 @@ def solve(run: Run) -> None:
                 f"no {split} response takes part: none was scored, or all were cut off at `sampling.max_new_tokens`, "
                 f"{config.sampling.max_new_tokens}, and `solve.on_length` is {config.solve.on_length!r}"
             )
-    heldout = pose(test, constraints=demands.constraints, beta=config.beta)
+    # Under a KL budget beta is where the search starts.
+    start = 1.0 if config.kl_budget is not None else config.given_beta
+    heldout = pose(test, constraints=demands.constraints, beta=start)
     solved = solve_problem(
-        pose(train, constraints=demands.constraints, beta=config.beta),
+        pose(train, constraints=demands.constraints, beta=start).within(config.kl_budget),
         heldout=heldout,
         reward_name=config.reward,
         safeguards=demands.safeguards,

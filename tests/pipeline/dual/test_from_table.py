@@ -162,7 +162,11 @@ def test_safeguards(tmp_path):
     options = ["--reserve", "harmless=0.1", "--assurance", "harmless=0.9", "--score-error", "toxicity=0.02"]
     dual = solve(path, tmp_path / "out", *options, "--evaluation-prompts", "200", "--evaluation-responses", "64")
     harmless, toxicity = dual["constraints"]
-    assert harmless["demanded"] == {"threshold": plain["constraints"][0]["threshold"], "margin": 0.4, "tolerance": None}
+    assert harmless["demanded"] == {
+        "threshold": plain["constraints"][0]["threshold"],
+        "margin": 0.4,
+        "tolerance": None,
+    }
     added = harmless["safeguard"]["reserve"] + harmless["safeguard"]["assurance"]
     assert harmless["safeguard"]["assurance"] > 0
     assert harmless["threshold"] - harmless["demanded"]["threshold"] == pytest.approx(added)

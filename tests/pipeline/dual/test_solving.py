@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.contracts.solution import Solution
-from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
 from pipeline.dual.posing import pose
+from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints
 from pipeline.scoring.joined import JoinedScores
 from stage1_dual.dual.errors import InfeasibleError
