@@ -14,6 +14,7 @@ imports neither torch nor pandas, and no part of SciPy before something needs it
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.blocks import SampleBlock
 from stage1_dual.dual.certificate import Certificate, certify
+from stage1_dual.dual.cvar import Tail, TailSolution, fix_tails, maximise_over_tails, reference_tail
 from stage1_dual.dual.diagnostics import Diagnostics, diagnose
 from stage1_dual.dual.dual_function import DualEvaluation, build_normaliser, evaluate_dual, tilt
 from stage1_dual.dual.dual_solution import DualSolution
@@ -77,6 +78,8 @@ __all__ = [
     "SampleBlock",
     "SampleScores",
     "StandardErrors",
+    "Tail",
+    "TailSolution",
     "ThreadExecutor",
     "TightenedSolution",
     "Tilt",
@@ -90,13 +93,16 @@ __all__ = [
     "correct_response_bias",
     "diagnose",
     "evaluate_dual",
+    "fix_tails",
     "group_in_memory",
     "group_on_disk",
     "judge_trust",
+    "maximise_over_tails",
     "minimise_dual",
     "pareto_k",
     "predict_heldout",
     "quantify_uncertainty",
+    "reference_tail",
     "sandwich_standard_errors",
     "solve_dual",
     "solve_frontier",

@@ -45,8 +45,9 @@ class Frontier:
 
     Attributes:
         thresholds_gm: absolute thresholds, score units, shape (g, m).
-        status_g: "certified", "infeasible" (also: only with more than the KL budget), "boundary" (on the edge of what the samples can attain: no finite
-            multiplier) or "not_certified" (float64 does not suffice), shape (g,).
+        status_g: "certified", "infeasible" (also where it takes more than the KL budget), "boundary" (on the edge of
+            what the samples can attain: no finite multiplier) or "not_certified" (float64 does not suffice, or the
+            KL budget does not bind), shape (g,).
         multipliers_gm: lam*, also the shadow prices of the thresholds, reward per score unit, shape (g, m).
         beta_g: KL strength, reward per nat, shape (g,): the one given, or what spends the KL budget at each point.
         reward_g: predicted reward, reward units, shape (g,).
