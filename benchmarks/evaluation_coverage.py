@@ -23,7 +23,10 @@ import numpy as np
 from scipy import stats
 
 from pipeline.contracts.arrays import FloatArray
-from pipeline.evaluation.intervals import mean_interval, ratio_observations, share_interval, tail_observations
+from pipeline.contracts.statistics import Statistic
+from pipeline.evaluation.intervals import mean_interval, share_interval, statistic_interval
+from pipeline.scoring.estimates import Estimate, estimate
+from pipeline.scoring.joined import JoinedScores
 
 SIZES = ((24, 16), (90, 64), (400, 16))
 LEVEL = 0.05
@@ -51,6 +54,26 @@ def plain_t(value_p: FloatArray) -> list[float]:
     """Student's t with n - 1 degrees of freedom."""
     low, high = stats.t.interval(0.95, len(value_p) - 1, value_p.mean(), stats.sem(value_p) or 1e-300)
     return [float(low), float(high)]
+
+
+def estimated(statistic: Statistic, **scores_pk: FloatArray) -> Estimate:
+    """The statistic of scores of shape (p, k) by name."""
+    n_prompts, n_responses = next(iter(scores_pk.values())).shape
+    rows = JoinedScores(
+        prompt_ids=tuple(map(str, range(n_prompts))),
+        prompt_n=np.repeat(np.arange(n_prompts), n_responses),
+        sample_index_n=np.tile(np.arange(n_responses), n_prompts),
+        reward_n=np.zeros(n_prompts * n_responses),
+        score_names=tuple(scores_pk),
+        scores_ns=np.column_stack([score_pk.ravel() for score_pk in scores_pk.values()]),
+        cut_off_n=np.zeros(n_prompts * n_responses, dtype=bool),
+    )
+    return estimate(statistic, rows)
+
+
+def both(found: Estimate) -> tuple[list[float], list[float]]:
+    """The interval that ships, and Student's t."""
+    return statistic_interval(found), plain_t(found.observations_q)
 
 
 def share_case(share: float, spread: str) -> Case:
@@ -95,8 +118,7 @@ def ratio_case() -> Case:
     def draw(rng: np.random.Generator, n: int, k: int) -> tuple[list[float], list[float]]:
         claims_pk = 1 + rng.poisson(np.exp(1 + 0.5 * rng.normal(size=(n, 1))) * np.ones((1, k)))
         supported_pk = rng.binomial(claims_pk, rng.beta(18, 2, size=(n, 1)))
-        value_p = ratio_observations(supported_pk.mean(axis=1), claims_pk.mean(axis=1))
-        return mean_interval(value_p), plain_t(value_p)
+        return both(estimated(Statistic("supported", per="claims"), supported=supported_pk, claims=claims_pk))
 
     return Case("ratio of means 0.9", 0.9, draw)
 
@@ -108,8 +130,7 @@ def shortfall_case() -> Case:
 
     def draw(rng: np.random.Generator, n: int, k: int) -> tuple[list[float], list[float]]:
         score_pk = 1.5 + 0.5 * rng.normal(size=(n, 1)) + rng.normal(size=(n, k))
-        value_p = np.maximum(-score_pk, 0).mean(axis=1)
-        return mean_interval(value_p), plain_t(value_p)
+        return both(estimated(Statistic("g", "shortfall", below=0.0), g=score_pk))
 
     return Case("shortfall", truth, draw, lower_is_better=True)
 
@@ -122,9 +143,7 @@ def tail_case(name: str, draw_scores: Callable[[np.random.Generator, int, int], 
     truth = float(pool[: int(LEVEL * len(pool))].mean())
 
     def draw(rng: np.random.Generator, n: int, k: int) -> tuple[list[float], list[float]]:
-        score_pk = draw_scores(rng, n, k)
-        value_p = tail_observations(score_pk.ravel(), np.repeat(np.arange(n), k), level=LEVEL)
-        return mean_interval(value_p), plain_t(value_p)
+        return both(estimated(Statistic("g", "cvar", level=LEVEL), g=draw_scores(rng, n, k)))
 
     return Case(f"CVaR 0.05, {name}", truth, draw)
 

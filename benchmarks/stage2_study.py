@@ -36,6 +36,7 @@ from pipeline.contracts.solution import read_solution
 from pipeline.evaluation import evaluate_policy
 from pipeline.run.run import Run
 from pipeline.scorers.sequence_classification import SequenceClassificationSettings
+from pipeline.scoring.demands import read_demands
 from pipeline.scoring.joined import JoinedScores, reference_scores
 from stage1_dual.sampling.protocol import SampleRequest
 from stage1_dual.sampling.rendering import load_tokenizer, render_prompts
@@ -122,7 +123,7 @@ class Study:
         self._model = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
         self._data: dict[float, TrainingData] = {}
         self._ref_logp: dict[float, ReferenceLogp] = {}
-        names = (run.config.reward, *run.config.constraints)
+        names = (run.config.reward, *run.config.constraint_scores())
         self._scorers = {name: _load_scorer(run, name) for name in names}
         self._reference_scores = reference_scores(run, "test")
         self._prompt_ids = self._reference_scores.prompt_ids
@@ -206,7 +207,8 @@ class Study:
             prompt_n=np.repeat(np.arange(len(self._prompt_ids)), k),
             sample_index_n=np.tile(np.arange(k), len(self._prompt_ids)),
             reward_n=scores[config.reward],
-            constraints_nm=np.column_stack([scores[name] for name in config.constraints]),
+            score_names=config.constraint_scores(),
+            scores_ns=np.column_stack([scores[name] for name in config.constraint_scores()]),
             cut_off_n=np.array([done.finish_reason == "length" for done in drawn]),
         )
         return evaluate_policy(
@@ -214,7 +216,7 @@ class Study:
             policy=policy_scores,
             log_ratio_n=logp - ref_logp,
             solution=self._solution,
-            constraints=config.demanded_constraints(),
+            constraints=read_demands(self._run).constraints,
             n_replicates=2000,
             rng=np.random.default_rng(config.seed),
         )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pipeline.contracts.errors import CorruptArtifactError, DualignError, InputError
     from pipeline.dual.result import FrontierResult, SolveResult
     from pipeline.run.loaded import LoadedRun
-    from stage1_dual.dual import InfeasibleError, NotCertifiedError
+    from stage1_dual.dual import InfeasibleError, KlBudgetError, NotCertifiedError
 
     __version__: str
 
@@ -42,6 +42,7 @@ __all__ = [
     "FrontierResult",
     "InfeasibleError",
     "InputError",
+    "KlBudgetError",
     "LoadedRun",
     "NotCertifiedError",
     "SolveResult",
@@ -56,6 +57,7 @@ _HOMES = {
     "FrontierResult": "pipeline.dual.result",
     "InfeasibleError": "stage1_dual.dual",
     "InputError": "pipeline.contracts.errors",
+    "KlBudgetError": "stage1_dual.dual",
     "LoadedRun": "pipeline.run.loaded",
     "NotCertifiedError": "stage1_dual.dual",
     "SolveResult": "pipeline.dual.result",
@@ -67,7 +69,8 @@ def solve(
     *,
     reward: str,
     constraints: Sequence[str],
-    beta: float,
+    beta: float | None = None,
+    kl: float | None = None,
     prompt_id: str = "prompt_id",
     seed: int = 0,
     reserve: Mapping[str, float] | None = None,
@@ -104,11 +107,13 @@ def solve(
         frame: a pandas DataFrame, a pyarrow Table, or the path of a Parquet file or of a folder of them.
         reward: column to maximise.
         constraints: texts such as ``"harmless >= ref + 0.3"`` (over the mean of the column, the reference policy's),
-            ``"harmless >= 1.5"`` or ``"toxicity <= 0.1"``, each of a column of its own.
+            ``"toxicity <= 0.1"``, ``"80 <= words <= 120"``, ``"share(harmless >= 0) >= 0.97"``,
+            ``"each(category): harmless >= ref + 0.3"`` (docs/constraints.md has all forms).
         beta: KL strength, reward per nat.
+        kl: the largest KL to spend instead of a beta, nats a prompt; beta is then an outcome.
         prompt_id: column that says which prompt a row answers, text or integers.
         seed: of the bootstrap that gives the intervals.
-        reserve: by constraint, score units asked of the dual beyond the demand.
+        reserve: by constraint, units of its statistic asked of the dual beyond the demand.
         assurance: by constraint, probability that the final evaluation calls it satisfied.
         score_error: by constraint, root mean square error of the scorer's differences, which the margin must outgrow.
         evaluation_prompts: size of the final evaluation; needed for ``assurance``.
@@ -124,6 +129,7 @@ def solve(
         InputError: a column is missing or of the wrong type, a score is empty, NaN or infinite, or an argument is not
             what it must be; names it, its value and the rule.
         InfeasibleError: no reweighting of the rows meets the thresholds.
+        KlBudgetError: no beta spends the KL budget: the constraints need more, or the best policy spends less.
         NotCertifiedError: the solution failed the independent check.
     """
     from pipeline.dual.result import solve_frame
@@ -135,6 +141,7 @@ def solve(
         reward=reward,
         constraints=constraints,
         beta=beta,
+        kl=kl,
         seed=seed,
         safeguards={"reserve": reserve, "assurance": assurance, "score_error": score_error},
         evaluation=EvaluationSize(evaluation_prompts, evaluation_responses),

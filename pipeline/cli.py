@@ -221,7 +221,10 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="try it small: at most N prompts of each split (--prompts.limit), and of pairs (--training.pairs.limit)",
     )
-    parser.epilog = "Settings of the recipe are options too, e.g. --sampling.samples_per_prompt 64"
+    parser.epilog = (
+        "Settings of the recipe are options too, e.g. --sampling.samples_per_prompt 64; --kl NATS, in place of --beta, "
+        "is the largest KL to spend"
+    )
 
 
 def _add_step_options(parser: argparse.ArgumentParser) -> None:
@@ -258,7 +261,7 @@ def _stay_offline() -> None:
 
 
 def _overrides(rest: Sequence[str]) -> dict[str, str]:
-    """Pairs of dotted key and text from ``--a.b value`` and ``--a.b=value``."""
+    """Pairs of dotted key and text from ``--a.b value`` and ``--a.b=value``; ``--kl`` is short for ``--beta.kl``."""
     overrides: dict[str, str] = {}
     waiting = list(rest)
     while waiting:
@@ -272,8 +275,11 @@ def _overrides(rest: Sequence[str]) -> dict[str, str]:
             if not waiting:
                 raise ConfigError([f"`{token}` has no value"], source="the command line")
             text = waiting.pop(0)
+        if key == "kl":
+            key, text = "beta", f"{{kl: {text}}}"
         if key in overrides:
-            raise ConfigError([f"`--{key}` is given twice"], source="the command line")
+            both = " (`--kl` sets it too)" if key == "beta" else ""
+            raise ConfigError([f"`--{key}` is given twice{both}"], source="the command line")
         overrides[key] = text
     return overrides
 
@@ -564,9 +570,12 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TEXT",
-        help="'NAME >= NUMBER', 'NAME <= NUMBER' or 'NAME >= ref + NUMBER'; for a frontier START:STOP:STEP in some",
+        help="such as 'NAME >= NUMBER', 'NAME >= ref + NUMBER', 'share(NAME >= NUMBER) >= 0.97', 'each(COLUMN): ...' "
+        "(docs/constraints.md); for a frontier START:STOP:STEP in some",
     )
-    parser.add_argument("--beta", type=float, required=True, help="KL strength, reward per nat")
+    strength = parser.add_mutually_exclusive_group(required=True)
+    strength.add_argument("--beta", type=float, help="KL strength, reward per nat")
+    strength.add_argument("--kl", type=float, metavar="NATS", help="instead: the largest KL to spend, nats a prompt")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--ray", metavar="ADDRESS", help="run the passes on a Ray cluster; `local` starts one here")
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
@@ -586,7 +595,8 @@ def _add_solve_table_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _solve_table(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from pipeline.dual.from_table import read_constraints, solve_table
+    from pipeline.contracts.constraint_text import read_constraints
+    from pipeline.dual.from_table import solve_table
     from pipeline.dual.solving import EvaluationSize
     from pipeline.report.terminal import print_stage1
 
@@ -620,16 +630,17 @@ def _frontier(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _table_request(options: argparse.Namespace, constraints: Sequence[Constraint]) -> TableRequest:
-    from pipeline.dual.from_table import TableRequest
+    from pipeline.dual.from_table import TableRequest, labels_of, scores_of
     from pipeline.dual.table_sources import ScoreFiles
 
-    columns = (options.prompt_id, options.reward, *(constraint.name for constraint in constraints))
+    columns = (options.prompt_id, options.reward, *scores_of(constraints))
     return TableRequest(
-        source=ScoreFiles(options.table, columns),
+        source=ScoreFiles(options.table, columns, labels_of(constraints)),
         prompt_id=options.prompt_id,
         reward=options.reward,
         constraints=tuple(constraints),
         beta=options.beta,
+        kl=options.kl,
         executor=_ray_executor(options.ray) if options.ray else None,
         show_progress=_shows_progress(options),
     )

@@ -33,7 +33,7 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.markdown import code_markdown
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution, read_solution
-from pipeline.contracts.tables import PROMPTS, SAMPLE_KEY, SPLITS, tilted_schema
+from pipeline.contracts.tables import PROMPTS, SAMPLE_KEY, SPLITS
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, reopen
 from stage1_dual.sampling.rendering import load_tokenizer
@@ -373,7 +373,7 @@ def read_prompt_rows(tilted: Path, solution: Solution, *, split: str, prefill: s
     paths = sorted(tilted.glob(f"data/{split}-*.parquet"))
     if not paths:
         return
-    table = pa.concat_tables([read_parquet(path, schema=tilted_schema(solution.names)) for path in paths])
+    table = pa.concat_tables([read_parquet(path, schema=solution.tilted_schema) for path in paths])
     if table.num_rows == 0:
         return
     table = table.sort_by([(name, "ascending") for name in SAMPLE_KEY])

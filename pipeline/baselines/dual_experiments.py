@@ -25,6 +25,7 @@ from pipeline.baselines.study import Study
 from pipeline.contracts.problem import constraint_signs
 from pipeline.planning.model_sizes import read_size
 from pipeline.run.run import Run
+from pipeline.scoring.demands import read_demands
 from pipeline.scoring.joined import reference_scores
 from pipeline.steps.solve import reference_problem
 from stage1_dual.dual import DualProblem
@@ -140,9 +141,9 @@ def policies_in_the_plane(study: Study) -> tuple[pa.Table, Run]:
         for method, outcome in ((policies.ONE_SHOT, one), (policies.MULTI_SHOT, multi)):
             bound, reward = outcome.evaluation["constraints"][0], outcome.evaluation["reward"]
             kl = outcome.evaluation["kl"]
-            value = reward["realised"] - base.config.beta * kl["realised"]
+            value = reward["realised"] - base.config.given_beta * kl["realised"]
             # Of the same prompts: as wide as the difference's can be, whatever the two's correlation.
-            half = (np.ptp(reward["ci95"]) + base.config.beta * np.ptp(kl["realised_ci95"])) / 2
+            half = (np.ptp(reward["ci95"]) + base.config.given_beta * np.ptp(kl["realised_ci95"])) / 2
             lagrangian = value + star * bound["slack"]
             rows.append(
                 {
@@ -175,14 +176,14 @@ def _test_problem(base: Run, margin: float) -> DualProblem:
 def _pooled_problem(bases: Sequence[Run]) -> DualProblem:
     """The train samples of several seeds as one set: the same prompts, with the responses of all seeds."""
     rows = [reference_scores(base, "train") for base in bases]
-    constraints = bases[0].config.demanded_constraints()
+    constraints = read_demands(bases[0]).constraints
     prompts = np.concatenate([np.array(one.prompt_ids)[one.prompt_n] for one in rows])
     return DualProblem.from_rows(
         prompts,
         np.concatenate([one.reward_n for one in rows]),
-        np.concatenate([one.constraints_nm for one in rows]) * constraint_signs(constraints),
+        np.concatenate([one.scores_ns for one in rows]) * constraint_signs(constraints),
         thresholds=np.zeros(len(constraints)),
-        beta=bases[0].config.beta,
+        beta=bases[0].config.given_beta,
         constraint_names=[constraint.name for constraint in constraints],
     )
 

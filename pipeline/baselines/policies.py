@@ -131,7 +131,7 @@ def preference_base(study: Study, base: Run) -> Run:
         scorers[name] = {
             "kind": "log_ratio",
             "model": str((tuned[side].folder / "policy").absolute()),
-            "scale": base.config.beta,
+            "scale": base.config.given_beta,
             "calibration": str(_write_pairs(base, side).absolute()),
         }
     changes = {

@@ -63,7 +63,7 @@ def trade_off(study: Study) -> Result:
             f"{np.mean([gain for gain, _ in above]):+.3f} reward units in the mean and {min(above)[0]:+.3f} at worst "
             f"(margin {min(above)[1]:g})"
         ),
-        *_distances(rows, frontier[""], beta=base.config.beta),
+        *_distances(rows, frontier[""], beta=base.config.given_beta),
     ]
     if infeasible:
         findings.append(
@@ -103,7 +103,7 @@ def _predicted_frontiers(base: Run) -> dict[str, pa.Table]:
     prefixes, sides = ("", "gold_"), ("helpful", "harmless")
     problem = reference_problem(base, "test")
     rows = reference_scores(base, "test", names=[prefix + side for prefix in prefixes for side in sides])
-    judged_ns = np.column_stack([rows.reward_n, rows.constraints_nm])
+    judged_ns = np.column_stack([rows.reward_n, rows.scores_ns])
 
     def mean_s(weight_n: np.ndarray) -> np.ndarray:
         return np.asarray((judged_ns * weight_n[:, None]).sum(axis=0) / len(rows.prompt_ids))
@@ -155,7 +155,7 @@ def preference_calibration(study: Study) -> Result:
     for side, name in policies.IMPLICIT.items():
         found = read_manifest(implicit.folder / "scores" / name).details["last_call"]["scorer"]["calibration"]
         rows += [{"preference": side, **tenth} for tenth in found["reliability"]]
-        divergence = -_mean_score(implicit, name) / implicit.config.beta
+        divergence = -_mean_score(implicit, name) / implicit.config.given_beta
         findings.append(
             f"{side}: {found['accuracy']:.3f} of {found['n_pairs']} held-out pairs right (standard error "
             f"{found['accuracy_standard_error']:.3f}), calibration error {found['calibration_error']:.3f}, best "

@@ -119,7 +119,8 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
 def _describe(fault: Any) -> str:
     # Within a scorer, pydantic names its kind as if it were a setting.
     in_scorer = fault["loc"][:1] == ("scorers",)
-    place = ".".join(str(part) for k, part in enumerate(fault["loc"]) if not (in_scorer and k == 2))
+    kinded = 2 if in_scorer else 1 if fault["loc"][:1] == ("beta",) else None
+    place = ".".join(str(part) for k, part in enumerate(fault["loc"]) if k != kinded)
     kind, value = fault["type"], fault.get("input")
     if kind == "union_tag_invalid":
         tag = str(fault["ctx"]["tag"])

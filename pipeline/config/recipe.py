@@ -6,14 +6,16 @@ reported at once. The configuration stays in this package: the stages take plain
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from pipeline.config.sections import (
     ConstraintSettings,
     EvaluationSettings,
     ExecutionSettings,
+    KlBudget,
     MultishotSettings,
     PromptSettings,
     PublishedSettings,
@@ -22,19 +24,25 @@ from pipeline.config.sections import (
     SolveSettings,
     TrainingSettings,
 )
+from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.contracts.section import Section
 from pipeline.scorers.kind import ScorerSettings
 from pipeline.scorers.kinds import AnyScorerSettings
 from pipeline.scorers.models import ModelSettings
 
+_NUMBER, _BUDGET = "a number", "a KL budget"
+
 
 class RunConfig(Section):
     """Everything that determines a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    beta: Annotated[float, Field(gt=0)]
-    """KL strength, reward per nat; the only place where it is set."""
+    beta: Annotated[
+        Annotated[float, Field(gt=0), Tag(_NUMBER)] | Annotated[KlBudget, Tag(_BUDGET)],
+        Discriminator(lambda value: _BUDGET if isinstance(value, Mapping | KlBudget) else _NUMBER),
+    ]
+    """KL strength, reward per nat, or ``{kl: NATS}``, the largest KL to spend; the only place where it is set."""
     prompts: PromptSettings = PromptSettings()
     reference: ReferenceSettings
     sampling: SamplingSettings = SamplingSettings()
@@ -71,6 +79,27 @@ class RunConfig(Section):
     def constraint_scores(self) -> tuple[str, ...]:
         """The scorers that the constraints are computed from, each once, in the order of the recipe."""
         return tuple(dict.fromkeys(score for one, _ in self.stated_constraints() for score in one.statistic.scores))
+
+    @property
+    def kl_budget(self) -> float | None:
+        """The largest KL to spend, nats a prompt, or None where beta is given."""
+        return self.beta.kl if isinstance(self.beta, KlBudget) else None
+
+    @property
+    def given_beta(self) -> float:
+        """KL strength, reward per nat.
+
+        Raises:
+            InputError: the recipe gives a KL budget instead; beta is then that of a solution.
+        """
+        if isinstance(self.beta, KlBudget):
+            raise InputError(f"`beta` is {{kl: {self.beta.kl:g}}}, a KL budget, where a number is needed")
+        return self.beta
+
+    @property
+    def asks_of_prompts(self) -> bool:
+        """Whether a constraint is of some prompts alone, or of each value of a column of theirs."""
+        return any(one.each is not None or one.statistic.where for one, _ in self.stated_constraints())
 
     def checkpoints(self) -> dict[str, ModelSettings]:
         """Every model of the run by the setting that names it, such as ``reference`` and ``scorers.helpful``."""

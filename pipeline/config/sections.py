@@ -136,6 +136,13 @@ class ExecutionSettings(Section):
         return self
 
 
+class KlBudget(Section):
+    """The largest KL to spend, in place of a beta, which is then an outcome."""
+
+    kl: Annotated[float, Field(gt=0)]
+    """Nats a prompt."""
+
+
 class ConstraintSettings(Section):
     """Bound on a statistic of a score, in its own direction and units (docs/constraints.md)."""
 
@@ -196,14 +203,10 @@ class ConstraintSettings(Section):
             low, high = self.between
             raise ValueError(f"`between` is [{low:g}, {high:g}]; its lower end comes first, and below its upper one")
         try:
-            made = self.constraints("it")
+            for made in self.constraints("it"):
+                self.safeguard.require_fit(made)
         except InputError as error:
             raise ValueError(str(error).removeprefix("constraint `it`: ")) from None
-        plain = self.statistic == "mean" and self.per is None
-        if self.score_error and not plain:
-            raise ValueError("`score_error` is of the mean of a score; of another statistic its effect is not known")
-        if any(one.is_equality for one in made) and (self.reserve or self.assurance is not None or self.score_error):
-            raise ValueError("an equality takes no `reserve`, `assurance` or `score_error`: it has no safe side")
         return self
 
     def constraints(self, name: str) -> tuple[Constraint, ...]:
@@ -235,6 +238,27 @@ class ConstraintSettings(Section):
                 tolerance=self.tolerance,
             )
             for direction, (full_name, threshold, margin) in directions.items()
+        )
+
+    @classmethod
+    def of(cls, constraint: Constraint, *, reserve: float = 0.0) -> Self:
+        """The settings of a constraint of its own name, with no other safeguard than a reserve."""
+        stated = constraint.statistic
+        return cls(
+            score=stated.score,
+            statistic=stated.kind,
+            at_least=stated.at_least,
+            at_most=stated.at_most,
+            below=stated.below,
+            level=stated.level,
+            per=stated.per,
+            where={column: list(values) for column, values in stated.where} or None,
+            each=constraint.each,
+            direction=constraint.direction,
+            threshold=constraint.threshold,
+            margin=constraint.margin,
+            tolerance=constraint.tolerance,
+            reserve=reserve,
         )
 
     def _statistic(self, name: str, direction: Direction) -> Statistic:

@@ -102,13 +102,13 @@ def read_constraint_families(texts: Sequence[str]) -> tuple[tuple[Constraint, ..
     return named
 
 
-def holds_range(text: str) -> bool:
-    """Whether the number of a constraint is a range ``START:STOP:STEP``.
+def hold_ranges(text: str) -> tuple[bool, ...]:
+    """Whether the number of each constraint that a text stands for is a range ``START:STOP:STEP``.
 
     Raises:
         InputError: as :func:`read_constraint`, but for the number.
     """
-    return any(bound.is_range for bound in _read_parts(text))
+    return tuple(bound.is_range for bound in _read_parts(text))
 
 
 def distinct_names(constraints: Sequence[Constraint]) -> tuple[Constraint, ...]:

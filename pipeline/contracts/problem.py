@@ -187,6 +187,7 @@ def expand_constraints(
             for value in sorted(_values_of(constraint.each, values, constraint, setting="each"))
         )
     require_few_constraints(len(found))
+    require_consistent(found)
     return tuple(found)
 
 
@@ -265,7 +266,8 @@ class Safeguard:
     """What the dual is asked for beyond the demand of one constraint; the evaluation judges the demand itself.
 
     Attributes:
-        reserve: score units: what a fine-tuned policy is known to fall short by, negative where it overshoots.
+        reserve: units of the statistic: what a fine-tuned policy is known to fall short by, negative where it
+            overshoots.
         assurance: probability that the final evaluation calls the constraint satisfied, or None.
         score_error: root mean square error of the scorer's differences between two responses, score units: the margin
             grows by what such an error can hide.
@@ -274,6 +276,23 @@ class Safeguard:
     reserve: float = 0.0
     assurance: float | None = None
     score_error: float = 0.0
+
+    def require_fit(self, constraint: Constraint) -> None:
+        """Check that the constraint can have such a safeguard.
+
+        Raises:
+            InputError: an equality has any, or a statistic other than the mean over all prompts a score error.
+        """
+        if constraint.is_equality and self != Safeguard():
+            raise InputError(
+                f"constraint `{constraint.name}`: an equality takes no `reserve`, `assurance` or `score_error`: it "
+                "has no safe side"
+            )
+        if self.score_error and not (constraint.statistic.is_plain and constraint.each is None):
+            raise InputError(
+                f"constraint `{constraint.name}`: `score_error` is of the mean of a score over all prompts; what it "
+                "does to another statistic is not known"
+            )
 
 
 def require_few_constraints(count: int) -> None:

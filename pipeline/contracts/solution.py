@@ -22,7 +22,7 @@ from pipeline.contracts.artifacts import read_json, shown
 from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.problem import Constraint, Direction, constraint_signs
 from pipeline.contracts.statistics import Kind, Statistic, StatisticColumns, Tail
-from pipeline.contracts.tables import CONSTRAINT_PREFIX, SCHEMA_VERSION
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SCHEMA_VERSION, tilted_schema
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -262,6 +262,17 @@ class Solution(Part):
     def names(self) -> tuple[str, ...]:
         """Of the constraints."""
         return tuple(one.name for one in self.constraints)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The scores that the constraints are computed from, each once."""
+        return tuple(dict.fromkeys(name for one in self.constraints for name in one.stated.scores))
+
+    @property
+    def tilted_schema(self) -> pa.Schema:
+        """Schema of its hand-off table: raw scores stand in it besides the columns that are none."""
+        raw = [one.name for one in self.constraints if one.stated == Statistic(one.name)]
+        return tilted_schema(self.names, [name for name in self.scores if name not in raw])
 
     @property
     def bounds(self) -> tuple[Constraint, ...]:

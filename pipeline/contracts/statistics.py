@@ -125,6 +125,11 @@ class Statistic:
         return bool(self.where) or self.per is not None
 
     @property
+    def is_linear(self) -> bool:
+        """Whether it is the mean of one column under every policy: h is 1, and u the same for all of them."""
+        return not self.is_ratio and self.kind != "cvar"
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """What values it can have, whatever the scores are."""
         if self.kind == "share":

@@ -68,7 +68,7 @@ def tilted_schema(constraint_names: Sequence[str], score_names: Sequence[str] = 
 
     Args:
         constraint_names: of the columns that the multipliers multiply.
-        score_names: of the raw scores that they are made of; tables of before there were statistics have none.
+        score_names: of the raw scores that they are made of, where no column is the raw score itself.
     """
     return pa.schema(
         [

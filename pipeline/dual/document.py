@@ -9,9 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.contracts.problem import Constraint, Safeguard
-from pipeline.contracts.solution import AppliedSafeguard, Demanded, Solution, SolvedConstraint, SolvedReward
-from stage1_dual.dual import Diagnostics, DualProblem, HeldoutPrediction, Trust, Uncertainty
+from pipeline.contracts.problem import Safeguard
+from pipeline.contracts.solution import (
+    AppliedSafeguard,
+    Demanded,
+    Solution,
+    SolvedConstraint,
+    SolvedReward,
+    StatedStatistic,
+)
+from pipeline.dual.posing import PosedProblem
+from stage1_dual.dual import Diagnostics, HeldoutPrediction, Trust, Uncertainty
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,17 +27,15 @@ class Question:
     """What was asked of the dual.
 
     Attributes:
-        problem: the train rows under the demanded thresholds.
-        heldout: other prompts under the demanded thresholds, or None.
+        posed: the train rows under the demanded constraints.
+        heldout: other prompts under the demanded constraints, or None.
         reward_name: name of the reward.
-        constraints: as demanded.
         safeguards: one per constraint.
     """
 
-    problem: DualProblem
-    heldout: DualProblem | None
+    posed: PosedProblem
+    heldout: PosedProblem | None
     reward_name: str
-    constraints: Sequence[Constraint]
     safeguards: Sequence[Safeguard]
 
 
@@ -56,32 +62,45 @@ def describe_solution(question: Question, answer: Answer) -> dict[str, Any]:
 
 
 def _solution(question: Question, answer: Answer) -> Solution:
-    tightened, demanded = answer.found.tightened, question.problem
-    problem = tightened.problem
+    tightened, posed = answer.found.tightened, question.posed
+    problem, demanded = tightened.problem, posed.problem
     entries = []
-    for j, (constraint, safeguard) in enumerate(zip(question.constraints, question.safeguards, strict=True)):
+    for j, (constraint, unit, safeguard) in enumerate(
+        zip(posed.constraints, posed.units, question.safeguards, strict=True)
+    ):
         sign = constraint.sign
-        added = float(problem.thresholds_m[j] - demanded.thresholds_m[j])
+        added = unit.asked(float(problem.thresholds_m[j] - demanded.thresholds_m[j]))
+        column_threshold = sign * float(problem.thresholds_m[j])
         entries.append(
             SolvedConstraint(
                 name=constraint.name,
+                score=constraint.statistic.score,
+                statistic=StatedStatistic.model_validate(constraint.statistic.to_document()),
                 direction=constraint.direction,
-                threshold=sign * float(problem.thresholds_m[j]),
+                threshold=unit.threshold(column_threshold),
                 margin=constraint.tightened(added).margin,
-                demanded=Demanded(threshold=sign * float(demanded.thresholds_m[j]), margin=constraint.margin),
+                demanded=Demanded(
+                    threshold=unit.threshold(sign * float(demanded.thresholds_m[j])),
+                    margin=constraint.margin,
+                    tolerance=constraint.tolerance,
+                ),
                 safeguard=AppliedSafeguard(
                     reserve=safeguard.reserve,
-                    assurance=float(tightened.assurance_m[j]),
+                    assurance=unit.asked(float(tightened.assurance_m[j])),
                     assurance_level=safeguard.assurance,
                     score_error=float(tightened.score_error_m[j]),
-                    response_bias=float(tightened.response_bias_m[j]),
+                    response_bias=unit.asked(float(tightened.response_bias_m[j])),
                 ),
-                reference=sign * float(problem.reference_means_m[j]),
+                reference=unit.reference,
+                certified_at=posed.plan.at.get(constraint.name),
+                column_ratio=unit.ratio,
+                column_threshold=column_threshold,
                 multiplier=float(tightened.solution.multipliers[j]),
             )
         )
     return Solution(
-        beta=problem.beta,
+        beta=tightened.solution.beta,
+        kl_budget=demanded.kl_budget,
         n_prompts=problem.n_prompts,
         n_samples=problem.n_samples,
         reward=SolvedReward(name=question.reward_name),
@@ -90,27 +109,40 @@ def _solution(question: Question, answer: Answer) -> Solution:
 
 
 def _constraint_statistics(question: Question, answer: Answer) -> Iterator[dict[str, Any]]:
-    found, prediction, heldout = answer.found, answer.prediction, question.heldout
+    found, prediction = answer.found, answer.prediction
     solution, intervals, corrected_m = found.tightened.solution, found.intervals, found.ladder.corrected_multipliers_m
-    for j, sign in enumerate(constraint.sign for constraint in question.constraints):
-        yield {
+    posed, heldout = question.posed, question.heldout
+    for j, (constraint, unit) in enumerate(zip(posed.constraints, posed.units, strict=True)):
+        sign = constraint.sign
+        there = None if heldout is None else heldout.units[j]
+        about: dict[str, Any] = {
             "multiplier_ci95": _interval(intervals.multipliers[j]),
             "multiplier_standard_error": _finite(found.errors.multipliers[j]),
             "multiplier_corrected": None if corrected_m is None else float(corrected_m[j]),
-            "predicted": sign * float(solution.predicted_constraints[j]),
-            "predicted_ci95": _interval(sign * intervals.policy.constraints[j]),
+            "predicted": unit.value(sign * float(solution.predicted_constraints[j])),
+            "predicted_ci95": _interval(unit.value(sign * intervals.policy.constraints[j])),
             "predicted_corrected": (
                 None
                 if found.bias is None
-                else sign * float(solution.predicted_constraints[j] - found.bias.policy.constraints[j])
+                else unit.value(sign * float(solution.predicted_constraints[j] - found.bias.policy.constraints[j]))
             ),
-            "heldout": sign * float(prediction.constraints[j]) if prediction else None,
-            "heldout_ci95": _interval(sign * prediction.constraints_interval[j]) if prediction else None,
-            "heldout_reference": sign * float(heldout.reference_means_m[j]) if heldout else None,
-            "heldout_slack": float(prediction.slack[j]) if prediction else None,
-            "heldout_slack_ci95": _interval(prediction.slack_interval[j]) if prediction else None,
-            "slack": float(solution.slack[j]),
-            "slack_ci95": _interval(intervals.policy.slack[j]),
+            "heldout": None,
+            "heldout_ci95": None,
+            "heldout_reference": None,
+            "heldout_slack": None,
+            "heldout_slack_ci95": None,
+        }
+        if prediction is not None and there is not None:
+            about |= {
+                "heldout": there.value(sign * float(prediction.constraints[j])),
+                "heldout_ci95": _interval(there.value(sign * prediction.constraints_interval[j])),
+                "heldout_reference": there.reference,
+                "heldout_slack": there.slack(float(prediction.slack[j])),
+                "heldout_slack_ci95": _interval(there.slack(prediction.slack_interval[j])),
+            }
+        yield about | {
+            "slack": unit.slack(float(solution.slack[j])),
+            "slack_ci95": _interval(unit.slack(intervals.policy.slack[j])),
         }
 
 
@@ -118,9 +150,15 @@ def _statistics(question: Question, answer: Answer) -> dict[str, Any]:
     """What ``dual.json`` says besides the solution itself, laid out as the file is."""
     found, diagnostics, prediction, trust = answer.found, answer.diagnostics, answer.prediction, answer.trust
     tightened, ladder, intervals = found.tightened, found.ladder, found.intervals
-    problem, solution, heldout = tightened.problem, tightened.solution, question.heldout
-    names = [constraint.name for constraint in question.constraints]
+    problem, solution = tightened.problem, tightened.solution
+    heldout = None if question.heldout is None else question.heldout.problem
+    names = [constraint.name for constraint in question.posed.constraints]
     return {
+        "beta_ci95": None if intervals.beta is None else _interval(intervals.beta),
+        "beta_standard_error": None if found.errors.beta is None else _finite(found.errors.beta),
+        "beta_corrected": (
+            None if problem.kl_budget is None or ladder.corrected_beta is None else float(ladder.corrected_beta)
+        ),
         "dual_value": solution.dual_value,
         "primal_value": solution.primal_value,
         "duality_gap": solution.duality_gap,
@@ -143,6 +181,7 @@ def _statistics(question: Question, answer: Answer) -> dict[str, Any]:
             "predicted_ci95": _interval(intervals.policy.kl),
             "heldout": prediction.kl if prediction else None,
             "log_samples": diagnostics.log_samples,
+            "response_bias": tightened.response_bias_kl,
         },
         "constraints": list(_constraint_statistics(question, answer)),
         "trust": {
@@ -158,6 +197,7 @@ def _statistics(question: Question, answer: Answer) -> dict[str, Any]:
                     "n_parts": rung.n_parts,
                     "n_infeasible": rung.n_infeasible,
                     "multipliers": dict(zip(names, map(_finite, rung.multipliers_m), strict=True)),
+                    "beta": _finite(rung.beta),
                     "dual_value": _finite(rung.dual_value),
                     "kl": _finite(rung.kl),
                     "ess_median": _finite(rung.ess_median),

@@ -10,8 +10,7 @@ import logging
 import math
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,16 +26,28 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import (
     Constraint,
     Safeguard,
-    constraint_signs,
-    read_constraint,
+    expand_constraints,
+    few_prompts,
+    require_consistent,
     require_few_constraints,
 )
-from pipeline.dual.solving import EvaluationSize, SolvedDual, build_problem_on_samples, solve_problem
+from pipeline.dual.posing import (
+    ColumnPlan,
+    ColumnUnits,
+    PosedProblem,
+    PromptMeans,
+    finish_posing,
+    plan_columns,
+    plan_linear,
+    plan_rows,
+)
+from pipeline.dual.solving import EvaluationSize, SolvedDual, solve_problem
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.dual.table_reader import ScoreChunk, ScoreTable
 from pipeline.dual.table_sources import ScoreFiles, ScoreSource
 from pipeline.progress import progress_bar
 from stage1_dual.dual import (
+    DualProblem,
     GroupedSamples,
     Normaliser,
     Partition,
@@ -93,8 +104,9 @@ class TableRequest:
         source: the table.
         prompt_id: column that says which prompt a row answers.
         reward: column to maximise.
-        constraints: what must hold, each of a column of its own.
-        beta: KL strength, reward per nat.
+        constraints: what must hold; ``each`` is expanded once the table's values are known.
+        beta: KL strength, reward per nat, or None.
+        kl: the largest KL to spend instead, nats a prompt, or None; exactly one of the two is given.
         seed: of the bootstrap.
         n_replicates: bootstrap replicates over prompts.
         safeguards: what is asked beyond a constraint, by its name.
@@ -108,7 +120,8 @@ class TableRequest:
     prompt_id: str
     reward: str
     constraints: tuple[Constraint, ...]
-    beta: float
+    beta: float | None
+    kl: float | None = None
     seed: int = 0
     n_replicates: int = 1000
     safeguards: Mapping[str, Safeguard] = field(default_factory=dict)
@@ -118,9 +131,9 @@ class TableRequest:
     show_progress: bool = True
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Of the constraints."""
-        return tuple(constraint.name for constraint in self.constraints)
+    def scores(self) -> tuple[str, ...]:
+        """The score columns: the reward, then those of the constraints."""
+        return tuple(dict.fromkeys((self.reward, *scores_of(self.constraints))))
 
     def open_table(self) -> ScoreTable:
         """The table, once everything is checked that can be before its rows are read.
@@ -128,38 +141,66 @@ class TableRequest:
         Raises:
             InputError: what is asked contradicts itself, or a column is missing or of the wrong type.
         """
-        names = self.names
+        names = [constraint.name for constraint in self.constraints]
         if self.seed < 0:
             raise InputError(f"the seed is {self.seed}; it must not be negative")
+        if (self.beta is None) == (self.kl is None):
+            given = "neither beta nor kl is" if self.beta is None else "both beta and kl are"
+            raise InputError(f"{given} given; a problem has one of the two")
         if not names:
             raise InputError("no constraint is given; without one there is no multiplier to find")
         require_few_constraints(len(names))
-        repeated = sorted(name for name, count in Counter(names).items() if count > 1)
-        if repeated:
-            raise InputError(f"{repeated[0]!r} is bounded twice; a constraint bounds a score of its own")
-        unknown = sorted(set(self.safeguards) - set(names))
-        if unknown:
-            raise InputError(f"a safeguard is asked for {unknown[0]!r}; the constraints are {', '.join(names)}")
+        require_consistent(self.constraints)
+        if all(constraint.each is None for constraint in self.constraints):
+            self.safeguards_of(self.constraints)
         asked = [name for name, safeguard in self.safeguards.items() if safeguard.assurance is not None]
         if asked and min(self.evaluation.n_prompts, self.evaluation.n_responses) < 1:
             raise InputError(
                 f"assurance is asked for {asked[0]!r}: it needs the size of the evaluation, --evaluation-prompts and "
                 "--evaluation-responses (in Python evaluation_prompts and evaluation_responses)"
             )
-        table = ScoreTable(self.source, self.prompt_id, (self.reward, *names))
+        table = ScoreTable(self.source, self.prompt_id, self.scores, labels_of(self.constraints))
         table.require_columns()
         return table
 
+    @property
+    def start_beta(self) -> float:
+        """Beta, or where its search starts under a KL budget."""
+        return 1.0 if self.beta is None else self.beta
 
-def read_constraints(texts: Sequence[str]) -> tuple[Constraint, ...]:
-    """Read texts such as ``harmless >= ref + 0.8``.
+    def safeguards_of(self, constraints: Sequence[Constraint]) -> tuple[Safeguard, ...]:
+        """The safeguard of each constraint, given by its own name or by that of the ``each`` it comes from.
 
-    Raises:
-        InputError: a text has another form, or it is one text where several are expected.
-    """
-    if isinstance(texts, str):
-        raise InputError(f"the constraints are the text {texts!r}; give a list of texts")
-    return tuple(map(read_constraint, texts))
+        Args:
+            constraints: those of the request, expanded.
+
+        Raises:
+            InputError: a safeguard is of none of them, or of one that cannot have it.
+        """
+        own = {constraint.name for constraint in constraints}
+        whole = {one.name for one in self.constraints if one.each is not None}
+        unknown = sorted(set(self.safeguards) - own - whole)
+        if unknown:
+            raise InputError(
+                f"a safeguard is asked for {unknown[0]!r}; the constraints are {', '.join((*sorted(whole), *own))}"
+            )
+        found = []
+        for constraint in constraints:
+            stem = next((name for name in whole if constraint.name.startswith(f"{name}[")), constraint.name)
+            found.append(self.safeguards.get(constraint.name, self.safeguards.get(stem, Safeguard())))
+            found[-1].require_fit(constraint)
+        return tuple(found)
+
+
+def scores_of(constraints: Sequence[Constraint]) -> tuple[str, ...]:
+    """The score columns that constraints are computed from, each once."""
+    return tuple(dict.fromkeys(name for one in constraints for name in one.statistic.scores))
+
+
+def labels_of(constraints: Sequence[Constraint]) -> tuple[str, ...]:
+    """The columns that say which rows count for a constraint, each once."""
+    found = [name for one in constraints for name in (*one.statistic.columns, *filter(None, [one.each]))]
+    return tuple(dict.fromkeys(found))
 
 
 def require_output(output: Path, source: ScoreSource) -> None:
@@ -212,17 +253,12 @@ def solve_table(request: TableRequest, *, scratch: Path) -> TableSolution:
     """
     table = request.open_table()
     splits, notes = read_splits(table, request, scratch=scratch)
-    problems = {
-        split: build_problem_on_samples(grouped.scores, constraints=request.constraints, beta=request.beta)
-        for split, grouped in splits.items()
-    }
-    heldout = problems.get("test")
+    train, heldout = splits["train"], splits.get("test")
     solved = solve_problem(
-        problems["train"],
-        heldout=None if heldout is None or heldout.n_prompts < 2 else heldout,
+        train.posed.within(request.kl),
+        heldout=None if heldout is None or heldout.posed.problem.n_prompts < 2 else heldout.posed,
         reward_name=request.reward,
-        constraints=request.constraints,
-        safeguards=[request.safeguards.get(name, Safeguard()) for name in request.names],
+        safeguards=request.safeguards_of(train.posed.constraints),
         evaluation=request.evaluation,
         corrects_response_bias=request.corrects_response_bias,
         n_replicates=request.n_replicates,
@@ -232,20 +268,33 @@ def solve_table(request: TableRequest, *, scratch: Path) -> TableSolution:
 
 
 @dataclass(frozen=True, eq=False)
+class TableSplit:
+    """The rows of a split.
+
+    Attributes:
+        posed: the problem they make.
+        grouped: their columns by prompt.
+    """
+
+    posed: PosedProblem
+    grouped: GroupedSamples
+
+
+@dataclass(frozen=True, eq=False)
 class TableSolution:
     """A certified solution and the table it is of.
 
     Attributes:
         request: what was asked.
         table: the table.
-        splits: its scores by split.
+        splits: its rows by split.
         solved: the solution.
         notes: what was left out of the table, or could not be told of it.
     """
 
     request: TableRequest
     table: ScoreTable
-    splits: Mapping[str, GroupedSamples]
+    splits: Mapping[str, TableSplit]
     solved: SolvedDual
     notes: tuple[str, ...] = ()
 
@@ -260,7 +309,7 @@ class TableSolution:
         """What ``frontier.parquet`` holds: each threshold swept from the reference to near the best attainable."""
         n_points = _FRONTIER_POINTS if _fits_in_memory(self.table) else _FEW_FRONTIER_POINTS
         shown = self.request.show_progress
-        return sweep_constraints(self.solved.problem, self.request.constraints, n_points=n_points, show_progress=shown)
+        return sweep_constraints(self.solved.posed, n_points=n_points, show_progress=shown)
 
     @property
     def weights_schema(self) -> pa.Schema:
@@ -280,14 +329,14 @@ class TableSolution:
         Yields:
             Number of the table's row each response stands in, shape (n,), and the columns of :attr:`weights_schema`.
         """
-        signs_m = constraint_signs(self.request.constraints)
         for chunk in _shown(self.table, "writing weights", show_progress=self.request.show_progress):
             weight_n = np.full(len(chunk.prompt_n), np.nan)
             for split, (normaliser, ids, places) in self._normalisers.items():
-                rows = slice(None) if chunk.split_n is None else np.flatnonzero(chunk.split_n == split)
-                place_n = places[np.searchsorted(ids, chunk.prompt_n[rows])]
-                scores_ns = chunk.scores_ns[rows]
-                weight_n[rows] = normaliser.weights(place_n, scores_ns[:, 0], scores_ns[:, 1:] * signs_m)
+                mask_n = np.ones(len(weight_n), bool) if chunk.split_n is None else chunk.split_n == split
+                rows = chunk if chunk.split_n is None else chunk.select(mask_n)
+                place_n = places[np.searchsorted(ids, rows.prompt_n)]
+                column_nm = self.splits[split].posed.plan.turned(rows)
+                weight_n[mask_n] = normaliser.weights(place_n, rows.reward_n, column_nm)
             columns = [chunk.prompt_id_n, pa.array(chunk.sample_index_n), pa.array(weight_n)]
             if chunk.split_n is not None:
                 columns.append(pa.array(chunk.split_n, pa.string()))
@@ -330,86 +379,150 @@ class TableSolution:
     def _normalisers(self) -> dict[str, tuple[Normaliser, np.ndarray, np.ndarray]]:
         """For each split its normaliser, its prompts' ids in ascending order, and the place of each."""
         found = {}
-        for split, grouped in self.splits.items():
-            places = np.argsort(grouped.prompt_p)
-            problem = self.solved.problem.with_samples(grouped.scores)
+        for split, rows in self.splits.items():
+            places = np.argsort(rows.grouped.prompt_p)
+            problem = self.solved.problem.with_samples(rows.grouped.scores)
             normaliser = build_normaliser(problem, self.solved.solution.multipliers)
-            found[split] = (normaliser, grouped.prompt_p[places], places)
+            found[split] = (normaliser, rows.grouped.prompt_p[places], places)
         return found
 
 
-def read_splits(
-    table: ScoreTable, request: TableRequest, *, scratch: Path
-) -> tuple[dict[str, GroupedSamples], list[str]]:
-    """The scores of a table by split: in memory where they fit, else in the empty folder ``scratch``.
+def read_splits(table: ScoreTable, request: TableRequest, *, scratch: Path) -> tuple[dict[str, TableSplit], list[str]]:
+    """The problems of a table by split: in memory where they fit, else in the empty folder ``scratch``.
 
     Returns:
-        The scores, and what was left out of the table or cannot be told of it, which is logged too.
+        The problems, and what was left out of the table or cannot be told of it, which is logged too.
 
     Raises:
-        InputError: a value is null, NaN or infinite, a response is there twice, a prompt is in both splits, or there
-            are fewer than two prompts to solve on.
+        InputError: a value is null, NaN or infinite, a response is there twice, a prompt is in both splits, there
+            are fewer than two prompts to solve on, or a constraint is of rows that are not there.
     """
-    constraints = request.constraints
     splits = ("train", "test") if table.has_split else ("train",)
     notes = table.notes(splits)
     executor = request.executor or ThreadExecutor()
-    found: dict[str, GroupedSamples] = {}
-    if _fits_in_memory(table):
-        chunks = list(_turned(table, constraints, show_progress=request.show_progress))
-        for split in splits:
-            whole = UngroupedScores.concatenate([_of_split(rows, split_n, split) for rows, split_n in chunks])
-            if len(whole.prompt_n):
-                found[split] = group_in_memory(whole, executor=executor)
-    else:
-        shown = ShownPasses(executor) if request.show_progress else executor
-        for split in splits:
-            inside = scratch / split
-            inside.mkdir()
-            chunks_of_split = (
-                _of_split(rows, split_n, split)
-                for rows, split_n in _turned(table, constraints, show_progress=request.show_progress)
-            )
-            grouped = group_on_disk(
-                chunks_of_split,
-                folder=inside,
-                n_rows=table.n_responses,
-                n_constraints=len(constraints),
-                executor=shown,
-            )
-            if grouped is not None:
-                found[split] = grouped
-    notes += table.require_distinct(found)
-    if "test" in found and len(found["test"].prompt_p) < 2:
+    reader = (
+        _InMemory(table, request, executor) if _fits_in_memory(table) else _OnDisk(table, request, executor, scratch)
+    )
+    constraints, few = _expanded(request.constraints, lambda: reader.chunks("train"))
+    found = {split: rows for split in splits if (rows := reader.split(split, constraints)) is not None}
+    notes += few
+    notes += table.require_distinct({split: rows.grouped for split, rows in found.items()})
+    if "test" in found and len(found["test"].grouped.prompt_p) < 2:
         notes.append(f"{table.source.name}: the split 'test' has 1 prompt, too few for held-out predictions")
     for note in notes:
         _log.warning("%s", note)
-    if len(found["train"].prompt_p) < 2:
+    if len(found["train"].grouped.prompt_p) < 2:
         raise InputError(
             f"{request.source.name} has 1 prompt to solve on; intervals are between prompts and need at least 2"
         )
     return found, notes
 
 
+def _expanded(
+    constraints: Sequence[Constraint], chunks: Callable[[], Iterable[ScoreChunk]]
+) -> tuple[tuple[Constraint, ...], list[str]]:
+    """The constraints by value where they say ``each``, and warnings of values that few train prompts have."""
+    names = labels_of(constraints)
+    if not names:
+        return tuple(constraints), []
+    prompts: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in names}
+    for chunk in chunks():
+        for name in names:
+            values, code_n = np.unique(chunk.labels[name].astype(str), return_inverse=True)
+            for code, value in enumerate(values.tolist()):
+                prompts[name].setdefault(value, []).append(np.unique(chunk.prompt_n[code_n == code]))
+    counts = {
+        name: {value: len(np.unique(np.concatenate(parts))) for value, parts in found.items()}
+        for name, found in prompts.items()
+    }
+    expanded = expand_constraints(constraints, counts)
+    return expanded, few_prompts(expanded, counts)
+
+
+class _InMemory:
+    """Reads a table whose scores fit in memory."""
+
+    def __init__(self, table: ScoreTable, request: TableRequest, executor: PassRunner) -> None:
+        self._table, self._request, self._executor = table, request, executor
+        self._chunks = list(_shown(table, "reading scores", show_progress=request.show_progress))
+
+    def chunks(self, split: str) -> Iterator[ScoreChunk]:
+        """The rows of a split."""
+        return _of_split(self._chunks, split)
+
+    def split(self, split: str, constraints: Sequence[Constraint]) -> TableSplit | None:
+        """The problem of a split; None where it has no rows."""
+        chunks = list(self.chunks(split))
+        if not chunks:
+            return None
+        rows = ScoreChunk.concatenate(chunks)
+        plan, units = plan_rows(rows, constraints)
+        grouped = group_in_memory(_ungrouped(rows, plan, self._table), executor=self._executor)
+        problem = _problem(grouped, constraints, beta=self._request.start_beta)
+        return TableSplit(finish_posing(problem, plan, units, rows), grouped)
+
+
+class _OnDisk:
+    """Reads a table whose scores do not fit in memory, several times where a statistic needs it."""
+
+    def __init__(self, table: ScoreTable, request: TableRequest, executor: PassRunner, scratch: Path) -> None:
+        self._table, self._request, self._scratch = table, request, scratch
+        self._executor = ShownPasses(executor) if request.show_progress else executor
+
+    def chunks(self, split: str) -> Iterator[ScoreChunk]:
+        """The rows of a split."""
+        return _of_split(_shown(self._table, "reading scores", show_progress=self._request.show_progress), split)
+
+    def split(self, split: str, constraints: Sequence[Constraint]) -> TableSplit | None:
+        """The problem of a split; None where it has no rows."""
+        plan, units = self._plan(split, constraints)
+        inside = self._scratch / split
+        inside.mkdir()
+        grouped = group_on_disk(
+            (_ungrouped(rows, plan, self._table) for rows in self.chunks(split)),
+            folder=inside,
+            n_rows=self._table.n_responses,
+            n_constraints=len(constraints),
+            executor=self._executor,
+        )
+        if grouped is None:
+            return None
+        problem = _problem(grouped, constraints, beta=self._request.start_beta)
+        return TableSplit(finish_posing(problem, plan, units, None), grouped)
+
+    def _plan(self, split: str, constraints: Sequence[Constraint]) -> tuple[ColumnPlan, tuple[ColumnUnits, ...]]:
+        if all(one.statistic.is_linear for one in constraints):
+            return plan_linear(constraints)
+        for one in constraints:
+            if one.statistic.kind == "cvar" or one.statistic.per is not None:
+                raise InputError(
+                    f"constraint `{one.name}`: a cvar or a ratio needs the scores in memory, at most "
+                    f"{MEMORY_BYTES >> 20} MiB of them; {self._table.source.name} has {self._table.n_responses} "
+                    f"rows of {len(self._table.scores)} scores"
+                )
+        means = PromptMeans.of_chunks(self.chunks(split), constraints)
+        if not np.isin(means.h_mp, (0.0, 1.0)).all():
+            raise InputError(
+                f"{self._table.source.name}: a column that says which rows count differs within a prompt, which needs "
+                f"the scores in memory, at most {MEMORY_BYTES >> 20} MiB of them"
+            )
+        return plan_columns(constraints, means)
+
+
 def _fits_in_memory(table: ScoreTable) -> bool:
     return 8 * len(table.scores) * table.n_responses <= MEMORY_BYTES
 
 
-def _turned(
-    table: ScoreTable, constraints: Sequence[Constraint], *, show_progress: bool
-) -> Iterator[tuple[UngroupedScores, np.ndarray | None]]:
-    """Chunks of rows with their splits, the scores turned (:mod:`pipeline.contracts.problem`)."""
-    signs_m = constraint_signs(constraints)
-    for chunk in _shown(table, "reading scores", show_progress=show_progress):
-        yield (
-            UngroupedScores(
-                chunk.prompt_n,
-                chunk.scores_ns[:, 0].copy(),
-                chunk.scores_ns[:, 1:] * signs_m,
-                chunk.sample_index_n if table.has_sample_index else None,
-            ),
-            chunk.split_n,
-        )
+def _problem(grouped: GroupedSamples, constraints: Sequence[Constraint], *, beta: float) -> DualProblem:
+    names = [constraint.name for constraint in constraints]
+    return DualProblem.from_samples(
+        grouped.scores, thresholds=np.zeros(len(constraints)), beta=beta, constraint_names=names
+    )
+
+
+def _ungrouped(rows: ScoreChunk, plan: ColumnPlan, table: ScoreTable) -> UngroupedScores:
+    index_n = rows.sample_index_n if table.has_sample_index else None
+    return UngroupedScores(rows.prompt_n, rows.reward_n.copy(), plan.turned(rows), index_n)
 
 
 def _shown(table: ScoreTable, what: str, *, show_progress: bool) -> Iterator[ScoreChunk]:
@@ -419,17 +532,13 @@ def _shown(table: ScoreTable, what: str, *, show_progress: bool) -> Iterator[Sco
             bar.update(len(chunk.prompt_n))
 
 
-def _of_split(rows: UngroupedScores, split_n: np.ndarray | None, split: str) -> UngroupedScores:
-    if split_n is None:
-        return rows
-    mask_n = split_n == split
-    index_n = rows.sample_index_n
-    return UngroupedScores(
-        rows.prompt_n[mask_n],
-        rows.reward_n[mask_n],
-        rows.scores_nm[mask_n],
-        None if index_n is None else index_n[mask_n],
-    )
+def _of_split(chunks: Iterable[ScoreChunk], split: str) -> Iterator[ScoreChunk]:
+    for chunk in chunks:
+        mask_n = None if chunk.split_n is None else chunk.split_n == split
+        if mask_n is None:
+            yield chunk
+        elif mask_n.any():
+            yield chunk.select(mask_n)
 
 
 T = TypeVar("T")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from pipeline.contracts.constraint_text import read_constraints
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Safeguard
 from pipeline.contracts.section import nearest
@@ -22,8 +23,9 @@ from pipeline.dual.from_table import (
     TableRequest,
     TableSolution,
     hold_output,
-    read_constraints,
+    labels_of,
     require_safeguard,
+    scores_of,
     solve_table,
 )
 from pipeline.dual.solving import EvaluationSize
@@ -43,7 +45,8 @@ def solve_frame(
     prompt_id: str,
     reward: str,
     constraints: Sequence[str],
-    beta: float,
+    beta: float | None,
+    kl: float | None,
     seed: int,
     safeguards: Mapping[SafeguardName, Mapping[str, float] | None],
     evaluation: EvaluationSize,
@@ -52,13 +55,14 @@ def solve_frame(
 ) -> SolveResult:
     """See :func:`dualign.solve`; ``safeguards`` are its three arguments by their names."""
     bounds = read_constraints(constraints)
-    columns = (prompt_id, reward, *(bound.name for bound in bounds))
+    columns = (prompt_id, reward, *scores_of(bounds))
     request = TableRequest(
-        source=open_source(frame, columns),
+        source=open_source(frame, columns, labels_of(bounds)),
         prompt_id=prompt_id,
         reward=reward,
         constraints=bounds,
         beta=beta,
+        kl=kl,
         seed=seed,
         safeguards=_read_safeguards(safeguards),
         evaluation=evaluation,
@@ -103,8 +107,9 @@ class SolveResult:
 
     @property
     def multipliers(self) -> dict[str, float]:
-        """lambda* of each constraint by its name, reward per score unit, never negative."""
-        return dict(zip(self._solution.request.names, self.solution.multipliers.tolist(), strict=True))
+        """lambda* of each constraint by its name, reward per unit of its column; negative of equalities alone."""
+        names = self._solution.solved.problem.constraint_names
+        return dict(zip(names, self.solution.multipliers.tolist(), strict=True))
 
     @property
     def trust(self) -> Trust:

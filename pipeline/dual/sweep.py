@@ -11,52 +11,56 @@ from tqdm import tqdm
 
 from pipeline.contracts.problem import Constraint, constraint_signs
 from pipeline.contracts.shards import write_parquet
-from stage1_dual.dual import AttainableMeans, DualProblem, Frontier, solve_frontier
+from pipeline.dual.posing import PosedProblem
+from stage1_dual.dual import AttainableMeans, Frontier, solve_frontier
 
 _REACH = 0.95
 """How far a sweep goes from the reference mean towards the best the samples can attain: beyond, few responses rule."""
 
 
-def sweep_constraints(
-    problem: DualProblem, constraints: Sequence[Constraint], *, n_points: int, show_progress: bool = False
-) -> pa.Table:
-    """Sweep each constraint's threshold, the others held: from the reference mean to near the best attainable.
+def sweep_constraints(posed: PosedProblem, *, n_points: int, show_progress: bool = False) -> pa.Table:
+    """Sweep each constraint's threshold, the others held: from the reference to near the best attainable.
 
     The grid also holds the thresholds of the problem itself, so that the run's own point lies on the curve.
 
     Args:
-        problem: the problem, with its own thresholds.
-        constraints: its constraints, in its order.
+        posed: the problem, with its own thresholds.
         n_points: points of each sweep.
         show_progress: show how many of the sweeps are done.
     """
+    problem = posed.problem
     attainable = AttainableMeans(problem)
     best_m = attainable.best_attainable_m()
     tables = []
-    for j in tqdm(range(len(constraints)), desc="frontier", unit="constraint", disable=not show_progress):
+    for j in tqdm(range(problem.n_constraints), desc="frontier", unit="constraint", disable=not show_progress):
         start, best = problem.reference_means_m[j], best_m[j]
         own = problem.thresholds_m[j]
         sweep = np.linspace(start, start + _REACH * (best - start), n_points)
         grid = np.tile(problem.thresholds_m, (n_points + 1, 1))
         grid[:, j] = np.sort(np.append(sweep, own))
-        tables.append(_rows(problem, constraints, [j], solve_frontier(problem, grid, attainable=attainable)))
+        tables.append(_rows(posed, [j], solve_frontier(problem, grid, attainable=attainable)))
     return pa.concat_tables(tables)
 
 
-def solve_points(problem: DualProblem, points: Sequence[Sequence[Constraint]], *, swept: Sequence[int]) -> pa.Table:
+def solve_points(posed: PosedProblem, points: Sequence[Sequence[Constraint]], *, swept: Sequence[int]) -> pa.Table:
     """Solve for many settings of the same constraints; infeasible ones are marked, not dropped.
 
     Args:
-        problem: the rows that determine lambda*.
+        posed: the rows that determine lambda*, under the first of them.
         points: for each point the m constraints, neighbours close to each other.
         swept: places of the constraints that vary.
     """
     signs_m = constraint_signs(points[0])
-    reference_m = signs_m * problem.reference_means_m
     thresholds_gm = np.array(
-        [[bound.absolute_threshold(float(mean)) for bound, mean in zip(p, reference_m, strict=True)] for p in points]
+        [
+            [
+                unit.column_threshold(bound.absolute_threshold(unit.reference))
+                for bound, unit in zip(point, posed.units, strict=True)
+            ]
+            for point in points
+        ]
     )
-    return _rows(problem, points[0], swept, solve_frontier(problem, thresholds_gm * signs_m))
+    return _rows(posed, swept, solve_frontier(posed.problem, thresholds_gm * signs_m))
 
 
 def write_frontier(path: Path, frontier: pa.Table, *, metadata: Mapping[str, str]) -> None:
@@ -64,30 +68,31 @@ def write_frontier(path: Path, frontier: pa.Table, *, metadata: Mapping[str, str
     write_parquet(path, frontier, metadata=metadata)
 
 
-def _rows(
-    problem: DualProblem, constraints: Sequence[Constraint], swept: Sequence[int], frontier: Frontier
-) -> pa.Table:
+def _rows(posed: PosedProblem, swept: Sequence[int], frontier: Frontier) -> pa.Table:
     """``threshold`` and ``margin`` are those of the first constraint that varies."""
+    constraints, units = posed.constraints, posed.units
     signs_m, first = constraint_signs(constraints), swept[0]
     label = ",".join(constraints[place].name for place in swept)
-    threshold_gm = signs_m * frontier.thresholds_gm
-    margin_gm = threshold_gm - signs_m * problem.reference_means_m
+    column_gm = signs_m * frontier.thresholds_gm
+    threshold_gm = np.stack([unit.threshold(column_gm[:, j]) for j, unit in enumerate(units)], axis=1)
+    margin_gm = threshold_gm - np.array([unit.reference for unit in units])
     columns: dict[str, pa.Array] = {
         "constraint": pa.array([label] * len(threshold_gm), pa.string()),
         "threshold": pa.array(threshold_gm[:, first], pa.float64()),
         "margin": pa.array(margin_gm[:, first], pa.float64()),
         "feasible": pa.array(frontier.status_g == "certified", pa.bool_()),
         "status": pa.array(frontier.status_g.tolist(), pa.string()),
+        "beta": pa.array(frontier.beta_g, pa.float64()),
         "reward": pa.array(frontier.reward_g, pa.float64()),
         "kl": pa.array(frontier.kl_g, pa.float64()),
         "dual_value": pa.array(frontier.dual_value_g, pa.float64()),
         "ess_median": pa.array(frontier.ess_median_g, pa.float64()),
         "kkt_residual": pa.array(frontier.kkt_residual_g, pa.float64()),
     }
-    for place, constraint in enumerate(constraints):
+    for place, (constraint, unit) in enumerate(zip(constraints, units, strict=True)):
         columns[f"threshold_{constraint.name}"] = pa.array(threshold_gm[:, place], pa.float64())
         columns[f"margin_{constraint.name}"] = pa.array(margin_gm[:, place], pa.float64())
         columns[f"multiplier_{constraint.name}"] = pa.array(frontier.multipliers_gm[:, place], pa.float64())
-        predicted_g = constraint.sign * frontier.constraints_gm[:, place]
+        predicted_g = unit.threshold(constraint.sign * frontier.constraints_gm[:, place])
         columns[f"predicted_{constraint.name}"] = pa.array(predicted_g, pa.float64())
     return pa.table(columns)

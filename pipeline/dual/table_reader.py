@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline.contracts.artifacts import content_sha256
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import check_name
+from pipeline.contracts.statistics import Statistic, StatisticColumns, statistic_columns
 from pipeline.dual.table_shards import is_list
 from pipeline.dual.table_sources import OPTIONAL, SAMPLE_INDEX, SPLIT, ScoreSource, require_columns
 from stage1_dual.dual import GroupedSamples
@@ -42,6 +43,8 @@ class ScoreChunk:
         row_n: number of the table's row that the response stands in.
         scores_ns: score columns in the order asked for, in their own directions, shape (n, s).
         split_n: the row's split, or None where the table has none.
+        labels: the columns that say which rows count for a constraint, texts of shape (n,) by name.
+        score_names: of the score columns.
     """
 
     prompt_n: np.ndarray
@@ -50,6 +53,51 @@ class ScoreChunk:
     row_n: np.ndarray
     scores_ns: np.ndarray
     split_n: np.ndarray | None
+    labels: Mapping[str, np.ndarray]
+    score_names: tuple[str, ...]
+
+    @property
+    def reward_n(self) -> np.ndarray:
+        """The first score, shape (n,)."""
+        return np.asarray(self.scores_ns[:, 0])
+
+    def score_n(self, name: str) -> np.ndarray:
+        """The raw scores of a column, shape (n,)."""
+        return np.asarray(self.scores_ns[:, self.score_names.index(name)])
+
+    def statistic_columns(self, statistic: Statistic, *, at: float | None = None) -> StatisticColumns:
+        """U and h of each row; ``at`` is t of a cvar."""
+        scores = {name: self.score_n(name) for name in statistic.scores}
+        return statistic_columns(statistic, scores, self.labels, at=at)
+
+    def select(self, mask_n: np.ndarray) -> ScoreChunk:
+        """The rows where a boolean mask, shape (n,), is true."""
+        return ScoreChunk(
+            self.prompt_n[mask_n],
+            self.prompt_id_n.filter(pa.array(mask_n)),
+            self.sample_index_n[mask_n],
+            self.row_n[mask_n],
+            self.scores_ns[mask_n],
+            None if self.split_n is None else self.split_n[mask_n],
+            {name: values_n[mask_n] for name, values_n in self.labels.items()},
+            self.score_names,
+        )
+
+    @classmethod
+    def concatenate(cls, chunks: Sequence[ScoreChunk]) -> ScoreChunk:
+        """The rows of several chunks of one table, in order."""
+        first = chunks[0]
+        splits = [chunk.split_n for chunk in chunks if chunk.split_n is not None]
+        return cls(
+            np.concatenate([chunk.prompt_n for chunk in chunks]),
+            pa.concat_arrays([chunk.prompt_id_n for chunk in chunks]),
+            np.concatenate([chunk.sample_index_n for chunk in chunks]),
+            np.concatenate([chunk.row_n for chunk in chunks]),
+            np.concatenate([chunk.scores_ns for chunk in chunks]),
+            np.concatenate(splits) if splits else None,
+            {name: np.concatenate([chunk.labels[name] for chunk in chunks]) for name in first.labels},
+            first.score_names,
+        )
 
 
 @dataclass(frozen=True)
@@ -60,11 +108,13 @@ class ScoreTable:
         source: holds the rows.
         prompt_id: column that says which prompt a row answers: strings or integers.
         scores: score columns, numbers or, with one row a prompt, lists of numbers.
+        labels: columns that say which rows count for a constraint, texts or whole numbers.
     """
 
     source: ScoreSource
     prompt_id: str
     scores: tuple[str, ...]
+    labels: tuple[str, ...] = ()
 
     def require_columns(self) -> None:
         """Check what can be checked without reading rows.
@@ -75,7 +125,14 @@ class ScoreTable:
         """
         self._require_names()
         schema, table = self.source.schema, self.source.name
-        require_columns(schema.names, (self.prompt_id, *self.scores), table=table)
+        require_columns(schema.names, (self.prompt_id, *self.scores, *self.labels), table=table)
+        for name in self.labels:
+            kind = _decoded(schema.field(name).type)
+            if not (_is_text(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+                raise InputError(
+                    f"{table}: column {name!r} is of type {kind}; what says which rows count is a text, a whole "
+                    "number or true and false"
+                )
         kind = self.prompt_type
         if not (pa.types.is_integer(kind) or _is_text(kind)):
             raise InputError(f"{table}: column {self.prompt_id!r} is of type {kind}; an id must be text or an integer")
@@ -100,7 +157,7 @@ class ScoreTable:
                 f"{table}: column {SAMPLE_INDEX!r} beside lists of scores: with one row a prompt, the index of a "
                 "response is its place in the lists"
             )
-        self.source.require_agreement((self.prompt_id, *self.scores))
+        self.source.require_agreement((self.prompt_id, *dict.fromkeys((*self.scores, *self.labels))))
         if self.n_responses == 0:
             raise InputError(f"{table} has no rows")
 
@@ -251,7 +308,7 @@ class ScoreTable:
     @property
     def _columns(self) -> list[str]:
         optional = [name for name in OPTIONAL if name in self.source.schema.names]
-        return list(dict.fromkeys([self.prompt_id, *self.scores, *optional]))
+        return list(dict.fromkeys([self.prompt_id, *self.scores, *self.labels, *optional]))
 
     def _require_names(self) -> None:
         for what, name in (("the prompt's id", self.prompt_id), ("the reward", self.scores[0])):
@@ -293,6 +350,7 @@ class ScoreTable:
             self._require_whole(batch.column(SAMPLE_INDEX), SAMPLE_INDEX, row_n)
             index_n = self._indices(batch.column(SAMPLE_INDEX), done)
         columns = [batch.column(name) for name in self.scores]
+        labels = {name: self._texts(batch.column(name), name, row_n) for name in self.labels}
         if self.has_lists:
             parents = self._list_parents(columns, row_n)
             row_n = row_n[parents]
@@ -300,6 +358,7 @@ class ScoreTable:
             index_n = np.arange(len(parents)) - np.repeat(starts, np.diff(np.append(starts, len(parents))))
             ids = ids.take(pa.array(parents))
             split = split.take(pa.array(parents)) if split is not None else None
+            labels = {name: values_n[parents] for name, values_n in labels.items()}
             columns = [column.flatten() for column in columns]
         values = [self._numbers(column, name, row_n) for column, name in zip(columns, self.scores, strict=True)]
         return ScoreChunk(
@@ -309,6 +368,8 @@ class ScoreTable:
             row_n=row_n,
             scores_ns=np.stack(values, axis=1),
             split_n=None if split is None else np.asarray(split.to_pylist(), dtype=object),
+            labels=labels,
+            score_names=self.scores,
         )
 
     def _list_parents(self, columns: Sequence[pa.Array], row_n: np.ndarray) -> np.ndarray:
@@ -324,6 +385,11 @@ class ScoreTable:
                     "every response"
                 )
         return np.asarray(pc.list_parent_indices(columns[0]).to_numpy())
+
+    def _texts(self, column: pa.Array, name: str, row_n: np.ndarray) -> np.ndarray:
+        """Values of a column as texts; each is there."""
+        self._require_whole(column, name, row_n)
+        return np.asarray(column.cast(pa.string()).to_pylist(), dtype=object)
 
     def _numbers(self, column: pa.Array, name: str, row_n: np.ndarray) -> np.ndarray:
         """Values of a column whose rows have these numbers in the table."""

@@ -74,10 +74,12 @@ class ScoreFiles:
         path: the file or folder.
         columns: those that will be read: the prompt's id, then scores. Of a format that says nothing of types they
             have the types that a table of scores needs.
+        texts: others that will be read, as texts.
     """
 
     path: Path
     columns: tuple[str, ...]
+    texts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -174,7 +176,11 @@ class ScoreFiles:
         assert self._first_look  # before anything else is looked at
         return tuple(
             open_shard(
-                file, self._found, columns=self.columns, texts=(self.columns[0], SPLIT), integers=(SAMPLE_INDEX,)
+                file,
+                self._found,
+                columns=(*self.columns, *self.texts),
+                texts=(self.columns[0], SPLIT, *self.texts),
+                integers=(SAMPLE_INDEX,),
             )
             for file in self._found.files
         )
@@ -256,23 +262,26 @@ class TableInMemory:
         return {}
 
 
-def open_source(table: pd.DataFrame | pa.Table | str | Path, columns: Sequence[str]) -> ScoreSource:
+def open_source(
+    table: pd.DataFrame | pa.Table | str | Path, columns: Sequence[str], texts: Sequence[str] = ()
+) -> ScoreSource:
     """A source from what a user has.
 
     Args:
         table: the rows. Of a DataFrame the columns asked for are copied, so that a later change of it changes nothing
             here; its index is no column.
-        columns: those that will be read.
+        columns: those that will be read: the prompt's id, then scores.
+        texts: others that will be read.
 
     Raises:
         InputError: it is something else, or a column of a DataFrame is missing or mixes types.
     """
     if isinstance(table, (str, Path)):
-        return ScoreFiles(Path(table), tuple(columns))
+        return ScoreFiles(Path(table), tuple(columns), tuple(texts))
     if isinstance(table, pa.Table):
         return TableInMemory(table)
     if is_data_frame(table):
-        return _from_data_frame(table, columns)
+        return _from_data_frame(table, tuple(dict.fromkeys((*columns, *texts))))
     raise InputError(
         f"the table is of type {type(table).__name__}; it must be a pandas DataFrame, a pyarrow Table or the path of "
         "a file or folder"

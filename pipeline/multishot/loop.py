@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config.recipe import RunConfig
-from pipeline.config.sections import MultishotSettings
+from pipeline.config.sections import ConstraintSettings, MultishotSettings
 from pipeline.contracts.artifacts import (
     begin_step,
     file_sha256,
@@ -29,9 +29,11 @@ from pipeline.contracts.artifacts import (
     run_lock,
     write_json,
 )
-from pipeline.contracts.problem import constraint_signs
+from pipeline.contracts.errors import InputError
+from pipeline.contracts.problem import Constraint
 from pipeline.contracts.shards import write_parquet
 from pipeline.contracts.solution import Solution, read_solution
+from pipeline.dual.posing import PosedProblem
 from pipeline.multishot.rules import Measured, gradient_step, secant_step
 from pipeline.report.trajectory import write_trajectory_figure
 from pipeline.run.replaced import drop_replaced, put_aside
@@ -43,7 +45,7 @@ from pipeline.sampling.policy_samples import sample_policy
 from pipeline.scoring.sample_scores import score_policy
 from pipeline.steps.evaluate import compare_policy
 from pipeline.steps.runner import run_steps
-from pipeline.steps.solve import reference_problem
+from pipeline.steps.solve import pose_reference
 from stage1_dual.dual import (
     DualProblem,
     InfeasibleError,
@@ -70,7 +72,8 @@ TRAJECTORY = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
     ]
 )
-"""One row for each iterate and constraint; slacks are positive where the demand is met, score units, train prompts.
+"""One row for each iterate and constraint. Slacks are of the train prompts, in units of the statistic, and positive where
+the demand is met.
 ``seconds`` are those of all steps of the iterate; of iterate 0, of the one-shot training and its measurement."""
 
 
@@ -80,15 +83,19 @@ class Iterate:
 
     Attributes:
         run: the run that trained it.
-        measured: its multipliers and slacks.
-        slack_ci95: intervals of the slacks, shape (m, 2).
+        names: of the constraints.
+        measured: its multipliers, and its slacks in units of the constraints' columns.
+        slack: in units of the statistics, shape (m,).
+        slack_ci95: intervals of these, shape (m, 2).
         reward: mean reward on the train prompts.
         kl: KL to the reference, nats per prompt.
         seconds: of its steps, whenever they ran.
     """
 
     run: Run
+    names: tuple[str, ...]
     measured: Measured
+    slack: np.ndarray
     slack_ci95: np.ndarray
     reward: float
     kl: float
@@ -111,6 +118,7 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
         StaleArtifactError: iterates are there that were made with other settings.
         DualignError: whatever makes a step stop; finished work is kept.
     """
+    _require_bounds(run.config)
     run_steps(run, ("prepare", "sample", "score", "solve", "export", "train", "evaluate"))
     started = time.monotonic()
     folder, settings = run.folder / FOLDER, run.config.multishot
@@ -123,14 +131,14 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
         inputs = {name: read_manifest(run.folder / name).identity for name in ("dual", "policy", "samples")}
         begin_step(folder, settings=_step_settings(settings), inputs=inputs, remedy=remedy("multishot"))
         reopen(folder)
-        problem = reference_problem(run, "train")
-        iterates = [_measure(run, folder / "0")]
+        posed = pose_reference(run, "train")
+        iterates = [_measure(run, folder / "0", posed)]
         while len(iterates) < settings.iterations:
             number = len(iterates)
-            lam = _next_multipliers(settings, [one.measured for one in iterates], problem)
+            lam = _next_multipliers(settings, [one.measured for one in iterates], posed.problem)
             log.info("multishot: iterate %d at lambda %s", number, ", ".join(f"{value:.4g}" for value in lam))
             try:
-                iterates.append(_perform_iterate(run, number, lam, start=iterates[-1].run, problem=problem))
+                iterates.append(_perform_iterate(run, number, lam, start=iterates[-1].run, posed=posed))
             except (InfeasibleError, NotCertifiedError) as error:
                 log.warning("multishot: the step leads to where no tilted policy is; ended there. %s", error)
                 break
@@ -138,7 +146,7 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
         kept = iterates[best].run
         if best > 0:
             run_steps(kept, ("evaluate",))
-        trajectory = _trajectory(run, iterates, best)
+        trajectory = _trajectory(iterates, best)
         write_parquet(folder / "trajectory.parquet", trajectory, metadata=run.table_metadata())
         pictures = write_trajectory_figure(trajectory, folder / "trajectory")
         finish_step(
@@ -157,6 +165,15 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
     return kept
 
 
+def _require_bounds(config: RunConfig) -> None:
+    for constraint, _ in config.stated_constraints():
+        if constraint.is_equality or constraint.statistic.kind == "cvar":
+            raise InputError(
+                f"constraint `{constraint.name}` ({constraint.text()}): multishot steps the multipliers of bounds on "
+                "means; it has none for an equality, nor for a cvar, whose column differs from iterate to iterate"
+            )
+
+
 def choose_iterate(iterates: Sequence[Iterate]) -> int:
     """The iterate with the highest reward among those that meet all demands to within their error, or else the one
     that misses them least (its worst slack, in half-widths of its interval).
@@ -164,7 +181,7 @@ def choose_iterate(iterates: Sequence[Iterate]) -> int:
 
     def rank(iterate: Iterate) -> tuple[bool, float]:
         half_width = np.maximum(np.ptp(iterate.slack_ci95, axis=1) / 2, np.finfo(float).tiny)
-        worst = float(np.min(iterate.measured.slack / half_width))
+        worst = float(np.min(iterate.slack / half_width))
         return worst >= -1.0, iterate.reward if worst >= -1.0 else worst
 
     return max(range(len(iterates)), key=lambda number: rank(iterates[number]))
@@ -182,25 +199,28 @@ def _next_multipliers(settings: MultishotSettings, history: Sequence[Measured], 
     return secant_step(history, evaluate_dual(problem, history[-1].lam).hess_mm)
 
 
-def _perform_iterate(run: Run, number: int, lam: np.ndarray, *, start: Run, problem: DualProblem) -> Iterate:
+def _perform_iterate(run: Run, number: int, lam: np.ndarray, *, start: Run, posed: PosedProblem) -> Iterate:
     """Solve, export and train at ``lam``, from the policy of ``start``, then measure."""
-    asked = threshold_at_multipliers(problem, lam) - problem.thresholds_m
+    moved_m = threshold_at_multipliers(posed.problem, lam) - posed.problem.thresholds_m
+    asked = [unit.asked(float(moved)) for unit, moved in zip(posed.units, moved_m, strict=True)]
     child = replace(
         run,
         name=f"{run.name}/{FOLDER}/{number}",
-        config=_iterate_config(run.config, reserve_m=asked, initial=start.policy),
+        config=_iterate_config(run.config, posed.constraints, reserves=asked, initial=start.policy),
     )
     share_stage1(run, child)
     run_steps(child, ("solve", "export", "train"))
-    return _measure(child, child.folder / "measured")
+    return _measure(child, child.folder / "measured", posed)
 
 
-def _iterate_config(config: RunConfig, *, reserve_m: np.ndarray, initial: Path) -> RunConfig:
+def _iterate_config(
+    config: RunConfig, demands: Sequence[Constraint], *, reserves: Sequence[float], initial: Path
+) -> RunConfig:
     """The run's own recipe, but for lambda, by way of what is asked beyond the demand, and the start of training."""
     constraints = {
         # To ten digits: a killed call goes on on another machine, whose sums differ in the last one.
-        name: bound.model_copy(update={"reserve": float(f"{reserve:.10g}"), "assurance": None, "score_error": 0.0})
-        for (name, bound), reserve in zip(config.constraints.items(), reserve_m, strict=True)
+        demand.name: ConstraintSettings.of(demand, reserve=float(f"{reserve:.10g}"))
+        for demand, reserve in zip(demands, reserves, strict=True)
     }
     training = config.training.model_copy(
         update={
@@ -231,7 +251,7 @@ def share_stage1(run: Run, child: Run) -> None:
             link.symlink_to(Path(*[".."] * (len(name.parts) - 1)) / up / name, target_is_directory=True)
 
 
-def _measure(run: Run, folder: Path) -> Iterate:
+def _measure(run: Run, folder: Path, posed: PosedProblem) -> Iterate:
     """Sample and score the run's policy on the train prompts."""
     solution = read_solution(run.folder / "dual" / "dual.json")
     responses = policy_responses(folder, prompts=run.prompts, split="train")
@@ -244,7 +264,8 @@ def _measure(run: Run, folder: Path) -> Iterate:
         seed=run.config.seed + _MEASURING_SEED,
     )
     # What the step of lambda needs.
-    score_policy(run, responses, step="multishot", names=(run.config.reward, *run.config.constraints))
+    names = tuple(dict.fromkeys((run.config.reward, *run.config.constraint_scores())))
+    score_policy(run, responses, step="multishot", names=names)
     path = folder / "measured.json"
     inputs = {
         name: read_manifest(at).identity
@@ -259,24 +280,28 @@ def _measure(run: Run, folder: Path) -> Iterate:
         write_json(path, found)
         files = {path.name: file_sha256(path)}
         finish_step(run.name, folder, "multishot", settings={}, inputs=inputs, files=files, started=started)
-    return _read_iterate(run, folder, solution)
+    return _read_iterate(run, folder, solution, posed)
 
 
-def _read_iterate(run: Run, folder: Path, solution: Solution) -> Iterate:
+def _read_iterate(run: Run, folder: Path, solution: Solution, posed: PosedProblem) -> Iterate:
     found = read_json(folder / "measured.json")
     bounds = found["constraints"]
-    signs_m = constraint_signs(run.config.demanded_constraints())
+    signs_m = solution.signs_m
     ends = signs_m[:, None] * (np.array([b["ci95"] for b in bounds]) - np.array([[b["threshold"]] for b in bounds]))
     steps = [run.folder / name for name in ("dual", "tilted", "policy")]
     # The comparison with the reference is for the reader.
-    names = (run.config.reward, *run.config.constraints)
+    names = dict.fromkeys((run.config.reward, *run.config.constraint_scores()))
     measured = [folder / "samples", *(folder / "scores" / name for name in names)]
     return Iterate(
         run=run,
+        names=solution.names,
         measured=Measured(
             lam=solution.multipliers_m,
-            slack=np.array([bound["slack"] for bound in bounds]),
+            slack=np.array(
+                [bound["slack"] * unit.denominator for bound, unit in zip(bounds, posed.units, strict=True)]
+            ),
         ),
+        slack=np.array([bound["slack"] for bound in bounds]),
         slack_ci95=np.sort(ends, axis=1),
         reward=found["reward"]["realised"],
         kl=found["kl"]["realised"],
@@ -284,13 +309,13 @@ def _read_iterate(run: Run, folder: Path, solution: Solution) -> Iterate:
     )
 
 
-def _trajectory(run: Run, iterates: Sequence[Iterate], best: int) -> pa.Table:
+def _trajectory(iterates: Sequence[Iterate], best: int) -> pa.Table:
     rows = [
         {
             "iterate": number,
             "constraint": name,
             "multiplier": float(iterate.measured.lam[place]),
-            "slack": float(iterate.measured.slack[place]),
+            "slack": float(iterate.slack[place]),
             "slack_ci95_low": float(iterate.slack_ci95[place, 0]),
             "slack_ci95_high": float(iterate.slack_ci95[place, 1]),
             "reward": iterate.reward,
@@ -299,6 +324,6 @@ def _trajectory(run: Run, iterates: Sequence[Iterate], best: int) -> pa.Table:
             "seconds": iterate.seconds,
         }
         for number, iterate in enumerate(iterates)
-        for place, name in enumerate(run.config.constraints)
+        for place, name in enumerate(iterate.names)
     ]
     return pa.Table.from_pylist(rows, schema=TRAJECTORY)

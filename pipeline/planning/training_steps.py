@@ -174,7 +174,7 @@ def _rows(run: Run, responses: ResponseSet) -> pa.Table:
     """Key and lengths of the train responses that take part, so far as that is known."""
     rows = _read_lengths(responses, "train")
     if _is_tilted(responses):
-        tilted = ShardedTable(folder=responses.tilted, schema=tilted_schema(list(run.config.constraints)), metadata={})
+        tilted = ShardedTable(folder=responses.tilted, schema=tilted_schema(()), metadata={})
         return rows.join(tilted.read("train", columns=SAMPLE_KEY), keys=list(SAMPLE_KEY), join_type="left semi")
     if run.config.solve.on_length == "drop" and not responses.paired:
         return rows.filter(pc.not_equal(rows["finish_reason"], "length"))

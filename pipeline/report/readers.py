@@ -136,7 +136,7 @@ def build_problem(solution: Solution, scores: HandoffRows) -> DualProblem:
         thresholds=solution.turned_thresholds_m,
         beta=solution.beta,
         constraint_names=solution.names,
-    ).with_equalities([one.direction == "=" for one in solution.constraints])
+    ).with_equalities(np.array([one.direction == "=" for one in solution.constraints], dtype=bool))
 
 
 def build_dual_curves(solved: ReportedSolution, problem: DualProblem, *, n_points: int) -> list[DualCurve]:

@@ -15,7 +15,7 @@ from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.section import nearest
 from pipeline.contracts.shards import read_parquet
 from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import CONSTRAINT_PREFIX, SPLITS, tilted_schema
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SCORE_PREFIX, SPLITS, tilted_schema
 from pipeline.contracts.training_verdict import read_training_verdict
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ class LoadedRun:
         columns = read_parquet(paths[0]).column_names
         # As the first file has them, not as the dual does: the table may have been handed on without it.
         names = [name.removeprefix(CONSTRAINT_PREFIX) for name in columns if name.startswith(CONSTRAINT_PREFIX)]
-        return pa.concat_tables([read_parquet(path, schema=tilted_schema(names)) for path in paths])
+        scores = [name.removeprefix(SCORE_PREFIX) for name in columns if name.startswith(SCORE_PREFIX)]
+        return pa.concat_tables([read_parquet(path, schema=tilted_schema(names, scores)) for path in paths])
 
     @property
     def policy_path(self) -> Path:

@@ -116,7 +116,7 @@ class JoinedScores:
         return np.asarray(self.scores_ns[:, self.score_names.index(name)])
 
     def statistic_columns(self, statistic: Statistic, *, at: float | None = None) -> StatisticColumns:
-        """u and h of a statistic for each row (:mod:`pipeline.contracts.statistics`).
+        """U and h of a statistic for each row (:mod:`pipeline.contracts.statistics`).
 
         Args:
             statistic: of scores and columns that are here.
@@ -319,5 +319,5 @@ def all_scores(
         constraints=constraints,
         split=split,
         max_unscored=sum(read_manifest(scores / name).count("failed") for name in named),
-        prompts=run.prompts_table() if prompts is None else run.prompts_table(prompts),
+        prompts=run.prompts_table(prompts) if run.config.asks_of_prompts else None,
     )

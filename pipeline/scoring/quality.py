@@ -18,7 +18,7 @@ def describe_truncation(rows: JoinedScores, on_length: OnLength, *, names: Seque
     Args:
         rows: all scored rows of a split.
         on_length: what became of them.
-        names: the reward, then the constraints.
+        names: the reward, then the scores of the constraints.
 
     Returns:
         ``rule``, ``share`` and ``means``: for each score the mean over prompts with all responses and with the
@@ -78,7 +78,7 @@ def describe_faults(
 
 def _means(rows: JoinedScores) -> list[float | None]:
     """Mean over prompts of each score, the reward first."""
-    values_nc = np.column_stack([rows.reward_n, rows.constraints_nm])
+    values_nc = np.column_stack([rows.reward_n, rows.scores_ns])
     if len(values_nc) == 0:
         return [None] * values_nc.shape[1]
     counts_p = np.bincount(rows.prompt_n)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.markdown import code_markdown, plain_markdown
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, tilted_schema
-from pipeline.dual.solving import tilted_weights
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, SCORE_PREFIX
+from pipeline.dual.solving import solution_columns, tilted_weights
 from pipeline.report.solved import ReportedSolution
 from pipeline.report.terminal import print_stage1
 from pipeline.run.response_set import ResponseSet
@@ -67,7 +67,8 @@ def _made_from(run: Run, responses: ResponseSet) -> dict[str, str]:
     """The artifacts of a set that its tilted table is made from; the samples' scores stand in the dual."""
     names = ["prompts", "samples"]
     if responses.paired:
-        names += [f"scores/{name}" for name in (run.config.reward, *run.config.constraints)]
+        scores = dict.fromkeys((run.config.reward, *run.config.constraint_scores()))
+        names += [f"scores/{name}" for name in scores]
     return {responses.prefix + name: read_manifest(responses.root / name).identity for name in names}
 
 
@@ -79,7 +80,9 @@ def _scored(run: Run, responses: ResponseSet, split: str) -> JoinedScores:
     """
     if not responses.paired:
         return reference_scores(run, split)
-    rows, _ = all_scores(run, samples=responses.samples, scores=responses.scores, split=split)
+    rows, _ = all_scores(
+        run, samples=responses.samples, scores=responses.scores, split=split, prompts=responses.prompts
+    )
     whole = _whole_pairs(rows)
     if whole.n_samples == 0:
         raise InputError(
@@ -125,14 +128,15 @@ def write_tilted_table(
     Returns:
         The path of each file relative to the folder and its sha256, and the number of rows.
     """
-    names = solution.names
-    table = ShardedTable(folder=folder, schema=tilted_schema(names), metadata=metadata)
+    table = ShardedTable(folder=folder, schema=solution.tilted_schema, metadata=metadata)
     about = {row["prompt_id"]: row for row in prompts.select(["prompt_id", "prompt", "category"]).to_pylist()}
     n_rows = 0
     for split, rows in scored.items():
         weight_n = tilted_weights(rows, solution)
+        column_nm = solution_columns(rows, solution)
         pieces = (
-            _tilted_rows(_read_texts(path), rows, weight_n, about, names, split) for path in samples.paths(split)
+            _tilted_rows(_read_texts(path), rows, column_nm, weight_n, about, solution, split)
+            for path in samples.paths(split)
         )
         for number, piece in enumerate(_regrouped(pieces)):
             n_rows += piece.num_rows
@@ -167,14 +171,16 @@ def _read_texts(path: Path) -> pa.Table:
 def _tilted_rows(
     samples: pa.Table,
     scored: JoinedScores,
+    column_nm: np.ndarray,
     weight_n: np.ndarray,
     about: Mapping[str, Mapping[str, Any]],
-    names: Sequence[str],
+    solution: Solution,
     split: str,
 ) -> pa.Table:
     found, row_n = scored.find_in(samples)
     texts = samples.take(found)
-    schema = tilted_schema(names)
+    schema = solution.tilted_schema
+    added = [name.removeprefix(SCORE_PREFIX) for name in schema.names if name.startswith(SCORE_PREFIX)]
     prompts = [about[prompt_id] for prompt_id in texts["prompt_id"].to_pylist()]
     return pa.table(
         {
@@ -183,7 +189,8 @@ def _tilted_rows(
             "prompt": pa.array([prompt["prompt"] for prompt in prompts], schema.field("prompt").type),
             "completion": texts["completion"],
             "reward": scored.reward_n[row_n],
-            **{CONSTRAINT_PREFIX + name: scored.constraints_nm[row_n, place] for place, name in enumerate(names)},
+            **{CONSTRAINT_PREFIX + name: column_nm[row_n, j] for j, name in enumerate(solution.names)},
+            **{SCORE_PREFIX + name: scored.score_n(name)[row_n] for name in added},
             "weight": weight_n[row_n],
             "split": [split] * len(row_n),
             "category": [prompt["category"] for prompt in prompts],

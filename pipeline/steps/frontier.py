@@ -5,20 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 
+from pipeline.contracts.constraint_text import hold_ranges, read_constraint_families
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.problem import (
-    MAX_FRONTIER_POINTS,
-    Constraint,
-    holds_range,
-    read_constraint_range,
-)
+from pipeline.contracts.problem import MAX_FRONTIER_POINTS, Constraint
 from pipeline.dual.from_table import TableRequest, read_splits
-from pipeline.dual.solving import build_problem_on_samples
 from pipeline.dual.sweep import solve_points
 
 
@@ -46,13 +41,14 @@ def read_grid(texts: Sequence[str]) -> ThresholdGrid:
     Raises:
         InputError: none holds a range, a text or a range has another form, or there are too many points.
     """
-    swept = tuple(place for place, text in enumerate(texts) if holds_range(text))
+    families = read_constraint_families(texts)
+    ranged = [is_range for text in texts for is_range in hold_ranges(text)]
+    swept = tuple(place for place, is_range in enumerate(ranged) if is_range)
     if not swept:
         raise InputError(
             f"none of the constraints {list(texts)} holds a range; a frontier needs one of the form "
             "'NAME >= ref + START:STOP:STEP'"
         )
-    families = tuple(map(read_constraint_range, texts))
     n_points = math.prod(map(len, families))
     if n_points > MAX_FRONTIER_POINTS:
         raise InputError(
@@ -77,5 +73,28 @@ def solve_grid(request: TableRequest, grid: ThresholdGrid, *, scratch: Path) -> 
         InputError: as :func:`pipeline.dual.from_table.solve_table`.
     """
     splits, _ = read_splits(request.open_table(), request, scratch=scratch)
-    problem = build_problem_on_samples(splits["train"].scores, constraints=grid.first, beta=request.beta)
-    return solve_points(problem, list(itertools.product(*grid.families)), swept=grid.swept)
+    posed = splits["train"].posed.within(request.kl)
+    places = _places(grid, posed.constraints)
+    points = [
+        # The constraints of `each` move together.
+        [
+            replace(one, threshold=point[k].threshold, margin=point[k].margin)
+            for one, k in zip(posed.constraints, places, strict=True)
+        ]
+        for point in itertools.product(*grid.families)
+    ]
+    return solve_points(posed, points, swept=[j for j, k in enumerate(places) if k in grid.swept])
+
+
+def _places(grid: ThresholdGrid, constraints: Sequence[Constraint]) -> list[int]:
+    """The family that each constraint is of; those of an ``each`` stand together, in the order of the families."""
+    places: list[int] = []
+    left = list(constraints)
+    for number, family in enumerate(grid.families):
+        first = family[0]
+        while left and (
+            left[0].name == first.name or (first.each is not None and left[0].name.startswith(f"{first.name}["))
+        ):
+            left.pop(0)
+            places.append(number)
+    return places

@@ -10,11 +10,13 @@ import numpy as np
 from pipeline.contracts.artifacts import environment, file_sha256, read_manifest, write_json
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.solution import Solution
-from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
+from pipeline.dual.posing import PosedProblem, pose
+from pipeline.dual.solving import EvaluationSize, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.run.run import Run
 from pipeline.run.step import derived_step_is_current, finish_step, log
-from pipeline.scoring.categories import means_by_category, prompt_categories
+from pipeline.scoring.categories import prompt_categories, statistics_by_category
+from pipeline.scoring.demands import Demands, read_demands
 from pipeline.scoring.joined import JoinedScores, all_scores, apply_length_rule, reference_scores
 from pipeline.scoring.quality import describe_faults, describe_truncation
 from stage1_dual.dual import DualProblem
@@ -22,9 +24,12 @@ from stage1_dual.dual import DualProblem
 
 def reference_problem(run: Run, split: str) -> DualProblem:
     """The dual problem of the reference's scored samples of a split, under the run's demands."""
-    return build_problem(
-        reference_scores(run, split), constraints=run.config.demanded_constraints(), beta=run.config.beta
-    )
+    return pose_reference(run, split).problem
+
+
+def pose_reference(run: Run, split: str) -> PosedProblem:
+    """The same, with what its columns are of."""
+    return pose(reference_scores(run, split), constraints=read_demands(run).constraints, beta=run.config.given_beta)
 
 
 def solve(run: Run) -> None:
@@ -32,7 +37,7 @@ def solve(run: Run) -> None:
     started = time.monotonic()
     folder, config = run.dual, run.config
     settings = {
-        "beta": config.beta,
+        "beta": config.model_dump(mode="json", include={"beta"})["beta"],
         "reward": config.reward,
         "constraints": {name: bound.model_dump(mode="json") for name, bound in config.constraints.items()},
         **config.solve.model_dump(mode="json"),
@@ -42,12 +47,14 @@ def solve(run: Run) -> None:
         **{name: read_manifest(run.folder / name).identity for name in ("prompts", "samples")},
         **{
             f"scores/{name}": read_manifest(run.scores / name).identity
-            for name in (config.reward, *config.constraints)
+            for name in dict.fromkeys((config.reward, *config.constraint_scores()))
         },
     }
     if derived_step_is_current(folder, step="solve", settings=settings, inputs=inputs):
         return
-    constraints = config.demanded_constraints()
+    demands = read_demands(run)
+    for warning in demands.warnings:
+        log.warning("solve: %s", warning)
     everything, n_unscored = all_scores(run, samples=run.samples, scores=run.scores, split="train")
     train, test = apply_length_rule(everything, config.solve.on_length), reference_scores(run, "test")
     for split, rows in (("train", train), ("test", test)):
@@ -56,25 +63,26 @@ def solve(run: Run) -> None:
                 f"no {split} response takes part: none was scored, or all were cut off at `sampling.max_new_tokens`, "
                 f"{config.sampling.max_new_tokens}, and `solve.on_length` is {config.solve.on_length!r}"
             )
-    heldout = build_problem(test, constraints=constraints, beta=config.beta)
+    # Under a KL budget beta is where the search starts.
+    start = 1.0 if config.kl_budget is not None else config.given_beta
+    heldout = pose(test, constraints=demands.constraints, beta=start)
     solved = solve_problem(
-        build_problem(train, constraints=constraints, beta=config.beta),
+        pose(train, constraints=demands.constraints, beta=start).within(config.kl_budget),
         heldout=heldout,
         reward_name=config.reward,
-        constraints=constraints,
-        safeguards=config.safeguards(),
-        evaluation=EvaluationSize(heldout.n_prompts, config.evaluation.samples_per_prompt),
+        safeguards=demands.safeguards,
+        evaluation=EvaluationSize(heldout.problem.n_prompts, config.evaluation.samples_per_prompt),
         corrects_response_bias=config.solve.correct_response_bias,
         n_replicates=config.solve.bootstrap_replicates,
         rng=np.random.default_rng(config.seed),
     )
-    dual = _describe_samples(run, solved.content, train, everything=everything, n_unscored=n_unscored)
+    dual = _describe_samples(run, solved.content, demands, train, everything=everything, n_unscored=n_unscored)
     solution = Solution.from_document(dual)
     for bound in solution.constraints:
         added = bound.safeguard.reserve + bound.safeguard.assurance + bound.safeguard.score_error
         if added:
             log.info("solve: %s is asked for %.3g beyond the demand, as its safeguards say", bound.name, added)
-    frontier = sweep_constraints(solved.problem, constraints, n_points=config.solve.frontier_points)
+    frontier = sweep_constraints(solved.posed, n_points=config.solve.frontier_points)
     write_frontier(folder / "frontier.parquet", frontier, metadata=run.table_metadata())
     write_json(folder / "dual.json", {**dual, "seed": config.seed, "inputs": inputs, "environment": environment()})
     finish_step(
@@ -90,10 +98,16 @@ def solve(run: Run) -> None:
 
 
 def _describe_samples(
-    run: Run, dual: dict[str, Any], train: JoinedScores, *, everything: JoinedScores, n_unscored: int
+    run: Run,
+    dual: dict[str, Any],
+    demands: Demands,
+    train: JoinedScores,
+    *,
+    everything: JoinedScores,
+    n_unscored: int,
 ) -> dict[str, Any]:
     """What ``dual.json`` says about the samples besides the solution."""
-    names = (run.config.reward, *run.config.constraints)
+    names = (run.config.reward, *run.config.constraint_scores())
     manifest = read_manifest(run.samples)
     truncation = describe_truncation(everything, run.config.solve.on_length, names=names)
     faults = describe_faults(
@@ -110,7 +124,9 @@ def _describe_samples(
     policies = {"reference": (train, None), "predicted": (train, weight_n)}
     return {
         **dual,
-        "by_category": means_by_category(policies, prompt_categories(run), names=names),
+        "by_category": statistics_by_category(
+            policies, prompt_categories(run), reward=run.config.reward, constraints=demands.constraints
+        ),
         "truncation": truncation,
-        "warnings": [*dual["warnings"], *faults],
+        "warnings": [*demands.warnings, *dual["warnings"], *faults],
     }

@@ -14,10 +14,11 @@ imports neither torch nor pandas, and no part of SciPy before something needs it
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.blocks import SampleBlock
 from stage1_dual.dual.certificate import Certificate, certify
+from stage1_dual.dual.cvar import Tail, TailSolution, fix_tails, maximise_over_tails, reference_tail
 from stage1_dual.dual.diagnostics import Diagnostics, diagnose
 from stage1_dual.dual.dual_function import DualEvaluation, build_normaliser, evaluate_dual, tilt
 from stage1_dual.dual.dual_solution import DualSolution
-from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError, NotCertifiedError
+from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError, KlBudgetError, NotCertifiedError
 from stage1_dual.dual.feasibility import AttainableMeans, Feasibility
 from stage1_dual.dual.frontier import Frontier, solve_frontier, threshold_at_multipliers
 from stage1_dual.dual.grouping import GroupedSamples, UngroupedScores, group_in_memory
@@ -32,7 +33,7 @@ from stage1_dual.dual.inference import (
     sandwich_standard_errors,
 )
 from stage1_dual.dual.on_disk import OnDiskPartition, group_on_disk
-from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.problem import LARGEST_KL_SHARE, DualProblem
 from stage1_dual.dual.response_ladder import LadderRung, ResponseLadder, climb_ladder
 from stage1_dual.dual.samples import Partition, PassRunner, SampleScores
 from stage1_dual.dual.solver import MAX_EVALUATIONS, DualMinimum, minimise_dual, solve_dual
@@ -44,6 +45,7 @@ from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
 from stage1_dual.dual.uncertainty import Uncertainty, quantify_uncertainty
 
 __all__ = [
+    "LARGEST_KL_SHARE",
     "LIMITS",
     "MAX_EVALUATIONS",
     "AttainableMeans",
@@ -63,6 +65,7 @@ __all__ = [
     "InfeasibilityCertificate",
     "InfeasibleError",
     "InputError",
+    "KlBudgetError",
     "LadderRung",
     "Normaliser",
     "NotCertifiedError",
@@ -75,6 +78,8 @@ __all__ = [
     "SampleBlock",
     "SampleScores",
     "StandardErrors",
+    "Tail",
+    "TailSolution",
     "ThreadExecutor",
     "TightenedSolution",
     "Tilt",
@@ -88,13 +93,16 @@ __all__ = [
     "correct_response_bias",
     "diagnose",
     "evaluate_dual",
+    "fix_tails",
     "group_in_memory",
     "group_on_disk",
     "judge_trust",
+    "maximise_over_tails",
     "minimise_dual",
     "pareto_k",
     "predict_heldout",
     "quantify_uncertainty",
+    "reference_tail",
     "sandwich_standard_errors",
     "solve_dual",
     "solve_frontier",

@@ -155,6 +155,21 @@ def validate_beta(beta: float) -> float:
     return value
 
 
+def validate_kl_budget(kl_budget: float) -> float:
+    """``kl_budget`` as a float, nats per prompt.
+
+    Raises:
+        InputError: it is not a positive, finite number.
+    """
+    try:
+        value = float(kl_budget)
+    except (TypeError, ValueError):
+        raise InputError(f"`kl` is {kl_budget!r}; it must be a positive, finite number of nats") from None
+    if not (np.isfinite(value) and value > 0):
+        raise InputError(f"`kl` is {value!r}; it must be a positive, finite number of nats")
+    return value
+
+
 def validate_names(names: Sequence[str] | None, n_constraints: int) -> tuple[str, ...]:
     """The names of m constraints; "constraint_0" and so on where ``names`` is None.
 

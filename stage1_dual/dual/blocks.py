@@ -163,6 +163,14 @@ class SampleBlock:
             yield self.run(first, last)
             first = last
 
+    def with_scores(self, place: int, scores_n: FloatArray) -> SampleBlock:
+        """A copy whose constraint score ``place`` is ``scores_n``, shape (n,), score units."""
+        values_in, shift_ip = self.values_in.copy(), self.shift_ip.copy()
+        row = slice(1 + place, 2 + place)
+        values_in[row] = scores_n
+        SampleBlock(self.segments, values_in[row], shift_ip[row])._centre()
+        return SampleBlock(self.segments, values_in, shift_ip)
+
     def run(self, first: int, last: int) -> SampleBlock:
         """A view of the prompts from ``first`` to before ``last``."""
         starts_p, counts_p = self.segments.starts_p, self.segments.counts_p

@@ -1,10 +1,11 @@
 """Proof of optimality by code that does not know the solver.
 
 Value, slack, KL and Hessian are written out again from the definitions of the primal and the dual in plain NumPy, and
-the Karush-Kuhn-Tucker conditions decide. What a solution predicts is read off the same pass, so that what is reported
-is what was proved. No sum, weight or reduction of the solver, of the dual function or of their kernels
-(:mod:`stage1_dual.dual.segments`) is called: an error there moves lam*, and shows here. Calling them instead would
-save 2 to 5% of a solve.
+the Karush-Kuhn-Tucker conditions decide. Where there is a KL budget beta is a multiplier too, and they decide on both:
+lam may be optimal for its beta, and still no certificate be valid. What a solution predicts is read off the same pass,
+so that what is reported is what was proved. No sum, weight or reduction of the solver, of the dual function or of
+their kernels (:mod:`stage1_dual.dual.segments`) is called: an error there moves lam*, and shows here. Calling them
+instead would save 2 to 5% of a solve.
 
 What is shared is the data, found once when the scores are centred (:mod:`stage1_dual.dual.blocks`): the scores
 relative to a shift of their prompt and the shifts, which rows belong to which prompt, the standard deviations in which
@@ -42,14 +43,16 @@ class Certificate:
     """How far a claimed lam* is from optimal, and what the policy tilted by it does.
 
     Attributes:
-        dual_value: D(lam), reward units.
-        primal_value: E[r] - beta KL of the tilted policy, reward units.
-        duality_gap: dual minus primal value, reward units. Equals <lam, slack> for a tilted policy.
+        dual_value: D(lam), reward units; with a KL budget kappa D(beta, lam), which has beta kappa more.
+        primal_value: E[r] - beta KL of the tilted policy, reward units; with a KL budget E[r].
+        duality_gap: dual minus primal value, reward units. Equals <lam, slack> for a tilted policy, with a KL budget
+            <lam, slack> + beta (kappa - KL).
         relative_gap: |gap| over the scale of the problem, dimensionless: the largest of beta, the sd of the reward
             within prompts and <|lam|, s>.
         kkt_residual: max_j |min(lam_j s_j / beta, slack_j / s_j)|, dimensionless, s_j the standard deviation of g_j
             within prompts; of an equality |slack_j / s_j|, whatever its multiplier. A constraint no policy can change
-            (s_j = 0) counts 0 when it is met within rounding and its multiplier is 0, else infinity.
+            (s_j = 0) counts 0 when it is met within rounding and its multiplier is 0, else infinity. With
+            a KL budget at least |KL - kappa| / kappa.
         slack_m: E[g] - b under the tilted policy, score units, shape (m,).
         complementarity_m: lam_j * slack_j, reward units, shape (m,).
         reward: E[r] under the tilted policy, reward units.
@@ -102,7 +105,8 @@ class Certificate:
 def certify(problem: DualProblem, lam_m: FloatArray) -> Certificate:
     """Measure how far ``lam_m``, shape (m,), is from optimal, from the definitions, in one pass over the samples.
 
-    Any multipliers can be measured; :attr:`Certificate.is_valid` says whether they are optimal.
+    Where the problem has a KL budget, ``lam_m`` and the problem's beta together are what is measured. Any multipliers
+    can be measured; :attr:`Certificate.is_valid` says whether they are optimal.
     """
     beta, n_prompts = problem.beta, problem.n_prompts
     is_even = problem.samples.facts.largest_exponent(lam_m, beta) <= _EVEN_NATS
@@ -115,12 +119,18 @@ def certify(problem: DualProblem, lam_m: FloatArray) -> Certificate:
     gap = beta * log_z - (reward - beta * kl)
     with np.errstate(under="ignore"):
         hess_mm = np.sum([part.covariance_mm for part in parts], axis=0) / (n_prompts * beta)
+    dual_value, primal_value = beta * log_z, reward - beta * kl
+    residual = _kkt_residual(problem, lam_m, slack_m)
+    if problem.kl_budget is not None:
+        unspent = problem.kl_budget - kl
+        dual_value, primal_value, gap = dual_value + beta * problem.kl_budget, reward, gap + beta * unspent
+        residual = max(residual, abs(unspent) / problem.kl_budget)
     return Certificate(
-        dual_value=beta * log_z + reward_offset,
-        primal_value=reward - beta * kl + reward_offset,
+        dual_value=dual_value + reward_offset,
+        primal_value=primal_value + reward_offset,
         duality_gap=gap,
         relative_gap=abs(gap) / objective_scale,
-        kkt_residual=_kkt_residual(problem, lam_m, slack_m),
+        kkt_residual=residual,
         slack_m=slack_m,
         complementarity_m=lam_m * slack_m,
         reward=reward + reward_offset,

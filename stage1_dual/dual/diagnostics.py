@@ -49,7 +49,7 @@ class Diagnostics:
 def diagnose(problem: DualProblem, solution: DualSolution) -> Diagnostics:
     """What the weights at ``solution`` of ``problem`` are like: effective sample sizes, tails, and what to warn of."""
     counts_p = problem.samples.counts_p
-    k_p = pareto_k(problem, solution.multipliers)
+    k_p = pareto_k(problem.with_beta(solution.beta), solution.multipliers)
     known = ~np.isnan(k_p)
     log_samples = float(np.mean(np.log(counts_p)))
     warnings: list[str] = []

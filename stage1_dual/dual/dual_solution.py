@@ -24,15 +24,16 @@ class DualSolution:
     Attributes:
         constraint_names: one name per constraint.
         thresholds: absolute thresholds solved for, score units, shape (m,).
-        beta: KL strength solved for, reward per nat.
+        beta: KL strength solved for, reward per nat; with a KL budget what was found.
+        kl_budget: the KL to spend, nats per prompt, or None where beta was given.
         is_equality_m: constraints that ask for their threshold exactly, shape (m,).
         multipliers: lam*, reward per score unit, shape (m,), non-negative except of an equality. Also the shadow
             prices: the optimal value falls by lam*_j per unit of threshold j.
-        dual_value: D(lam*), reward units.
-        primal_value: E[r] - beta KL of the tilted policy, reward units.
+        dual_value: D(lam*), reward units; with a KL budget kappa D(beta, lam*) + beta kappa.
+        primal_value: E[r] - beta KL of the tilted policy, reward units; with a KL budget E[r].
         duality_gap: ``dual_value - primal_value``, reward units.
-        kkt_residual: max_j |min(lam_j s_j / beta, slack_j / s_j)|, of an equality |slack_j / s_j|, dimensionless; at
-            most 1e-8.
+        kkt_residual: max_j |min(lam_j s_j / beta, slack_j / s_j)|, of an equality |slack_j / s_j|, of a KL budget
+            |KL - kappa| / kappa, dimensionless; at most 1e-8.
         n_evaluations: evaluations of the dual (value, slack and Hessian together) on all samples the solver used.
         predicted_reward: E[r] under the tilted policy, reward units.
         predicted_constraints: E[g] under the tilted policy, score units, shape (m,).
@@ -46,6 +47,7 @@ class DualSolution:
     constraint_names: tuple[str, ...]
     thresholds: FloatArray
     beta: float
+    kl_budget: float | None
     is_equality_m: NDArray[np.bool_]
     multipliers: FloatArray
     dual_value: float
@@ -69,6 +71,9 @@ class DualSolution:
         """The same table as HTML, for notebooks."""
         return self._display().html()
 
+    def _found_for(self) -> str:
+        return "" if self.kl_budget is None else f", found for a KL budget of {number(self.kl_budget)} nats"
+
     def _display(self) -> Display:
         columns = (self.thresholds, self.multipliers, self.predicted_constraints, self.slack)
         return Display(
@@ -76,7 +81,7 @@ class DualSolution:
             [
                 ("certificate", f"KKT residual {self.kkt_residual:.1e}, at most {KKT_TOLERANCE:g}"),
                 ("dual value", f"{number(self.dual_value)}, gap to the primal {self.duality_gap:.1e}"),
-                ("beta", number(self.beta)),
+                ("beta", number(self.beta) + self._found_for()),
                 ("reward", f"predicted {number(self.predicted_reward)}"),
                 ("KL", f"predicted {number(self.predicted_kl)} nats a prompt"),
                 ("effective sample size", f"median {number(float(np.median(self.ess_p)))} responses a prompt"),
@@ -96,6 +101,7 @@ def build_solution(
         constraint_names=problem.constraint_names,
         thresholds=problem.thresholds_m,
         beta=problem.beta,
+        kl_budget=problem.kl_budget,
         is_equality_m=problem.is_equality_m,
         multipliers=lam_m,
         dual_value=certificate.dual_value,

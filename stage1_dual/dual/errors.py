@@ -43,6 +43,22 @@ class InfeasibleError(DualignError):
         self.certificate = certificate
 
 
+class KlBudgetError(DualignError):
+    """No beta spends the KL budget on these samples: the constraints take more, or the best policy spends less.
+
+    Attributes:
+        kl_budget: what was to be spent, nats per prompt.
+        attainable_kl: the nearest that can be, nats per prompt.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, kl_budget: float, attainable_kl: float) -> None:
+        super().__init__(message)
+        self.kl_budget = kl_budget
+        self.attainable_kl = attainable_kl
+
+
 class NotCertifiedError(DualignError):
     """The solver stopped, but its answer failed the independent optimality check."""
 

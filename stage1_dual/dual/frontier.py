@@ -17,12 +17,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.arguments import validate_multipliers
-from stage1_dual.dual.certificate import Certificate
+from stage1_dual.dual.certificate import Certificate, certify
 from stage1_dual.dual.dual_function import tilt
+from stage1_dual.dual.errors import InfeasibleError, KlBudgetError, NotCertifiedError
 from stage1_dual.dual.feasibility import AttainableMeans
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
-from stage1_dual.dual.solver import DualMinimum, certify_minimum, continue_minimum, minimise_dual, proves_feasibility
+from stage1_dual.dual.solver import (
+    DualMinimum,
+    certify_minimum,
+    continue_minimum,
+    minimise_dual,
+    proves_feasibility,
+    solve_dual,
+)
 
 # A point behind counts where it is on the line to this fraction of a step, and at least that many steps away.
 _OFF_LINE = 1e-6
@@ -37,9 +45,11 @@ class Frontier:
 
     Attributes:
         thresholds_gm: absolute thresholds, score units, shape (g, m).
-        status_g: "certified", "infeasible", "boundary" (on the edge of what the samples can attain: no finite
-            multiplier) or "not_certified" (float64 does not suffice), shape (g,).
+        status_g: "certified", "infeasible" (also where it takes more than the KL budget), "boundary" (on the edge of
+            what the samples can attain: no finite multiplier) or "not_certified" (float64 does not suffice, or the
+            KL budget does not bind), shape (g,).
         multipliers_gm: lam*, also the shadow prices of the thresholds, reward per score unit, shape (g, m).
+        beta_g: KL strength, reward per nat, shape (g,): the one given, or what spends the KL budget at each point.
         reward_g: predicted reward, reward units, shape (g,).
         constraints_gm: predicted constraint scores, score units, shape (g, m).
         kl_g: KL from the reference, nats per prompt, shape (g,).
@@ -52,6 +62,7 @@ class Frontier:
     thresholds_gm: FloatArray
     status_g: NDArray[np.str_]
     multipliers_gm: FloatArray
+    beta_g: FloatArray
     reward_g: FloatArray
     constraints_gm: FloatArray
     kl_g: FloatArray
@@ -69,7 +80,7 @@ def solve_frontier(
     Infeasible points are marked, not dropped. The thresholds of ``problem`` itself are not used.
 
     Args:
-        problem: the samples and beta.
+        problem: the samples and beta or KL budget.
         thresholds_gm: absolute thresholds, score units, shape (g, m), or (g,) for one constraint. Neighbouring rows
             should be close, as along a curve or the rows of a grid.
         attainable: what the samples of ``problem`` can attain, where it is known from another sweep.
@@ -88,10 +99,15 @@ def solve_frontier(
     for thresholds_m in grid_gm:
         # Relative to one of them: a large common offset must not round the differences.
         target_m = (thresholds_m - grid_gm[0]) / scale_m
-        start_m = None
+        here, start_m = problem.with_thresholds(thresholds_m), None
         if solved:
             start_m = problem.clip_multipliers(_predict(target_m, problem, solved, at_sm[: len(solved)], scale_m))
-        verdict, point = _solve_point(problem.with_thresholds(thresholds_m), start_m, known)
+        if problem.kl_budget is None:
+            verdict, point = _solve_point(here, start_m, known)
+        else:
+            if solved:
+                here = here.with_beta(solved[_closest(at_sm[: len(solved)], target_m)].beta)
+            verdict, point = _solve_point_within(here, start_m, known)
         status.append(verdict)
         points.append(point)
         if point is not None:
@@ -119,6 +135,7 @@ class _Point:
 
     minimum: DualMinimum
     certificate: Certificate
+    beta: float
 
 
 def _solve_point(
@@ -144,7 +161,24 @@ def _certified_point(problem: DualProblem, minimum: DualMinimum) -> _Point | Non
     if not minimum.is_converged:
         return None
     minimum, certificate = certify_minimum(problem, minimum)
-    return _Point(minimum, certificate) if certificate.is_valid else None
+    return _Point(minimum, certificate, problem.beta) if certificate.is_valid else None
+
+
+def _solve_point_within(
+    problem: DualProblem, start_m: FloatArray | None, attainable: AttainableMeans
+) -> tuple[str, _Point | None]:
+    """The same under a KL budget: beta is found at every point."""
+    try:
+        solution = solve_dual(problem, initial_multipliers=start_m)
+    except InfeasibleError:
+        return attainable.judge(problem).status, None
+    except KlBudgetError as error:
+        return ("infeasible" if error.attainable_kl > error.kl_budget else "not_certified"), None
+    except NotCertifiedError:
+        return "not_certified", None
+    minimum = DualMinimum(solution.multipliers, solution.kkt_residual, solution.n_evaluations)
+    certificate = certify(problem.with_beta(solution.beta), solution.multipliers)
+    return "certified", _Point(minimum, certificate, solution.beta)
 
 
 def _predict(
@@ -202,7 +236,7 @@ def _collect(grid_gm: FloatArray, status: list[str], points: list[_Point | None]
     n_points, n_constraints = grid_gm.shape
     multipliers_gm = np.full((n_points, n_constraints), np.nan)
     constraints_gm = np.full((n_points, n_constraints), np.nan)
-    scalars = np.full((5, n_points), np.nan)
+    scalars = np.full((6, n_points), np.nan)
     n_evaluations_g = np.zeros(n_points, dtype=np.int64)
     for row, point in enumerate(points):
         if point is None:
@@ -216,12 +250,14 @@ def _collect(grid_gm: FloatArray, status: list[str], points: list[_Point | None]
             np.median(certificate.ess_p),
             certificate.dual_value,
             certificate.kkt_residual,
+            point.beta,
         )
         n_evaluations_g[row] = point.minimum.n_evaluations
     return Frontier(
         thresholds_gm=grid_gm,
         status_g=np.array(status, dtype=np.str_),
         multipliers_gm=multipliers_gm,
+        beta_g=scalars[5],
         reward_g=scalars[0],
         constraints_gm=constraints_gm,
         kl_g=scalars[1],

@@ -4,9 +4,11 @@ Everything follows from sums by prompt at lam*. With psi_p the slack of prompt p
 threshold, and minus its share of the reference mean where the threshold is a margin over that mean), lam* solves
 mean_p psi_p(lam) = 0 on the active set: an M-estimator. The bootstrap draws prompts with replacement and in every
 replicate takes a Newton step from lam* under lam >= 0, corrected once by the third derivative of the dual; what the
-policy then does is expanded to second order as well. The error is of third order in the step, p**-1.5 against the
-p**-0.5 of the interval: a plain Newton step and a linear KL were measured to move the ends of intervals for KL by half
-a standard error at 150 prompts. The sandwich is the delta method for the same estimator, active set held fixed.
+policy then does is expanded to second order as well. Under a KL budget beta moves too
+(:mod:`stage1_dual.dual.budget_steps`), and every replicate spends the budget. The error is of third order in the step,
+p**-1.5 against the p**-0.5 of the interval: a plain Newton step and a linear KL were measured to move the ends of
+intervals for KL by half a standard error at 150 prompts. The sandwich is the delta method for the same estimator,
+active set held fixed.
 
 Two kinds of interval, because two questions are asked:
 
@@ -32,6 +34,7 @@ from numpy.typing import ArrayLike
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual.arguments import require_level, require_prompts
+from stage1_dual.dual.budget_steps import BudgetMoments
 from stage1_dual.dual.display import Display, interval
 from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.problem import DualProblem
@@ -63,11 +66,13 @@ class ResponseBias:
 
     Attributes:
         multipliers: reward per score unit, shape (m,).
+        beta: of the beta that a KL budget finds, reward per nat; 0 where beta was given.
         optimum: of the re-solved optimum; reward (), constraints (m,), kl (), slack (m,).
         policy: of the policy tilted by lam* as it is; same shapes.
     """
 
     multipliers: FloatArray
+    beta: float
     optimum: Estimates
     policy: Estimates
 
@@ -81,6 +86,7 @@ class BootstrapIntervals:
         level: nominal coverage.
         n_replicates: number of replicates.
         multipliers: shape (m, 2), reward per score unit.
+        beta: of the beta that a KL budget finds, reward per nat, shape (2,); None where beta was given.
         optimum: of the re-solved optimum; reward (2,), constraints (m, 2), kl (2,), slack (m, 2).
         policy: of the policy tilted by lam* as it is; same shapes.
         multiplier_replicates_bm: lam of every replicate, shape (replicates, m); infinite where the replicate's
@@ -93,6 +99,7 @@ class BootstrapIntervals:
     level: float
     n_replicates: int
     multipliers: FloatArray
+    beta: FloatArray | None
     optimum: Estimates
     policy: Estimates
     multiplier_replicates_bm: FloatArray
@@ -115,6 +122,7 @@ class BootstrapIntervals:
                 ("reward of the policy", interval(self.policy.reward)),
                 ("KL of the optimum", interval(self.optimum.kl)),
                 ("KL of the policy", interval(self.policy.kl)),
+                *([] if self.beta is None else [("beta", interval(self.beta))]),
                 ("infeasible replicates", f"{self.infeasible_fraction:.1%}"),
             ],
             ("constraint", "multiplier", "optimum", "policy", "slack of the policy"),
@@ -128,13 +136,34 @@ class StandardErrors:
 
     Attributes:
         multipliers: shape (m,), reward per score unit; 0 for an inactive constraint.
+        beta: of the beta that a KL budget finds, reward per nat; None where beta was given.
         optimum: of the re-solved optimum; reward (), constraints (m,), kl (), slack (m,).
         policy: of the policy tilted by lam* as it is; same shapes.
     """
 
     multipliers: FloatArray
+    beta: float | None
     optimum: Estimates
     policy: Estimates
+
+
+@dataclass(frozen=True, eq=False)
+class _Resolved:
+    """Replicates that were solved again, to second order.
+
+    Attributes:
+        multipliers_bm: reward per score unit, shape (b, m).
+        beta_b: reward per nat, shape (b,); None where beta was given.
+        reward_b: reward units, shape (b,).
+        moved_bm: what the tilted means of the scores gain, score units, shape (b, m).
+        kl_b: nats per prompt, shape (b,).
+    """
+
+    multipliers_bm: FloatArray
+    beta_b: FloatArray | None
+    reward_b: FloatArray
+    moved_bm: FloatArray
+    kl_b: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +171,7 @@ class PromptSample:
     """The prompts at lam*, gathered in one pass: what every interval is drawn from.
 
     Attributes:
-        problem: the problem solved.
+        problem: the problem solved, with the beta of the solution.
         solution: its solution.
         units: what is drawn with replacement.
     """
@@ -167,7 +196,8 @@ class PromptSample:
             InputError: fewer than two prompts, or a mask of the wrong shape.
         """
         require_prompts(problem.n_prompts)
-        return cls(problem, solution, gather_units(problem, solution, thresholds_are_relative_m))
+        spent = problem.with_beta(solution.beta)
+        return cls(spent, solution, gather_units(spent, solution, thresholds_are_relative_m))
 
     def bootstrap_intervals(
         self,
@@ -185,35 +215,59 @@ class PromptSample:
         if n_replicates < 2:
             raise InputError(f"`n_replicates` is {n_replicates}; it must be at least 2")
         require_level(level)
-        multipliers = self.solution.multipliers
         means = self.units.replicate_means(rng, n_replicates)
-        step_bm = _replicate_steps(self.problem, multipliers, means)
-        multipliers_bm = self.problem.clip_multipliers(multipliers + step_bm)
+        found = self._resolve(means)
+        multipliers_bm, beta_b = found.multipliers_bm, found.beta_b
         beyond_bm = self._beyond(means)
         # Complementary slackness is exact knowledge: a replicate's active constraints meet its thresholds.
-        moved_bm = _expand(means.scores_slope_pmm, means.scores_bend_pmmm, step_bm)
-        slack_bm = np.where(self.problem.is_active_m(multipliers_bm), 0.0, means.psi_pm + moved_bm)
-        kl_b = means.kl_p + _expand(means.kl_slope_pm, means.kl_bend_pmm, step_bm)
+        slack_bm = np.where(self.problem.is_active_m(multipliers_bm), 0.0, means.psi_pm + found.moved_bm)
         optimum = Estimates(
-            reward=means.reward_p + _expand(means.reward_slope_pm, means.reward_bend_pmm, step_bm),
+            reward=found.reward_b,
             constraints=means.scores_pm - means.psi_pm + slack_bm,
-            kl=np.maximum(kl_b, 0.0),
+            kl=np.maximum(found.kl_b, 0.0),
             slack=slack_bm,
         )
         policy = Estimates(reward=means.reward_p, constraints=means.scores_pm, kl=means.kl_p, slack=means.psi_pm)
         multipliers_bm = np.where(beyond_bm == 0, multipliers_bm, beyond_bm)
         if bias is not None:
             multipliers_bm = self.problem.clip_multipliers(multipliers_bm - bias.multipliers)
+            beta_b = None if beta_b is None else np.maximum(beta_b - bias.beta, 0.0)
             optimum, policy = _moved(optimum, bias.optimum), _moved(policy, bias.policy)
         return BootstrapIntervals(
             constraint_names=self.problem.constraint_names,
             level=level,
             n_replicates=n_replicates,
             multipliers=_percentiles(multipliers_bm, level),
+            beta=None if beta_b is None else _percentiles(beta_b, level),
             optimum=_percentile_estimates(optimum, level),
             policy=_percentile_estimates(policy, level),
             multiplier_replicates_bm=multipliers_bm,
             infeasible_fraction=float(np.mean(np.any(beyond_bm != 0, axis=1))),
+        )
+
+    def _resolve(self, means: PromptSums) -> _Resolved:
+        problem, multipliers, kl_budget = self.problem, self.solution.multipliers, self.problem.kl_budget
+        if kl_budget is None:
+            step_bm = _replicate_steps(problem, multipliers, means)
+            return _Resolved(
+                multipliers_bm=problem.clip_multipliers(multipliers + step_bm),
+                beta_b=None,
+                reward_b=means.reward_p + _expand(means.reward_slope_pm, means.reward_bend_pmm, step_bm),
+                moved_bm=_expand(means.scores_slope_pmm, means.scores_bend_pmmm, step_bm),
+                kl_b=means.kl_p + _expand(means.kl_slope_pm, means.kl_bend_pmm, step_bm),
+            )
+        moments = BudgetMoments.gather(problem, multipliers, means, kl_budget)
+        step_bz = moments.steps()
+        gained_bi = moments.expand(moments.moves(step_bz))
+        multipliers_bm = np.zeros_like(means.scores_pm)
+        multipliers_bm[:, moments.varying] = (moments.start_z + step_bz)[:, 1:] * (problem.beta / moments.scale_v)
+        return _Resolved(
+            multipliers_bm=problem.clip_multipliers(multipliers_bm),
+            beta_b=problem.beta * (1.0 + step_bz[:, 0]),
+            reward_b=means.reward_p + gained_bi[:, 0],
+            moved_bm=gained_bi[:, 1:],
+            # Every replicate spends its budget.
+            kl_b=np.full_like(means.kl_p, kl_budget),
         )
 
     def _beyond(self, means: PromptSums) -> FloatArray:
@@ -226,6 +280,8 @@ class PromptSample:
 
     def standard_errors(self) -> StandardErrors:
         """Standard errors by the delta method; see :func:`sandwich_standard_errors`."""
+        if self.problem.kl_budget is not None:
+            return self._standard_errors_within(self.problem.kl_budget)
         units, hess_mm = self.units, self.solution.hessian
         means, off = units.means(), units.deviations()
         free = self.problem.is_active_m(self.solution.multipliers) & ~self.problem.is_constant_m
@@ -237,18 +293,49 @@ class PromptSample:
         moved_um = influence_um @ hess_mm
         return StandardErrors(
             multipliers=units.standard_error(influence_um),
+            beta=None,
             optimum=Estimates(
                 reward=units.standard_error(off.reward_p + influence_um @ means.reward_slope_pm[0]),
                 constraints=units.standard_error(off.scores_pm + moved_um),
                 kl=units.standard_error(off.kl_p + influence_um @ means.kl_slope_pm[0]),
                 slack=units.standard_error(off.psi_pm + moved_um),
             ),
-            policy=Estimates(
-                reward=units.standard_error(off.reward_p),
-                constraints=units.standard_error(off.scores_pm),
-                kl=units.standard_error(off.kl_p),
-                slack=units.standard_error(off.psi_pm),
+            policy=self._policy_errors(off),
+        )
+
+    def _standard_errors_within(self, kl_budget: float) -> StandardErrors:
+        """The same where beta moves with the multipliers, so that the KL stays the budget."""
+        units, lam_m = self.units, self.solution.multipliers
+        off = units.deviations()
+        moments = BudgetMoments.gather(self.problem, lam_m, units.means(), kl_budget)
+        varying, scale_v = moments.varying, moments.scale_v
+        gradient_uz = np.column_stack([-off.kl_p, off.psi_pm[:, varying] / scale_v])
+        free = np.append(True, self.problem.is_active_m(lam_m)[varying])
+        influence_uz = np.zeros_like(gradient_uz)
+        # The pseudo-inverse leaves out directions that dependent constraints do not determine.
+        inverse = np.linalg.pinv(moments.hessian_bzz[0][np.ix_(free, free)], rcond=1e-10, hermitian=True)
+        influence_uz[:, free] = -gradient_uz[:, free] @ inverse
+        gained_ui = influence_uz @ moments.turn_iz.T @ moments.covariance_bii[0]
+        errors_m = np.zeros_like(lam_m)
+        errors_m[varying] = units.standard_error(influence_uz[:, 1:]) * (self.problem.beta / scale_v)
+        return StandardErrors(
+            multipliers=errors_m,
+            beta=self.problem.beta * float(units.standard_error(influence_uz[:, 0])),
+            optimum=Estimates(
+                reward=units.standard_error(off.reward_p + gained_ui[:, 0]),
+                constraints=units.standard_error(off.scores_pm + gained_ui[:, 1:]),
+                kl=np.zeros(()),
+                slack=units.standard_error(off.psi_pm + gained_ui[:, 1:]),
             ),
+            policy=self._policy_errors(off),
+        )
+
+    def _policy_errors(self, off: PromptSums) -> Estimates:
+        return Estimates(
+            reward=self.units.standard_error(off.reward_p),
+            constraints=self.units.standard_error(off.scores_pm),
+            kl=self.units.standard_error(off.kl_p),
+            slack=self.units.standard_error(off.psi_pm),
         )
 
 

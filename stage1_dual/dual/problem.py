@@ -4,12 +4,14 @@
     subject to                  E_x E_{y~pi} g_j(x, y) >= b_j ,   j = 1..m
 
 g is higher-better and a slack E[g_j] - b_j >= 0 means satisfied. A constraint marked as an equality asks for = b_j:
-its multiplier may have either sign. Expectations under pi_ref are means over the
-responses of a prompt, then over prompts: every prompt counts the same however many responses it has.
+its multiplier may have either sign. With a KL budget kappa the problem is to maximise E[r] subject to E_x KL <= kappa
+besides: beta is then its multiplier, and an outcome (:mod:`stage1_dual.dual.kl_budget`). Expectations under pi_ref are
+means over the responses of a prompt, then over prompts: every prompt counts the same however many responses it has.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,6 +26,7 @@ from stage1_dual.dual.arguments import (
     require_finite,
     validate_beta,
     validate_equalities,
+    validate_kl_budget,
     validate_multipliers,
     validate_names,
     validate_thresholds,
@@ -32,6 +35,9 @@ from stage1_dual.dual.display import Display, describe_equalities, number
 from stage1_dual.dual.samples import SampleScores
 from stage1_dual.dual.segments import FloatArray, IntArray
 from stage1_dual.dual.tilting import weigh_block
+
+LARGEST_KL_SHARE = 0.35
+"""The KL over the log of the number of responses, beyond which estimates on them are weak: lam* is biased upwards."""
 
 
 class Frame(Protocol):
@@ -82,6 +88,8 @@ class DualProblem:
         constraint_names: one name per constraint, for messages and tables.
         is_equality_m: constraints that ask for their threshold exactly, shape (m,); none of them unless
             :meth:`with_equalities` says so.
+        kl_budget: the KL to spend, nats per prompt, where beta is an outcome: then :attr:`beta` is where its search
+            starts, or what was found. None unless :meth:`with_kl_budget` says so.
         samples: the scores.
         rows: the caller's rows; None for :meth:`from_samples`.
     """
@@ -90,6 +98,7 @@ class DualProblem:
     thresholds_m: FloatArray
     constraint_names: tuple[str, ...]
     is_equality_m: NDArray[np.bool_]
+    kl_budget: float | None
     samples: SampleScores
     rows: RowLayout | None
 
@@ -108,7 +117,9 @@ class DualProblem:
             "DualProblem: maximise E[reward] - beta KL subject to E[score] >= threshold",
             [
                 ("samples", f"{facts.n_samples:,} responses to {facts.n_prompts:,} prompts"),
-                ("beta", number(self.beta)),
+                ("beta", number(self.beta))
+                if self.kl_budget is None
+                else ("KL budget", f"{number(self.kl_budget)} nats"),
                 ("reward", f"reference {number(facts.reference_reward)}, sd {number(facts.reward_scale)}"),
                 *describe_equalities(self.constraint_names, self.is_equality_m),
             ],
@@ -280,6 +291,7 @@ class DualProblem:
             thresholds_m=thresholds_m,
             constraint_names=names,
             is_equality_m=validate_equalities(np.zeros(n_constraints, dtype=np.bool_), n_constraints),
+            kl_budget=None,
             samples=samples,
             rows=None,
         )
@@ -308,8 +320,28 @@ class DualProblem:
         """
         return replace(self, beta=validate_beta(beta))
 
+    def with_kl_budget(self, kl_budget: float | None) -> DualProblem:
+        """The same problem with so many nats per prompt to spend and beta to be found; None takes beta as it is.
+
+        Raises:
+            InputError: the budget is not a positive, finite number, or so large that samples of this size cannot show
+                it: weights on K responses have at most ln K nats, and an estimate is biased low long before.
+        """
+        if kl_budget is None:
+            return replace(self, kl_budget=None)
+        budget = validate_kl_budget(kl_budget)
+        log_samples = float(np.mean(np.log(self.samples.counts_p)))
+        if budget > LARGEST_KL_SHARE * log_samples:
+            median = float(np.median(self.samples.counts_p))
+            raise InputError(
+                f"`kl` is {budget:g} nats; {median:g} responses a prompt can show at most "
+                f"{LARGEST_KL_SHARE * log_samples:.3g}, {LARGEST_KL_SHARE:g} of the log of their number. Lower it, or "
+                f"draw at least {math.ceil(math.exp(budget / LARGEST_KL_SHARE)):,} responses a prompt"
+            )
+        return replace(self, kl_budget=budget)
+
     def with_samples(self, samples: SampleScores) -> DualProblem:
-        """The same thresholds and beta on other scores of the same constraints."""
+        """The same thresholds, beta and KL budget on other scores of the same constraints."""
         return replace(self, samples=samples, rows=None)
 
     @property

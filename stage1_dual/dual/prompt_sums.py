@@ -51,6 +51,8 @@ class PromptSums:
         reward_bend_pmm: second derivative of the reward, shape (p, m, m).
         scores_bend_pmmm: second derivative of the scores, shape (p, m, m, m).
         kl_bend_pmm: second derivative of the KL, shape (p, m, m).
+        reward_cumulants_pc: of problems with a KL budget, whose beta moves too, what beta's derivatives need besides:
+            Var(r), K3(r, r, r), K3(r, r, g_j), under the tilted policy, shape (p, 2 + m); of others shape (p, 0).
     """
 
     reward_p: FloatArray
@@ -65,6 +67,7 @@ class PromptSums:
     reward_bend_pmm: FloatArray
     scores_bend_pmmm: FloatArray
     kl_bend_pmm: FloatArray
+    reward_cumulants_pc: FloatArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,10 +145,11 @@ def gather_units(problem: DualProblem, solution: DualSolution, relative: ArrayLi
     function = partial(
         _block_sums,
         lam_m=solution.multipliers,
-        beta=problem.beta,
+        beta=solution.beta,
         thresholds_m=problem.thresholds_m,
         is_equality_m=problem.is_equality_m,
         reference_m=np.where(relative_m, problem.reference_means_m, np.nan),
+        is_beta_fixed=problem.kl_budget is None,
     )
     n_units = min(problem.n_prompts, _MOST_UNITS)
     unit_p = np.arange(problem.n_prompts)
@@ -176,6 +180,7 @@ def _block_sums(
     thresholds_m: FloatArray,
     is_equality_m: NDArray[np.bool_],
     reference_m: FloatArray,
+    is_beta_fixed: bool,
 ) -> PromptSums:
     """The sums of one block's prompts; ``reference_m`` is NaN where the threshold is absolute."""
     segments, n_constraints = block.segments, len(block.scores_mn)
@@ -190,6 +195,11 @@ def _block_sums(
         scores_bend_mmmp = np.empty((n_constraints, n_constraints, n_constraints, segments.n_prompts))
         for row_n, bend_mmp in zip(deviation_mn, scores_bend_mmmp, strict=True):
             bend_mmp[:] = _seconds(segments, weighted_mn * row_n, deviation_mn) / beta**2
+        cumulants_cp = np.empty((0, segments.n_prompts))
+        if not is_beta_fixed:
+            squared_n = weights_n * reward_deviation_n**2
+            powers_cn = np.vstack([np.ones_like(squared_n), reward_deviation_n, deviation_mn])
+            cumulants_cp = segments.sum(powers_cn * squared_n)
     reference_error_mp = np.nan_to_num(block.reference_means_mp - reference_m[:, np.newaxis], nan=0.0)
     lowest_ep = -segments.max(-block.scores_mn[is_equality_m])
     depth_ep = lowest_ep + (block.score_shift_mp - thresholds_m[:, np.newaxis] - reference_error_mp)[is_equality_m]
@@ -210,6 +220,7 @@ def _block_sums(
         reward_bend_pmm=np.moveaxis(reward_bend_mmp, -1, 0),
         scores_bend_pmmm=np.moveaxis(scores_bend_mmmp, -1, 0),
         kl_bend_pmm=np.moveaxis(kl_bend_mmp, -1, 0),
+        reward_cumulants_pc=cumulants_cp.T,
     )
 
 

@@ -7,7 +7,8 @@ high. The leading term falls as 1/K, hence solving again on halves of the respon
     lam_J = 2 lam(K) - (lam(first half) + lam(second half)) / 2
 
 removes it: the half-sample jackknife (Quenouille 1956; Efron and Tibshirani 1993, section 10). Thresholds stay what
-they are on all responses. Measured on jointly Gaussian scores with K = 32 and 1,000 prompts (benchmarks/), it leaves
+they are on all responses, and so does a KL budget: the beta that spends it comes out low, and is corrected likewise.
+Measured on jointly Gaussian scores with K = 32 and 1,000 prompts (benchmarks/), it leaves
 5% of the bias at a KL of half a nat, 28% at 1.2 and 49% at 2.6; extrapolation over three rungs was no better, and
 noisier.
 
@@ -31,7 +32,7 @@ import numpy as np
 
 from stage1_dual.dual.dual_function import tilt
 from stage1_dual.dual.dual_solution import DualSolution
-from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
+from stage1_dual.dual.errors import InfeasibleError, KlBudgetError, NotCertifiedError
 from stage1_dual.dual.inference import Estimates, ResponseBias
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray
@@ -61,6 +62,7 @@ class LadderRung:
         n_parts: disjoint parts the responses were dealt into; figures are means over the parts that have a solution.
         n_infeasible: parts without a certified solution, as a rule since their responses cannot reach the thresholds.
         multipliers_m: reward per score unit, shape (m,); NaN where no part has a solution.
+        beta: reward per nat; with a KL budget the mean of those found, else the beta given.
         dual_value: D, reward units.
         kl: nats per prompt.
         ess_median: median over prompts of the effective sample size, samples.
@@ -70,6 +72,7 @@ class LadderRung:
     n_parts: int
     n_infeasible: int
     multipliers_m: FloatArray
+    beta: float
     dual_value: float
     kl: float
     ess_median: float
@@ -83,15 +86,19 @@ class ResponseLadder:
         rungs: most responses first; fewer than three where prompts have too few responses to be dealt.
         drift_m: (lam(K/2) - lam(K)) in units of the scale of lam, shape (m,): beta over s_j, or lam where that is
             larger. About the bias still in lam(K) where there is a correction; NaN without a half.
+        beta_drift: (beta(K/2) - beta(K)) / beta(K) where a KL budget finds beta, else 0; NaN without a half.
         bias: what is to be taken off estimates, or None where no correction must be made.
         corrected_multipliers_m: half-sample jackknife of lam*, shape (m,), or None likewise.
+        corrected_beta: that of the beta a KL budget finds, or the beta given, or None likewise.
         refusal: why there is no corrected multiplier; empty where there is one.
     """
 
     rungs: tuple[LadderRung, ...]
     drift_m: FloatArray
+    beta_drift: float
     bias: ResponseBias | None
     corrected_multipliers_m: FloatArray | None
+    corrected_beta: float | None
     refusal: str
 
 
@@ -102,6 +109,7 @@ def climb_ladder(problem: DualProblem, solution: DualSolution) -> ResponseLadder
         problem: the problem solved.
         solution: its solution.
     """
+    problem = problem.with_beta(solution.beta)
     counts_p = problem.samples.counts_p
     rungs = [
         LadderRung(
@@ -109,6 +117,7 @@ def climb_ladder(problem: DualProblem, solution: DualSolution) -> ResponseLadder
             n_parts=1,
             n_infeasible=0,
             multipliers_m=solution.multipliers,
+            beta=solution.beta,
             dual_value=solution.dual_value,
             kl=solution.predicted_kl,
             ess_median=float(np.median(solution.ess_p)),
@@ -119,15 +128,17 @@ def climb_ladder(problem: DualProblem, solution: DualSolution) -> ResponseLadder
     scale_m = np.maximum(
         np.abs(solution.multipliers), problem.beta / np.where(problem.is_constant_m, np.inf, problem.score_scale_m)
     )
-    drift_m = np.full(problem.n_constraints, np.nan)
+    drift_m, beta_drift = np.full(problem.n_constraints, np.nan), math.nan
     if len(rungs) > 1:
+        beta_drift = rungs[1].beta / solution.beta - 1.0
         drift_m = (rungs[1].multipliers_m - solution.multipliers) / np.where(scale_m > 0, scale_m, 1.0)
     refusal = _refusal(problem, rungs, scale_m)
-    bias = corrected_m = None
+    bias = corrected_m = corrected_beta = None
     if not refusal:
         bias = _half_sample_bias(problem, solution, halves=parts[2])
         corrected_m = problem.clip_multipliers(solution.multipliers - bias.multipliers)
-    return ResponseLadder(tuple(rungs), drift_m, bias, corrected_m, refusal)
+        corrected_beta = solution.beta - bias.beta
+    return ResponseLadder(tuple(rungs), drift_m, beta_drift, bias, corrected_m, corrected_beta, refusal)
 
 
 def _solve_parts(problem: DualProblem, solution: DualSolution, n_parts: int) -> list[DualSolution]:
@@ -136,7 +147,7 @@ def _solve_parts(problem: DualProblem, solution: DualSolution, n_parts: int) -> 
     for part in range(n_parts):
         try:
             found.append(solve_dual(_share(problem, n_parts, part), initial_multipliers=solution.multipliers))
-        except (InfeasibleError, NotCertifiedError):
+        except (InfeasibleError, KlBudgetError, NotCertifiedError):
             continue
     return found
 
@@ -152,6 +163,7 @@ def _describe(problem: DualProblem, found: list[DualSolution], n_parts: int) -> 
         n_parts=n_parts,
         n_infeasible=n_parts - len(found),
         multipliers_m=np.mean([one.multipliers for one in found], axis=0) if found else nothing,
+        beta=_mean([one.beta for one in found]),
         dual_value=_mean([one.dual_value for one in found]),
         kl=_mean([one.predicted_kl for one in found]),
         ess_median=_mean([float(np.median(one.ess_p)) for one in found]),
@@ -166,6 +178,7 @@ def _half_sample_bias(problem: DualProblem, solution: DualSolution, halves: list
     policies = [tilt(_share(problem, 2, part), solution.multipliers) for part in range(2)]
     return ResponseBias(
         multipliers=np.where(free_m, multipliers_m, 0.0),
+        beta=_mean([half.beta for half in halves]) - solution.beta,
         optimum=_excess([_optimum(half) for half in halves], _optimum(solution)),
         # On all responses the policy of lam* and the optimum are the same.
         policy=_excess([_policy(half) for half in policies], _optimum(solution)),
@@ -219,18 +232,22 @@ def _refusal(problem: DualProblem, rungs: list[LadderRung], scale_m: FloatArray)
 
 def _growth_refusal(problem: DualProblem, rungs: list[LadderRung], scale_m: FloatArray) -> str:
     """Why the changes along three rungs do not speak for a bias in 1/K, or nothing."""
-    full_m, half_m, quarter_m = (rung.multipliers_m for rung in rungs)
-    first_m, second_m = half_m - full_m, quarter_m - half_m
-    excess_m = np.abs(second_m - 2 * first_m) / 3
-    limit_m = _LARGEST_GROWTH * first_m
-    is_between_m = (np.minimum(limit_m, 0.0) <= second_m) & (second_m <= np.maximum(limit_m, 0.0))
+    # The multipliers, then beta, which is one where a KL budget finds it.
+    names = [*(f"lambda* of {name}" for name in problem.constraint_names), "beta"]
+    full_i, half_i, quarter_i = (np.append(rung.multipliers_m, rung.beta) for rung in rungs)
+    scale_i = np.append(scale_m, problem.beta)
     # An inactive constraint is not corrected.
-    failing_m = np.flatnonzero(problem.is_active_m(full_m) & ~is_between_m & (excess_m > _NEGLIGIBLE_EXCESS * scale_m))
-    if not len(failing_m):
+    is_corrected_i = np.append(problem.is_active_m(rungs[0].multipliers_m), problem.kl_budget is not None)
+    first_i, second_i = half_i - full_i, quarter_i - half_i
+    excess_i = np.abs(second_i - 2 * first_i) / 3
+    limit_i = _LARGEST_GROWTH * first_i
+    is_between_i = (np.minimum(limit_i, 0.0) <= second_i) & (second_i <= np.maximum(limit_i, 0.0))
+    failing_i = np.flatnonzero(is_corrected_i & ~is_between_i & (excess_i > _NEGLIGIBLE_EXCESS * scale_i))
+    if not len(failing_i):
         return ""
-    j = int(failing_m[np.argmax(excess_m[failing_m] / scale_m[failing_m])])
+    worst = int(failing_i[np.argmax(excess_i[failing_i] / scale_i[failing_i])])
     return (
-        f"lambda* of {problem.constraint_names[j]} is {full_m[j]:.3g} on all responses, {half_m[j]:.3g} on half and "
-        f"{quarter_m[j]:.3g} on a quarter: changes of {first_m[j]:+.2g} and {second_m[j]:+.2g}, where a bias in 1/K "
-        f"doubles them (0 to {_LARGEST_GROWTH:.0f} times is allowed): no ground for a correction"
+        f"{names[worst]} is {full_i[worst]:.3g} on all responses, {half_i[worst]:.3g} on half and "
+        f"{quarter_i[worst]:.3g} on a quarter: changes of {first_i[worst]:+.2g} and {second_i[worst]:+.2g}, where a "
+        f"bias in 1/K doubles them (0 to {_LARGEST_GROWTH:.0f} times is allowed): no ground for a correction"
     )

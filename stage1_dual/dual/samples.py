@@ -71,6 +71,45 @@ class InMemoryPartition:
 
 
 @dataclass(frozen=True, eq=False)
+class DerivedPartition:
+    """A partition whose blocks are made from those of another whenever they are read."""
+
+    source: Partition
+    function: Callable[[SampleBlock], SampleBlock]
+
+    @property
+    def n_prompts(self) -> int:
+        """The number of prompts it holds."""
+        return self.source.n_prompts
+
+    def blocks(self) -> Iterator[SampleBlock]:
+        """The blocks of the source, made into others."""
+        yield from map(self.function, self.source.blocks())
+
+    def every(self, step: int, offset: int) -> DerivedPartition:
+        """The same prompts with every ``step``-th response only."""
+        return DerivedPartition(self.source, _Thinned(self.function, step, offset))
+
+
+@dataclass(frozen=True)
+class _Thinned:
+    """Makes a block, then keeps every ``step``-th response of it."""
+
+    function: Callable[[SampleBlock], SampleBlock]
+    step: int
+    offset: int
+
+    def __call__(self, block: SampleBlock) -> SampleBlock:
+        return self.function(block).every(self.step, self.offset)
+
+
+def _derive(partition: Partition, function: Callable[[SampleBlock], SampleBlock]) -> Partition:
+    if isinstance(partition, InMemoryPartition):
+        return InMemoryPartition(function(partition.block))
+    return DerivedPartition(partition, function)
+
+
+@dataclass(frozen=True, eq=False)
 class _RawBlock:
     """Scores as the caller gave them, and where the centred ones go."""
 
@@ -134,6 +173,15 @@ class SampleScores:
         """``function`` of every block, in order. It must be picklable for executors of several processes."""
         for results in self.executor.run(partial(_map_partition, function), self.partitions):
             yield from results
+
+    def derive(self, function: Callable[[SampleBlock], SampleBlock]) -> SampleScores:
+        """Other scores of the same responses, made block by block; of scores in memory once, of others in every pass.
+
+        Args:
+            function: from a block to one of the same prompts and responses; picklable for executors of several
+                processes.
+        """
+        return replace(self, partitions=tuple(_derive(partition, function) for partition in self.partitions))
 
     def every(self, step: int, offset: int) -> SampleScores:
         """The same prompts with every ``step``-th response only, from the ``offset``-th on.

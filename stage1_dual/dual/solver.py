@@ -19,6 +19,7 @@ from stage1_dual.dual.certificate import Certificate, certify, require_certified
 from stage1_dual.dual.dual_function import evaluate_dual
 from stage1_dual.dual.dual_solution import DualSolution, build_solution
 from stage1_dual.dual.feasibility import AttainableMeans, require_feasible
+from stage1_dual.dual.kl_budget import spend_budget
 from stage1_dual.dual.problem import DualProblem
 from stage1_dual.dual.segments import FloatArray, IntArray
 
@@ -156,26 +157,49 @@ class _ScaledDual:
 
 
 def solve_dual(problem: DualProblem, *, initial_multipliers: ArrayLike | None = None) -> DualSolution:
-    """Solve the dual and certify the answer.
+    """Solve the dual and certify the answer; where the problem has a KL budget, find the beta that spends it.
 
     A minimum exists where the thresholds are strictly feasible. That is decided first, unless Newton's method finds at
     once a certified policy that can be moved to meet them with room, which proves it too. The dual is convex, hence a
     minimum global; code independent of the solver checks it. A solution returned always has ``kkt_residual <= 1e-8``.
 
     Args:
-        problem: the samples, thresholds and beta.
+        problem: the samples, thresholds and beta or KL budget.
         initial_multipliers: start of the iteration, reward per score unit, shape (m,); by default the solver finds
-            one.
+            one. With a KL budget the problem's beta is then a start too.
+
+    Returns:
+        The solution. With a KL budget its beta is the one found: ``problem.with_beta(solution.beta)`` is the problem
+        whose tilted policy it describes, and one certificate holds for both multipliers.
 
     Raises:
         InputError: ``initial_multipliers`` is not m finite numbers, non-negative except of an equality.
         InfeasibleError: no policy on the samples meets the thresholds, or only in the limit of infinite multipliers.
+        KlBudgetError: the constraints take more than the KL budget, or the best policy on the samples spends less.
         NotCertifiedError: float64 does not suffice for this problem.
     """
-    if initial_multipliers is None:
-        start_m = _find_start(problem)
-    else:
+    start_m = None
+    if initial_multipliers is not None:
         start_m = validate_multipliers("initial_multipliers", initial_multipliers, problem.is_equality_m)
+    if problem.kl_budget is None:
+        return _solve_at_beta(problem, start_m)
+    counted: list[int] = []
+
+    def solve(beta: float, start_m: FloatArray | None) -> DualSolution:
+        found = _solve_at_beta(problem.with_kl_budget(None).with_beta(beta), start_m)
+        counted.append(found.n_evaluations)
+        return found
+
+    found = spend_budget(problem, solve, start_m)
+    spent = problem.with_beta(found.beta)
+    certificate = certify(spent, found.multipliers)
+    require_certified(spent, certificate)
+    return build_solution(spent, found.multipliers, certificate, n_evaluations=sum(counted))
+
+
+def _solve_at_beta(problem: DualProblem, start_m: FloatArray | None) -> DualSolution:
+    if start_m is None:
+        start_m = _find_start(problem)
     n_evaluations = 0
     if start_m is not None:
         minimum = continue_minimum(problem, start_m)

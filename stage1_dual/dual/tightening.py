@@ -24,7 +24,11 @@ loss keeps the true margin. The bound grows with the tilt, so the two are solved
 
 *Response bias.* With finitely many responses a prompt lam* is high and what its policy attains is underestimated
 (:mod:`stage1_dual.dual.response_ladder`). The corrected multipliers are the solution for the means that their policy
-has on the samples; asking for those means instead makes them the certified answer.
+has on the samples; asking for those means instead makes them the certified answer. Where a KL budget finds beta, the
+corrected beta's policy spends less on the samples than the budget, and asking for that makes it part of the answer.
+
+Under a KL budget every round of a tightening spends the whole budget anew, so that beta settles together with the
+thresholds: what is tightened costs reward, not KL.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pipeline.contracts.errors import InputError
+from stage1_dual.dual.dual_function import tilt
 from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.frontier import threshold_at_multipliers
 from stage1_dual.dual.inference import sandwich_standard_errors
@@ -93,11 +98,12 @@ class TightenedSolution:
     """The solution under tightened thresholds.
 
     Attributes:
-        problem: the problem with the tightened thresholds.
+        problem: the problem with the tightened thresholds, and with the beta of the solution.
         solution: its solution.
         assurance_m: tightening for assurance, score units, shape (m,).
         score_error_m: tightening for score error, score units, shape (m,).
         response_bias_m: what is asked for less (negative) by :func:`correct_response_bias`, score units, shape (m,).
+        response_bias_kl: what of a KL budget it leaves unspent on the samples (negative), nats per prompt; else 0.
         price: reward predicted without tightening minus with it, reward units.
     """
 
@@ -106,6 +112,7 @@ class TightenedSolution:
     assurance_m: FloatArray
     score_error_m: FloatArray
     response_bias_m: FloatArray
+    response_bias_kl: float
     price: float
 
 
@@ -115,6 +122,7 @@ def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
     Raises:
         InfeasibleError: the tightened thresholds are out of reach, where the demanded ones may not be.
         NotCertifiedError: float64 does not suffice for this problem.
+        KlBudgetError: no beta spends the KL budget under the tightened thresholds.
         InputError: an equality is to be tightened, or the tightening grows without end, since each round of it
             strengthens the tilt.
     """
@@ -124,7 +132,7 @@ def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
     assurance_m = score_error_m = np.zeros(problem.n_constraints)
     if bool(np.any(demand.reserve_m != 0)):
         tightened = problem.with_thresholds(problem.thresholds_m + demand.reserve_m)
-        solution = solve_dual(tightened, initial_multipliers=plain.multipliers)
+        solution = _solve_near(tightened, plain)
     settled = not demand.moves_with_the_tilt
     for _ in range(_ROUNDS):
         if settled:
@@ -134,20 +142,25 @@ def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
         change_m = np.abs(thresholds_m - tightened.thresholds_m)
         settled = bool(np.all(change_m <= _SETTLED * problem.score_scale_m))
         tightened = problem.with_thresholds(thresholds_m)
-        solution = solve_dual(tightened, initial_multipliers=solution.multipliers)
+        solution = _solve_near(tightened, solution)
     if not settled:
         raise InputError(
             f"the tightening for `assurance` and `score_error` does not settle: every round strengthens the tilt "
             f"(now {(assurance_m + score_error_m).tolist()} score units); lower them, or raise beta"
         )
     return TightenedSolution(
-        problem=tightened,
+        problem=tightened.with_beta(solution.beta),
         solution=solution,
         assurance_m=assurance_m,
         score_error_m=score_error_m,
         response_bias_m=np.zeros(problem.n_constraints),
+        response_bias_kl=0.0,
         price=plain.predicted_reward - solution.predicted_reward,
     )
+
+
+def _solve_near(problem: DualProblem, near: DualSolution) -> DualSolution:
+    return solve_dual(problem.with_beta(near.beta), initial_multipliers=near.multipliers)
 
 
 def _require_bounds(problem: DualProblem, demand: Demand) -> None:
@@ -180,19 +193,24 @@ def correct_response_bias(tightened: TightenedSolution, ladder: ResponseLadder) 
     Raises:
         NotCertifiedError: float64 does not suffice for the corrected problem.
     """
-    lam_m = ladder.corrected_multipliers_m
-    if lam_m is None:
+    lam_m, beta = ladder.corrected_multipliers_m, ladder.corrected_beta
+    if lam_m is None or beta is None:
         return tightened
-    asked_m = tightened.problem.thresholds_m
+    asked_m, asked_kl = tightened.problem.thresholds_m, tightened.problem.kl_budget
     binding_m = tightened.problem.is_active_m(tightened.solution.multipliers)
-    thresholds_m = np.where(binding_m, threshold_at_multipliers(tightened.problem, lam_m), asked_m)
-    problem = tightened.problem.with_thresholds(thresholds_m)
+    corrected = tightened.problem.with_beta(beta)
+    thresholds_m = np.where(binding_m, threshold_at_multipliers(corrected, lam_m), asked_m)
+    problem, spared = corrected.with_thresholds(thresholds_m), 0.0
+    if asked_kl is not None:
+        kl = float(np.mean(tilt(corrected, lam_m).kl_p))
+        problem, spared = replace(problem, kl_budget=kl), kl - asked_kl
     solution = solve_dual(problem, initial_multipliers=lam_m)
     return replace(
         tightened,
-        problem=problem,
+        problem=problem.with_beta(solution.beta),
         solution=solution,
         response_bias_m=thresholds_m - asked_m,
+        response_bias_kl=spared,
         price=tightened.price + tightened.solution.predicted_reward - solution.predicted_reward,
     )
 
@@ -206,7 +224,7 @@ def _tightening(problem: DualProblem, solution: DualSolution, demand: Demand) ->
     ).policy.slack
     # The spread of slacks between prompts carries over to other prompts; what K responses add is known from the tilt.
     between_m = errors**2 * problem.n_prompts
-    within_m = np.diag(solution.hessian) * problem.beta / demand.n_evaluation_responses
+    within_m = np.diag(solution.hessian) * solution.beta / demand.n_evaluation_responses
     evaluation_m = np.sqrt((between_m + within_m) / demand.n_evaluation_prompts)
     asked_m = ~np.isnan(demand.assurance_m)
     z_m = ndtri(np.where(asked_m, demand.assurance_m, 0.5))

@@ -9,7 +9,8 @@ The verdict is the worst of these signs, each against the two limits of :data:`L
 - ``pareto_k_fraction``: share of prompts whose weights have a Pareto k beyond 0.7; their effective sample sizes are
   themselves too optimistic.
 - ``drift``: largest change of lam* from half of the responses to all, in units of lam* or of beta over the standard
-  deviation of the score, whichever is larger; about the bias that is still in lam*.
+  deviation of the score, whichever is larger; about the bias that is still in lam*. Under a KL budget that of beta, in
+  units of beta, counts too.
 - ``heldout_violation``: how far below 0 (for an equality, off 0) the whole interval of a held-out slack lies, in
   standard deviations of the constraint; lam* was fitted to its own prompts.
 - ``few_prompts``: 1 over the number of prompts; intervals are between prompts.
@@ -28,7 +29,7 @@ from stage1_dual.dual.diagnostics import Diagnostics
 from stage1_dual.dual.dual_solution import DualSolution
 from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
 from stage1_dual.dual.heldout import HeldoutPrediction
-from stage1_dual.dual.problem import DualProblem
+from stage1_dual.dual.problem import LARGEST_KL_SHARE, DualProblem
 from stage1_dual.dual.response_ladder import ResponseLadder
 from stage1_dual.dual.solver import solve_dual
 
@@ -36,7 +37,7 @@ Verdict = Literal["ok", "weak", "unreliable"]
 
 LIMITS: dict[str, tuple[float, float]] = {
     "ess_fraction_below_2": (0.05, 0.25),
-    "kl_share": (0.35, 0.6),
+    "kl_share": (LARGEST_KL_SHARE, 0.6),
     "pareto_k_fraction": (0.5, math.inf),
     "drift": (0.1, 0.3),
     "heldout_violation": (0.0, 0.25),
@@ -79,6 +80,7 @@ def judge_trust(
     heldout: HeldoutPrediction | None,
 ) -> Trust:
     """Judge ``solution`` of ``problem`` by the rule of this module."""
+    problem = problem.with_beta(solution.beta)
     signs = {
         "ess_fraction_below_2": diagnostics.ess_fraction_below_2,
         "kl_share": _kl_share(solution.predicted_kl, diagnostics.log_samples),
@@ -114,7 +116,7 @@ def _drift(ladder: ResponseLadder, solution: DualSolution) -> float:
     if ladder.rungs[1].n_infeasible:
         return math.inf
     moving = solution.multipliers != 0
-    return float(np.max(np.abs(ladder.drift_m[moving]), initial=0.0))
+    return float(np.max(np.abs(ladder.drift_m[moving]), initial=abs(ladder.beta_drift)))
 
 
 def _heldout_violation(problem: DualProblem, heldout: HeldoutPrediction | None) -> float:
@@ -136,7 +138,8 @@ def _sentences(
     if math.isinf(signs["drift"]):
         drift = "on half of the responses per prompt the thresholds are out of reach"
     else:
-        drift = f"half of the responses per prompt move a multiplier by {signs['drift']:.0%} of its scale"
+        moved = "a multiplier" if problem.kl_budget is None else "a multiplier or beta"
+        drift = f"half of the responses per prompt move {moved} by {signs['drift']:.0%} of its scale"
     return {
         "ess_fraction_below_2": (
             f"{signs['ess_fraction_below_2']:.0%} of the prompts have an effective sample size below 2 (median "
@@ -165,9 +168,12 @@ def _advise_on_tilt(
     drawn, alternative = ladder.rungs[0].n_responses, ""
     more = _sufficient_responses(ladder, diagnostics)
     if any(levels[name] for name in ("ess_fraction_below_2", "kl_share", "pareto_k_fraction")):
-        beta = _sufficient_beta(problem)
-        if beta is not None:
-            yield f"raise beta from {problem.beta:.3g} to about {_round_up(beta):g}"
+        found = _sufficient_tilt(problem)
+        if found is not None:
+            if problem.kl_budget is None:
+                yield f"raise beta from {problem.beta:.3g} to about {_round_up(found.beta):g}"
+            else:
+                yield f"lower the KL budget from {problem.kl_budget:.3g} to about {found.predicted_kl:.2g} nats"
             alternative = "or "
     if more is None:
         yield f"draw several times the {drawn:.0f} responses a prompt: on so few, what is needed cannot be told"
@@ -177,14 +183,14 @@ def _advise_on_tilt(
         yield f"{alternative}draw about {_round_up(more):.0f} responses a prompt instead of {drawn:.0f}"
 
 
-def _sufficient_beta(problem: DualProblem) -> float | None:
-    """The first larger beta at which effective sample sizes and the KL pass their first limits."""
+def _sufficient_tilt(problem: DualProblem) -> DualSolution | None:
+    """The solution for the first larger beta at which effective sample sizes and the KL pass their first limits."""
     share = problem.samples.sketch(_SKETCH_PROMPTS)
     sketch = problem if share is None else problem.with_samples(share)
     log_samples = float(np.mean(np.log(sketch.samples.counts_p)))
     start_m = None
     for attempt in range(1, _BETA_TRIES + 1):
-        point = sketch.with_beta(problem.beta * _BETA_FACTOR**attempt)
+        point = sketch.with_kl_budget(None).with_beta(problem.beta * _BETA_FACTOR**attempt)
         try:
             solution = solve_dual(point, initial_multipliers=start_m)
         except (InfeasibleError, NotCertifiedError):
@@ -193,7 +199,7 @@ def _sufficient_beta(problem: DualProblem) -> float | None:
         collapsed = float(np.mean(solution.ess_p < 2))
         kl_share = _kl_share(solution.predicted_kl, log_samples)
         if not (_level("ess_fraction_below_2", collapsed) or _level("kl_share", kl_share)):
-            return point.beta
+            return solution
     return None
 
 
@@ -217,7 +223,7 @@ def _sufficient_responses(ladder: ResponseLadder, diagnostics: Diagnostics) -> f
         excess = full.kl - allowed * diagnostics.log_samples
         log_factors.append(excess / (allowed - kl_growth) if allowed > kl_growth else math.inf)
     # Past the limits above, what drifts falls as 1 / K.
-    drift = float(np.nanmax(np.abs(ladder.drift_m), initial=0.0))
+    drift = float(np.nanmax(np.abs(ladder.drift_m), initial=abs(ladder.beta_drift)))
     if math.isfinite(drift) and drift > LIMITS["drift"][0]:
         log_factors.append(math.log(drift / LIMITS["drift"][0]))
     log_wanted = math.log(full.n_responses) + max(log_factors)

@@ -19,8 +19,8 @@ class Uncertainty:
     Attributes:
         tightened: the problem solved and its solution.
         ladder: over the number of responses, of the solution before any correction.
-        intervals: by the bootstrap. Those of lam* are about what was asked, for the solution that was asked for, and
-            those of the policy about the policy of ``tightened``.
+        intervals: by the bootstrap. Those of lam* and beta are about what was asked, for the solution that was asked
+            for, and those of the policy about the policy of ``tightened``.
         errors: by the sandwich, of ``tightened``.
         bias: what the intervals of the policy were moved by, so that a point may be moved with them; None where they
             were not.
@@ -66,9 +66,10 @@ def quantify_uncertainty(
             tightened.problem, tightened.solution, thresholds_are_relative_m=thresholds_are_relative_m
         )
         bias = climb_ladder(tightened.problem, tightened.solution).bias or ladder.bias
-        # Those of lam* stay: they are about what was asked, which the corrected lam* is an estimate for.
+        # Those of lam* and beta stay: they are about what was asked, which the corrected ones are estimates for.
         intervals = replace(
             prompts.bootstrap_intervals(rng=rng, n_replicates=n_replicates, bias=bias),
             multipliers=intervals.multipliers,
+            beta=intervals.beta,
         )
     return Uncertainty(tightened, ladder, intervals, prompts.standard_errors(), bias)

@@ -197,7 +197,7 @@ def test_safeguards_and_the_correction_are_those_of_the_command(frame: pd.DataFr
         ({"constraints": ["harmless > 0"]}, "is not of the form"),
         ({"constraints": "harmless >= 0"}, "the constraints are the text 'harmless >= 0'; give a list"),
         ({"constraints": []}, "no constraint is given"),
-        ({"constraints": ["harmless >= 0", "harmless <= 1"]}, "'harmless' is bounded twice"),
+        ({"constraints": ["harmless >= 0", "harmless >= 1"]}, "bound the same from the same side"),
         ({"reward": "remark"}, "column 'remark' holds values of several types"),
         ({"reward": "prompt_id"}, "the prompt's id is 'prompt_id', which is a score too"),
         ({"beta": 0}, "`beta` is 0"),

@@ -124,3 +124,26 @@ def cvxpy_primal(
     # An equality's dual has the sign of its slack in the Lagrangian of the minimisation.
     lam_m[list(equal)] *= -1.0
     return OracleAnswer(value=float(problem.value), lam_m=lam_m)
+
+
+@dataclass(frozen=True)
+class BudgetAnswer(OracleAnswer):
+    beta: float
+
+
+def cvxpy_budget(
+    r_pk: FloatArray, g_pkm: FloatArray, *, b_m: FloatArray, kl: float, equal: Sequence[int] = ()
+) -> BudgetAnswer:
+    """Maximise E[r] over the weights of the samples within a KL budget; beta* is the budget's own dual."""
+    n_prompts, n_responses, n_constraints = g_pkm.shape
+    w = cp.Variable((n_prompts, n_responses), nonneg=True)
+    spent = cp.sum(cp.rel_entr(w, np.full((n_prompts, n_responses), 1.0 / n_responses))) / n_prompts
+    slack = [cp.sum(cp.multiply(w, g_pkm[:, :, j])) / n_prompts - b_m[j] for j in range(n_constraints)]
+    constraints = [slack[j] == 0 if j in equal else slack[j] >= 0 for j in range(n_constraints)]
+    budget = spent <= kl
+    reward = cp.sum(cp.multiply(w, r_pk)) / n_prompts
+    problem = cp.Problem(cp.Maximize(reward), [*constraints, budget, cp.sum(w, axis=1) == 1])
+    _solve_tightly(problem)
+    lam_m = np.array([float(np.squeeze(constraint.dual_value)) for constraint in constraints])
+    lam_m[list(equal)] *= -1.0
+    return BudgetAnswer(value=float(problem.value), lam_m=lam_m, beta=float(budget.dual_value))

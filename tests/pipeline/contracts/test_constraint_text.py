@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pipeline.contracts.constraint_text import (
-    holds_range,
+    hold_ranges,
     read_constraint,
     read_constraint_families,
     read_constraints,
@@ -61,7 +61,11 @@ def test_ranges_hold_their_ends():
         [-1.0]
     ]
     assert read_constraint_families(["a >= 1"]) == ((Constraint("a", ">=", threshold=1.0),),)
-    assert [holds_range(text) for text in ("'a:b:c' >= 1", "a >= 1:1:1")] == [False, True]
+    assert [hold_ranges(text) for text in ("'a:b:c' >= 1", "a >= 1:1:1", "1 <= a <= 2")] == [
+        (False,),
+        (True,),
+        (False,) * 2,
+    ]
     (shares,) = read_constraint_families(["share(a >= 0) >= 0.5:0.7:0.1"])
     assert [(bound.name, round(bound.threshold, 12)) for bound in shares] == [
         ("share(a >= 0)", 0.5),

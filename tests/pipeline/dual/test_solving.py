@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.contracts.solution import Solution
+from pipeline.dual.posing import pose
 from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints
 from pipeline.scoring.joined import JoinedScores
@@ -23,7 +24,8 @@ def scored_rows(rng, n_prompts=80, n_responses=40, n_constraints=1):
         prompt_n=np.repeat(np.arange(n_prompts), n_responses),
         sample_index_n=np.tile(np.arange(n_responses), n_prompts),
         reward_n=reward,
-        constraints_nm=scores,
+        score_names=tuple(f"score_{j}" for j in range(n_constraints)),
+        scores_ns=scores,
         cut_off_n=np.zeros(n, dtype=bool),
     )
 
@@ -31,23 +33,29 @@ def scored_rows(rng, n_prompts=80, n_responses=40, n_constraints=1):
 SIZE = EvaluationSize(100, 40)
 
 
+def of(constraints, scored):
+    """The rows, their scores named after what is bounded."""
+    return replace(scored, score_names=tuple(one.statistic.score for one in constraints))
+
+
 def solved(scored, constraints, heldout=None, safeguards=None, evaluation=SIZE, corrects=False):
+    scored = of(constraints, scored)
+    heldout = None if heldout is None else of(constraints, heldout)
     found = solve_problem(
-        build_problem(scored, constraints=constraints, beta=1.0),
-        heldout=None if heldout is None else build_problem(heldout, constraints=constraints, beta=1.0),
+        pose(scored, constraints=constraints, beta=1.0),
+        heldout=None if heldout is None else pose(heldout, constraints=constraints, beta=1.0),
         reward_name="helpful",
-        constraints=constraints,
         safeguards=safeguards or [Safeguard()] * len(constraints),
         evaluation=evaluation,
         corrects_response_bias=corrects,
         n_replicates=200,
         rng=np.random.default_rng(0),
     )
-    return found.content, found.problem
+    return found.content, found.posed
 
 
 def flipped(scored):
-    return replace(scored, constraints_nm=-scored.constraints_nm)
+    return replace(scored, scores_ns=-scored.scores_ns)
 
 
 def test_an_upper_bound_is_the_mirror_of_a_lower_bound():
@@ -61,8 +69,11 @@ def test_an_upper_bound_is_the_mirror_of_a_lower_bound():
         assert up[key] == pytest.approx(-low[key], abs=1e-12)
     assert up["predicted_ci95"] == pytest.approx([-low["predicted_ci95"][1], -low["predicted_ci95"][0]], abs=1e-12)
     assert up["slack"] == pytest.approx(low["slack"], abs=1e-12)
-    weights = tilted_weights(scored, Solution.from_document(lower))
-    np.testing.assert_allclose(tilted_weights(flipped(scored), Solution.from_document(upper)), weights, rtol=1e-12)
+    low_rows, up_rows = (
+        replace(rows, score_names=(name,)) for rows, name in ((scored, "harmless"), (flipped(scored), "harm"))
+    )
+    weights = tilted_weights(low_rows, Solution.from_document(lower))
+    np.testing.assert_allclose(tilted_weights(up_rows, Solution.from_document(upper)), weights, rtol=1e-12)
     assert np.bincount(scored.prompt_n, weights) == pytest.approx(1)
 
 
@@ -100,7 +111,8 @@ def test_a_margin_is_over_the_grand_mean_of_prompts_not_of_rows():
         sample_index_n=np.arange(8),
         cut_off_n=np.zeros(8, dtype=bool),
         reward_n=np.zeros(8),
-        constraints_nm=np.array([0.0, 2.0] + [4.0, 6.0] * 3)[:, None],
+        score_names=("g",),
+        scores_ns=np.array([0.0, 2.0] + [4.0, 6.0] * 3)[:, None],
     )
     problem = build_problem(scored, constraints=[Constraint("g", ">=", margin=0.5)], beta=1.0)
     assert problem.thresholds_m == pytest.approx([(1 + 5) / 2 + 0.5])
@@ -108,8 +120,8 @@ def test_a_margin_is_over_the_grand_mean_of_prompts_not_of_rows():
 
 def test_an_infeasible_margin_says_what_is_feasible_in_the_users_direction():
     scored = scored_rows(np.random.default_rng(2))
-    per_prompt_best = scored.constraints_nm.reshape(80, 40).max(axis=1).mean()
-    best_margin = per_prompt_best - scored.constraints_nm.mean()
+    per_prompt_best = scored.scores_ns.reshape(80, 40).max(axis=1).mean()
+    best_margin = per_prompt_best - scored.scores_ns.mean()
     for sign, direction in ((1, ">="), (-1, "<=")):
         rows = scored if sign > 0 else flipped(scored)
         with pytest.raises(InfeasibleError) as caught:
@@ -126,7 +138,7 @@ def test_the_frontier_holds_the_runs_own_point():
     scored = scored_rows(np.random.default_rng(3), n_constraints=2)
     constraints = [Constraint("a", ">=", margin=0.2), Constraint("b", "<=", margin=-0.1)]
     dual, problem = solved(scored, constraints)
-    frontier = sweep_constraints(problem, constraints, n_points=11).to_pandas()
+    frontier = sweep_constraints(problem, n_points=11).to_pandas()
     assert list(frontier["constraint"].unique()) == ["a", "b"]
     for entry in dual["constraints"]:
         rows = frontier[
@@ -159,8 +171,8 @@ def test_the_corrected_multipliers_become_the_certified_answer():
     # The interval of lambda* is that of the demand, and of the mean around what the policy is expected to have.
     assert after["multiplier_ci95"] == before["multiplier_ci95"]
     assert np.mean(after["predicted_ci95"]) == pytest.approx(before["threshold"], abs=0.03)
-    weights = tilted_weights(scored, Solution.from_document(found))
-    np.testing.assert_allclose(weights, problem.tilted_weights([after["multiplier"]]), rtol=1e-12)
+    weights = tilted_weights(of(constraints, scored), Solution.from_document(found))
+    np.testing.assert_allclose(weights, problem.problem.tilted_weights([after["multiplier"]]), rtol=1e-12)
 
 
 def test_a_refused_correction_leaves_lambda_and_says_so():

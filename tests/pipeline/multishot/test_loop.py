@@ -200,7 +200,9 @@ def test_the_iterate_that_is_kept(slacks: list[float], rewards: list[float], bes
     iterates = [
         Iterate(
             run=None,  # type: ignore[arg-type]  # not read
+            names=("harmless",),
             measured=Measured(np.array([0.5]), np.array([slack])),
+            slack=np.array([slack]),
             slack_ci95=np.array([[slack - 0.1, slack + 0.1]]),
             reward=reward,
             kl=0.5,

@@ -21,7 +21,8 @@ from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.contracts.shards import write_table
 from pipeline.contracts.solution import Solution
 from pipeline.contracts.tables import PROMPTS, SAMPLES, prompt_id, tilted_schema
-from pipeline.dual.solving import EvaluationSize, build_problem, solve_problem, tilted_weights
+from pipeline.dual.posing import pose
+from pipeline.dual.solving import EvaluationSize, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.evaluation import evaluate_policy
 from pipeline.report.solved import ReportedSolution
@@ -108,16 +109,15 @@ def _build_run(
     messages = [[{"role": "user", "content": f"Question {place}: what now? <b>&</b>"}] for place in range(n_prompts)]
     ids = [prompt_id(one) for one in messages]
 
-    names = tuple(one.name for one in constraints)
     rows = {
-        split: _rows(ids[part], names, scores_pkx[part] * turn) for split, part in (("train", train), ("test", test))
+        split: _rows(ids[part], scores_pkx[part] * turn, constraints)
+        for split, part in (("train", train), ("test", test))
     }
-    problems = {split: build_problem(rows[split], constraints=constraints, beta=BETA) for split in rows}
+    problems = {split: pose(rows[split], constraints=constraints, beta=BETA) for split in rows}
     solved = solve_problem(
         problems["train"],
         heldout=problems["test"],
         reward_name="helpful",
-        constraints=constraints,
         safeguards=[Safeguard()] * n_constraints,
         evaluation=EvaluationSize(n_test, n_samples),
         corrects_response_bias=False,
@@ -133,7 +133,7 @@ def _build_run(
     dual |= {"inputs": {"scores": "ab" * 32}, "environment": {"python": "3.11", "numpy": np.__version__}}
     _write_tilted(folder, constraints, ids, messages, splits, scores_pkx * turn, weight_pk, completion)
     write_json(folder / "dual" / "dual.json", dual)
-    frontier = sweep_constraints(problem, constraints, n_points=31)
+    frontier = sweep_constraints(solved.posed, n_points=31)
     write_frontier(folder / "dual" / "frontier.parquet", frontier, metadata={})
     write_manifest(
         folder / "dual",
@@ -156,7 +156,7 @@ def _build_run(
     evaluation = {
         **evaluate_policy(
             reference=rows["test"],
-            policy=_rows(ids[test], names, drawn * turn),
+            policy=_rows(ids[test], drawn * turn, constraints),
             log_ratio_n=log_ratio.reshape(-1),
             solution=solution,
             constraints=constraints,
@@ -175,7 +175,7 @@ def _build_run(
     return BuiltRun(folder, json.loads(json.dumps(dual)), json.loads(json.dumps(evaluation)), log)
 
 
-def _rows(ids: Sequence[str], names: tuple[str, ...], scores_pkx: np.ndarray) -> JoinedScores:
+def _rows(ids: Sequence[str], scores_pkx: np.ndarray, constraints: Sequence[Constraint]) -> JoinedScores:
     n_prompts, n_samples, _ = scores_pkx.shape
     flat_nx = scores_pkx.reshape(n_prompts * n_samples, -1)
     return JoinedScores(
@@ -183,7 +183,7 @@ def _rows(ids: Sequence[str], names: tuple[str, ...], scores_pkx: np.ndarray) ->
         prompt_n=np.repeat(np.arange(n_prompts), n_samples),
         sample_index_n=np.tile(np.arange(n_samples), n_prompts),
         reward_n=flat_nx[:, 0],
-        score_names=names,
+        score_names=tuple(one.statistic.score for one in constraints),
         scores_ns=flat_nx[:, 1:],
         cut_off_n=np.zeros(len(flat_nx), dtype=bool),
     )

@@ -74,7 +74,7 @@ def test_any_order_gives_the_rows_by_key(tmp_path: Path) -> None:
     assert unscored == 0
     assert list(zip(np.array(rows.prompt_ids)[rows.prompt_n], rows.sample_index_n, strict=True)) == KEYS
     assert rows.reward_n.tolist() == list(VALUE.values())
-    assert rows.constraints_nm[:, 0].tolist() == [-value for value in VALUE.values()]
+    assert rows.scores_ns[:, 0].tolist() == [-value for value in VALUE.values()]
     assert [KEYS[row] for row in np.flatnonzero(rows.cut_off_n)] == [("b", 1)]
     assert rows.starts.tolist() == [0, 3, 6]
 
