@@ -377,7 +377,7 @@ def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
     status = evaluation["status"]
     if status == "satisfied":
         those = "the constraint" if len(bounds) == 1 else f"each of the {len(bounds)} constraints"
-        those += "" if evaluation["kl"].get("budget") is None else " and the KL budget"
+        those += "" if evaluation.get("kl", {}).get("budget") is None else " and the KL budget"
         side = "within the tolerance of" if all(one["direction"] == "=" for one in bounds) else "on the right side of"
         return f"For {those} the whole 95% interval is {side} what was demanded."
     lines = []
@@ -405,7 +405,7 @@ def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
                 f"{bound['name']} misses its demand of {found.show(asked, digits)} by {miss}: all of {ends} is on the "
                 "wrong side."
             )
-    kl = evaluation["kl"]
+    kl = evaluation.get("kl", {})
     if kl.get("status") not in (None, "satisfied"):
         lines.append(
             f"The KL to the reference is {kl['status']}: {interval(kl['realised_ci95'], 3)} nats, and the budget is "
