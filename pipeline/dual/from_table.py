@@ -462,7 +462,10 @@ class _InMemory:
         if not chunks:
             return None
         rows = ScoreChunk.concatenate(chunks)
-        plan, units = plan_rows(rows, constraints)
+        try:
+            plan, units = plan_rows(rows, constraints)
+        except InputError as error:
+            raise InputError(f"{self._table.source.name}, split {split!r}: {error}") from None
         grouped = group_in_memory(_ungrouped(rows, plan, self._table), executor=self._executor)
         problem = _problem(grouped, constraints, beta=self._request.start_beta)
         return TableSplit(finish_posing(problem, plan, units, rows), grouped)

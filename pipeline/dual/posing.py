@@ -141,7 +141,7 @@ class ColumnUnits:
         ratio: c of the column u - c h; None where h is 1 and the column is u.
         reference: the statistic under the reference.
         denominator: E_ref[h].
-        policy_denominator: E[h] under the tilted policy.
+        policy_denominator: E[h] under the tilted policy, where that is known; under the reference before.
     """
 
     ratio: float | None
@@ -151,19 +151,15 @@ class ColumnUnits:
 
     def threshold(self, column: Numbers) -> Numbers:
         """The threshold of the statistic that a threshold of the column stands for."""
-        return column if self.ratio is None else self.ratio + column / self.denominator
+        return column if self.ratio is None else self.ratio + column / self.policy_denominator
 
     def column_threshold(self, threshold: float) -> float:
         """The threshold of the column that one of the statistic stands for."""
-        return threshold if self.ratio is None else (threshold - self.ratio) * self.denominator
-
-    def of_policy_threshold(self, threshold: float) -> float:
-        """The same for the policy: E[u - c h] is at or above it where E[u] / E[h] reaches the threshold."""
         return threshold if self.ratio is None else (threshold - self.ratio) * self.policy_denominator
 
     def asked(self, offset: float) -> float:
         """An offset of the column's threshold as one of the statistic's."""
-        return offset / self.denominator
+        return offset / self.policy_denominator
 
     def value(self, column: Numbers) -> Numbers:
         """The statistic of the policy, of which the column has this mean."""
@@ -376,7 +372,7 @@ def finish_posing(
     )
     require_sizes(problem, plan.constraints)
     thresholds = [
-        unit.of_policy_threshold(one.absolute_threshold(unit.reference))
+        unit.column_threshold(one.absolute_threshold(unit.reference))
         for one, unit in zip(plan.constraints, found, strict=True)
     ]
     equalities = np.array([one.is_equality for one in plan.constraints], dtype=bool)
