@@ -222,7 +222,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         help="try it small: at most N prompts of each split (--prompts.limit), and of pairs (--training.pairs.limit)",
     )
     parser.epilog = (
-        "Settings of the recipe are options too, e.g. --sampling.samples_per_prompt 64; --kl NATS, in place of --beta, "
+        "Settings of the recipe are options too, e.g. --sampling.samples_per_prompt 64; --kl NATS in place of --beta "
         "is the largest KL to spend"
     )
 

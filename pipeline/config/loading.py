@@ -14,6 +14,7 @@ from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import ConfigError, InputError
 from pipeline.contracts.problem import MAX_CONSTRAINTS, require_consistent
 from pipeline.contracts.section import nearest
+from pipeline.contracts.tables import PROMPT_COLUMNS
 from pipeline.scorers.kinds import KINDS, kind_of
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -170,6 +171,7 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
             faults.append(f"`reward` is {reward!r}: there is no such scorer{nearest(reward, map(str, scorers))}")
         if isinstance(constraints, Mapping):
             faults.extend(_constraint_faults(constraints, scorers, reward))
+    faults.extend(_column_faults(constraints, tree.get("prompts")))
     if isinstance(constraints, Mapping) and not constraints:
         faults.append("`constraints` is empty; it needs at least one")
     faults.extend(_pair_faults(tree))
@@ -213,6 +215,29 @@ def _constraint_faults(constraints: Mapping[Any, Any], scorers: Mapping[Any, Any
                 yield f"`constraints.{_shown(name)}` bounds the reward itself; a constraint bounds another score"
     if unknown > _MOST_SHOWN:
         yield f"`constraints`: {unknown - _MOST_SHOWN} more have no scorer of their name"
+
+
+def _column_faults(constraints: object, prompts: object) -> Iterator[str]:
+    """Columns of the prompts that constraints name: prompts have two, one of them where the recipe says so."""
+    settings = prompts if isinstance(prompts, Mapping) else {}
+    has_categories = settings.get("source", "embedded") == "embedded" or settings.get("category_column") is not None
+    for name, bound in constraints.items() if isinstance(constraints, Mapping) else ():
+        if not isinstance(bound, Mapping):
+            continue
+        where, each = bound.get("where"), bound.get("each")
+        asked = [("where", column) for column in where] if isinstance(where, Mapping) else []
+        asked += [("each", each)] if each is not None else []
+        for setting, column in asked:
+            if column not in PROMPT_COLUMNS:
+                yield (
+                    f"`constraints.{_shown(name)}.{setting}` names the column {_shown(column)!r}; prompts have "
+                    f"{' and '.join(PROMPT_COLUMNS)}"
+                )
+            elif column == "category" and not has_categories:
+                yield (
+                    f"`constraints.{_shown(name)}.{setting}` is of the category, which prompts have where "
+                    "`prompts.category_column` names it"
+                )
 
 
 def _scores_of(name: object, bound: object) -> Iterator[tuple[str, object]]:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint, Direction, Safeguard
@@ -143,6 +150,9 @@ class KlBudget(Section):
     """Nats a prompt."""
 
 
+_EVER = frozenset({"direction", "threshold", "margin", "reserve", "assurance", "score_error"})
+
+
 class ConstraintSettings(Section):
     """Bound on a statistic of a score, in its own direction and units (docs/constraints.md)."""
 
@@ -208,6 +218,18 @@ class ConstraintSettings(Section):
         except InputError as error:
             raise ValueError(str(error).removeprefix("constraint `it`: ")) from None
         return self
+
+    @model_serializer(mode="wrap")
+    def _what_is_set(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the settings that recipes of before there were statistics have not, where they say nothing: a run
+        made then is not another one now.
+        """
+        settings: dict[str, Any] = handler(self)
+        return {
+            name: value
+            for name, value in settings.items()
+            if name in _EVER or value != type(self).model_fields[name].default
+        }
 
     def constraints(self, name: str) -> tuple[Constraint, ...]:
         """The constraints it stands for: one, or the two ends of a band; ``each`` is not expanded.

@@ -19,6 +19,7 @@ from pipeline.contracts.solution import (
     StatedStatistic,
 )
 from pipeline.dual.posing import PosedProblem
+from pipeline.dual.tails import FoundTails
 from stage1_dual.dual import Diagnostics, HeldoutPrediction, Trust, Uncertainty
 
 
@@ -48,12 +49,14 @@ class Answer:
         diagnostics: of the weights.
         prediction: for the held-out prompts, or None where there are none.
         trust: the verdict.
+        tails: what the search over t of cvars found, or None where there are none.
     """
 
     found: Uncertainty
     diagnostics: Diagnostics
     prediction: HeldoutPrediction | None
     trust: Trust
+    tails: FoundTails | None
 
 
 def describe_solution(question: Question, answer: Answer) -> dict[str, Any]:
@@ -140,6 +143,8 @@ def _constraint_statistics(question: Question, answer: Answer) -> Iterator[dict[
                 "heldout_slack": there.slack(float(prediction.slack[j])),
                 "heldout_slack_ci95": _interval(there.slack(prediction.slack_interval[j])),
             }
+        if answer.tails is not None and constraint.name in answer.tails.at:
+            about["tail_responses"] = answer.tails.responses[constraint.name]
         yield about | {
             "slack": unit.slack(float(solution.slack[j])),
             "slack_ci95": _interval(unit.slack(intervals.policy.slack[j])),
@@ -164,6 +169,7 @@ def _statistics(question: Question, answer: Answer) -> dict[str, Any]:
         "duality_gap": solution.duality_gap,
         "kkt_residual": solution.kkt_residual,
         "n_evaluations": solution.n_evaluations,
+        "largest_gain_of_other_tails": None if answer.tails is None else _finite(answer.tails.largest_gain),
         "reward": {
             "reference": problem.reference_reward,
             "predicted": solution.predicted_reward,

@@ -331,12 +331,11 @@ class TableSolution:
         """
         for chunk in _shown(self.table, "writing weights", show_progress=self.request.show_progress):
             weight_n = np.full(len(chunk.prompt_n), np.nan)
-            for split, (normaliser, ids, places) in self._normalisers.items():
+            for split, (plan, normaliser, ids, places) in self._normalisers.items():
                 mask_n = np.ones(len(weight_n), bool) if chunk.split_n is None else chunk.split_n == split
                 rows = chunk if chunk.split_n is None else chunk.select(mask_n)
                 place_n = places[np.searchsorted(ids, rows.prompt_n)]
-                column_nm = self.splits[split].posed.plan.turned(rows)
-                weight_n[mask_n] = normaliser.weights(place_n, rows.reward_n, column_nm)
+                weight_n[mask_n] = normaliser.weights(place_n, rows.reward_n, plan.turned(rows))
             columns = [chunk.prompt_id_n, pa.array(chunk.sample_index_n), pa.array(weight_n)]
             if chunk.split_n is not None:
                 columns.append(pa.array(chunk.split_n, pa.string()))
@@ -376,14 +375,21 @@ class TableSolution:
                 made.replace(output / made.relative_to(aside))
 
     @cached_property
-    def _normalisers(self) -> dict[str, tuple[Normaliser, np.ndarray, np.ndarray]]:
-        """For each split its normaliser, its prompts' ids in ascending order, and the place of each."""
+    def _normalisers(self) -> dict[str, tuple[ColumnPlan, Normaliser, np.ndarray, np.ndarray]]:
+        """For each split what its columns are, its normaliser, its prompts' ids, ascending, and the place of each."""
         found = {}
         for split, rows in self.splits.items():
-            places = np.argsort(rows.grouped.prompt_p)
-            problem = self.solved.problem.with_samples(rows.grouped.scores)
+            plan, grouped = rows.posed.plan, rows.grouped
+            if isinstance(rows.posed.rows, ScoreChunk) and not all(
+                one.statistic.is_linear for one in plan.constraints
+            ):
+                # The columns of the solution, in every split.
+                plan = rows.posed.with_columns(self.solved.posed.chosen).plan
+                grouped = group_in_memory(_ungrouped(rows.posed.rows, plan, self.table))
+            places = np.argsort(grouped.prompt_p)
+            problem = self.solved.problem.with_samples(grouped.scores)
             normaliser = build_normaliser(problem, self.solved.solution.multipliers)
-            found[split] = (normaliser, rows.grouped.prompt_p[places], places)
+            found[split] = (plan, normaliser, grouped.prompt_p[places], places)
         return found
 
 
@@ -456,7 +462,10 @@ class _InMemory:
         if not chunks:
             return None
         rows = ScoreChunk.concatenate(chunks)
-        plan, units = plan_rows(rows, constraints)
+        try:
+            plan, units = plan_rows(rows, constraints)
+        except InputError as error:
+            raise InputError(f"{self._table.source.name}, split {split!r}: {error}") from None
         grouped = group_in_memory(_ungrouped(rows, plan, self._table), executor=self._executor)
         problem = _problem(grouped, constraints, beta=self._request.start_beta)
         return TableSplit(finish_posing(problem, plan, units, rows), grouped)

@@ -18,7 +18,7 @@ Both have mean 0 over the prompts, and the second is 0 where the constraint bind
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol, TypeVar
 
@@ -36,6 +36,22 @@ _SMALLEST, _LARGEST = 1e-50, 1e50
 
 NOWHERE: Mapping[str, float] = MappingProxyType({})
 """No t of any cvar."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What decides the columns besides the rows: chosen on train prompts, it makes the same columns of others.
+
+    Attributes:
+        at: t of each cvar, by the constraint's name; where there is none, the reference's own.
+        ratios: c of each column u - c h, likewise; where there is none, the threshold.
+    """
+
+    at: Mapping[str, float] = field(default_factory=dict)
+    ratios: Mapping[str, float] = field(default_factory=dict)
+
+
+NOTHING = Chosen()
 
 
 Numbers = TypeVar("Numbers", float, FloatArray)
@@ -125,7 +141,7 @@ class ColumnUnits:
         ratio: c of the column u - c h; None where h is 1 and the column is u.
         reference: the statistic under the reference.
         denominator: E_ref[h].
-        policy_denominator: E[h] under the tilted policy.
+        policy_denominator: E[h] under the tilted policy, where that is known; under the reference before.
     """
 
     ratio: float | None
@@ -135,15 +151,15 @@ class ColumnUnits:
 
     def threshold(self, column: Numbers) -> Numbers:
         """The threshold of the statistic that a threshold of the column stands for."""
-        return column if self.ratio is None else self.ratio + column / self.denominator
+        return column if self.ratio is None else self.ratio + column / self.policy_denominator
 
     def column_threshold(self, threshold: float) -> float:
         """The threshold of the column that one of the statistic stands for."""
-        return threshold if self.ratio is None else (threshold - self.ratio) * self.denominator
+        return threshold if self.ratio is None else (threshold - self.ratio) * self.policy_denominator
 
     def asked(self, offset: float) -> float:
         """An offset of the column's threshold as one of the statistic's."""
-        return offset / self.denominator
+        return offset / self.policy_denominator
 
     def value(self, column: Numbers) -> Numbers:
         """The statistic of the policy, of which the column has this mean."""
@@ -206,7 +222,7 @@ class ColumnPlan:
 
 
 def plan_columns(
-    constraints: Sequence[Constraint], reference: PromptMeans, *, at: Mapping[str, float] = NOWHERE
+    constraints: Sequence[Constraint], reference: PromptMeans, chosen: Chosen = NOTHING
 ) -> tuple[ColumnPlan, tuple[ColumnUnits, ...]]:
     """The plan of rows whose means under the reference are known, and how its columns are read.
 
@@ -222,8 +238,9 @@ def plan_columns(
         if not below > 0:
             raise InputError(f"constraint `{constraint.name}`: no response counts ({constraint.statistic.text()})")
         own = above / below
-        units.append(ColumnUnits(constraint.absolute_threshold(own), own, below, below))
-    plan = ColumnPlan(tuple(constraints), at, tuple(unit.ratio for unit in units))
+        ratio = chosen.ratios.get(constraint.name, constraint.absolute_threshold(own))
+        units.append(ColumnUnits(ratio, own, below, below))
+    plan = ColumnPlan(tuple(constraints), chosen.at, tuple(unit.ratio for unit in units))
     return plan.with_constants(reference, None, units), tuple(units)
 
 
@@ -280,12 +297,42 @@ class PosedProblem:
             for unit, h_p in zip(self.units, policy.h_mp, strict=True)
         )
         plan = self.plan.with_constants(_reference_means(self.rows, self.constraints), policy, units)
-        problem = _build(self.rows, plan, beta=beta).with_thresholds(self.problem.thresholds_m)
-        return PosedProblem(problem.with_kl_budget(self.problem.kl_budget), plan, units, self.rows)
+        problem = _build(self.rows, plan, beta=beta).with_kl_budget(self.problem.kl_budget)
+        return finish_posing(problem, plan, units, self.rows)
+
+    @property
+    def chosen(self) -> Chosen:
+        """What makes the same columns of other rows."""
+        pairs = zip(self.constraints, self.plan.ratios, strict=True)
+        return Chosen(self.plan.at, {one.name: ratio for one, ratio in pairs if ratio is not None})
+
+    def with_columns(self, chosen: Chosen) -> PosedProblem:
+        """The same demands on the same rows, their columns chosen elsewhere; rows not in memory stay as they are."""
+        if self.rows is None or all(one.statistic.is_linear for one in self.constraints):
+            return self
+        posed = pose(self.rows, constraints=self.constraints, beta=self.problem.beta, chosen=chosen)
+        return posed.within(self.problem.kl_budget)
+
+    @property
+    def moves(self) -> bool:
+        """Whether what a statistic is divided by depends on the policy, so that no column serves two thresholds."""
+        if self.rows is None:
+            return False
+        return any(
+            one.statistic.per is not None or not _same_within_prompts(self.rows, one) for one in self.constraints
+        )
+
+
+def _same_within_prompts(rows: StatisticRows, constraint: Constraint) -> bool:
+    """Whether either all rows of a prompt count or none."""
+    if not constraint.statistic.where:
+        return True
+    h_p = PromptMeans.of_chunks([rows], [constraint], at={constraint.name: 0.0}).h_mp[0]
+    return bool(np.isin(h_p, (0.0, 1.0)).all())
 
 
 def pose(
-    rows: StatisticRows, *, constraints: Sequence[Constraint], beta: float, at: Mapping[str, float] = NOWHERE
+    rows: StatisticRows, *, constraints: Sequence[Constraint], beta: float, chosen: Chosen = NOTHING
 ) -> PosedProblem:
     """The problem of constraints on rows in memory.
 
@@ -295,13 +342,13 @@ def pose(
         rows: the rows.
         constraints: the m constraints; ``each`` is expanded.
         beta: KL strength, reward per nat.
-        at: t of each cvar, by the constraint's name; without it the reference's own.
+        chosen: columns that were chosen on other rows, or at other thresholds.
 
     Raises:
         InputError: no row counts for a constraint, ``per`` is a score that is not positive, or numbers of a size that
             float64 cannot multiply.
     """
-    plan, units = plan_rows(rows, constraints, at=at)
+    plan, units = plan_rows(rows, constraints, chosen)
     return finish_posing(_build(rows, plan, beta=beta), plan, units, rows)
 
 
@@ -325,7 +372,7 @@ def finish_posing(
     )
     require_sizes(problem, plan.constraints)
     thresholds = [
-        one.absolute_threshold(unit.reference) if unit.ratio is None else 0.0
+        unit.column_threshold(one.absolute_threshold(unit.reference))
         for one, unit in zip(plan.constraints, found, strict=True)
     ]
     equalities = np.array([one.is_equality for one in plan.constraints], dtype=bool)
@@ -358,13 +405,14 @@ def plan_linear(constraints: Sequence[Constraint]) -> tuple[ColumnPlan, tuple[Co
 
 
 def plan_rows(
-    rows: StatisticRows, constraints: Sequence[Constraint], *, at: Mapping[str, float] = NOWHERE
+    rows: StatisticRows, constraints: Sequence[Constraint], chosen: Chosen = NOTHING
 ) -> tuple[ColumnPlan, tuple[ColumnUnits, ...]]:
     """The plan of rows in memory, and how its columns are read; arguments and errors as of :func:`pose`."""
     if all(one.statistic.is_linear for one in constraints):
         return plan_linear(constraints)
     starts = reference_tails(rows, constraints)
-    return plan_columns(constraints, _reference_means(rows, constraints), at={**starts, **at})
+    reference = _reference_means(rows, constraints)
+    return plan_columns(constraints, reference, replace(chosen, at={**starts, **chosen.at}))
 
 
 def reference_tails(rows: StatisticRows, constraints: Sequence[Constraint]) -> dict[str, float]:

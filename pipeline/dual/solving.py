@@ -13,6 +13,7 @@ from pipeline.contracts.solution import Solution
 from pipeline.dual.document import Answer, Question, describe_solution
 from pipeline.dual.infeasible import describe_infeasible
 from pipeline.dual.posing import PosedProblem, StatisticRows, pose
+from pipeline.dual.tails import find_tails
 from stage1_dual.dual import (
     Demand,
     DualProblem,
@@ -91,6 +92,9 @@ def solve_problem(
     """
     for constraint, safeguard in zip(posed.constraints, safeguards, strict=True):
         safeguard.require_fit(constraint)
+    tails = find_tails(posed, safeguards)
+    if tails is not None:
+        posed = posed.with_columns(replace(posed.chosen, at=tails.at))
     relative_m = posed.relative_m
     demand = Demand(
         reserve_m=np.array(
@@ -122,13 +126,15 @@ def solve_problem(
     solved, solution, ladder = found.tightened.problem, found.tightened.solution, found.ladder
     prediction = None
     if heldout is not None:
-        heldout = heldout.at(solution.beta).of_policy(solution.multipliers, beta=solution.beta)
+        heldout = (
+            heldout.with_columns(posed.chosen).at(solution.beta).of_policy(solution.multipliers, beta=solution.beta)
+        )
         prediction = predict_heldout(heldout.problem, solution.multipliers, thresholds_are_relative_m=relative_m)
     diagnostics = diagnose(solved, solution)
     trust = judge_trust(solved, solution, diagnostics=diagnostics, ladder=ladder, heldout=prediction)
     content = describe_solution(
         Question(posed, heldout, reward_name, safeguards),
-        Answer(found, diagnostics, prediction, trust),
+        Answer(found, diagnostics, prediction, trust, tails),
     )
     if corrects_response_bias and ladder.bias is None:
         content["warnings"].append(f"lambda* is not corrected for finitely many responses: {ladder.refusal}")

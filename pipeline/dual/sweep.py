@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from pipeline.contracts.problem import Constraint, constraint_signs
 from pipeline.contracts.shards import write_parquet
-from pipeline.dual.posing import PosedProblem
+from pipeline.dual.posing import Chosen, PosedProblem, pose
 from stage1_dual.dual import AttainableMeans, Frontier, solve_frontier
 
 _REACH = 0.95
@@ -28,7 +29,7 @@ def sweep_constraints(posed: PosedProblem, *, n_points: int, show_progress: bool
         n_points: points of each sweep.
         show_progress: show how many of the sweeps are done.
     """
-    problem = posed.problem
+    problem, moves = posed.problem, posed.moves
     attainable = AttainableMeans(problem)
     best_m = attainable.best_attainable_m()
     tables = []
@@ -38,7 +39,11 @@ def sweep_constraints(posed: PosedProblem, *, n_points: int, show_progress: bool
         sweep = np.linspace(start, start + _REACH * (best - start), n_points)
         grid = np.tile(problem.thresholds_m, (n_points + 1, 1))
         grid[:, j] = np.sort(np.append(sweep, own))
-        tables.append(_rows(posed, [j], solve_frontier(problem, grid, attainable=attainable)))
+        if moves:
+            points = [[_at_column(posed, place, value) for place, value in enumerate(row)] for row in grid]
+            tables.append(_solve_one_by_one(posed, points, swept=[j]))
+        else:
+            tables.append(_rows(posed, [j], solve_frontier(problem, grid, attainable=attainable)))
     return pa.concat_tables(tables)
 
 
@@ -50,6 +55,8 @@ def solve_points(posed: PosedProblem, points: Sequence[Sequence[Constraint]], *,
         points: for each point the m constraints, neighbours close to each other.
         swept: places of the constraints that vary.
     """
+    if posed.moves:
+        return _solve_one_by_one(posed, points, swept=swept)
     signs_m = constraint_signs(points[0])
     thresholds_gm = np.array(
         [
@@ -61,6 +68,28 @@ def solve_points(posed: PosedProblem, points: Sequence[Sequence[Constraint]], *,
         ]
     )
     return _rows(posed, swept, solve_frontier(posed.problem, thresholds_gm * signs_m))
+
+
+def _at_column(posed: PosedProblem, place: int, value: float) -> Constraint:
+    """A constraint at the threshold that a turned one of its column stands for."""
+    constraint = posed.constraints[place]
+    return replace(constraint, threshold=posed.units[place].threshold(constraint.sign * float(value)), margin=None)
+
+
+def _solve_one_by_one(
+    posed: PosedProblem, points: Sequence[Sequence[Constraint]], *, swept: Sequence[int]
+) -> pa.Table:
+    """Points of constraints whose columns differ from threshold to threshold."""
+    assert posed.rows is not None  # nothing moves elsewhere
+    tables = []
+    for point in points:
+        here = pose(posed.rows, constraints=point, beta=posed.problem.beta, chosen=Chosen(posed.plan.at))
+        here = here.within(posed.problem.kl_budget)
+        found = solve_frontier(here.problem, here.problem.thresholds_m[np.newaxis])
+        if found.status_g[0] == "certified":
+            here = here.of_policy(found.multipliers_gm[0], beta=float(found.beta_g[0]))
+        tables.append(_rows(here, swept, found))
+    return pa.concat_tables(tables)
 
 
 def write_frontier(path: Path, frontier: pa.Table, *, metadata: Mapping[str, str]) -> None:
@@ -93,6 +122,6 @@ def _rows(posed: PosedProblem, swept: Sequence[int], frontier: Frontier) -> pa.T
         columns[f"threshold_{constraint.name}"] = pa.array(threshold_gm[:, place], pa.float64())
         columns[f"margin_{constraint.name}"] = pa.array(margin_gm[:, place], pa.float64())
         columns[f"multiplier_{constraint.name}"] = pa.array(frontier.multipliers_gm[:, place], pa.float64())
-        predicted_g = unit.threshold(constraint.sign * frontier.constraints_gm[:, place])
+        predicted_g = unit.value(constraint.sign * frontier.constraints_gm[:, place])
         columns[f"predicted_{constraint.name}"] = pa.array(predicted_g, pa.float64())
     return pa.table(columns)

@@ -72,8 +72,8 @@ TRAJECTORY = pa.schema(
         pa.field("seconds", pa.float64(), nullable=False),
     ]
 )
-"""One row for each iterate and constraint. Slacks are of the train prompts, in units of the statistic, and positive where
-the demand is met.
+"""One row for each iterate and constraint. Slacks are of the train prompts, in units of the statistic, and positive
+where the demand is met.
 ``seconds`` are those of all steps of the iterate; of iterate 0, of the one-shot training and its measurement."""
 
 

@@ -46,7 +46,9 @@ from pipeline.planning.model_sizes import embedded_size, read_size
 from pipeline.planning.training_steps import StepCount, bound_steps, count_on_tables, measure_lengths
 from pipeline.published import read_data_set_facts, read_model_facts
 from pipeline.run.run import Run
+from pipeline.run.step import log
 from pipeline.scorers.models import EMBEDDED, ModelSettings, find_model, is_hub_id
+from pipeline.scoring.demands import demands_on
 from pipeline.scoring.groups import check_new_responses
 from pipeline.sources.pairs import pair_reader, read_pairs
 from pipeline.sources.prompts import limit_prompts, read_prompts
@@ -231,7 +233,7 @@ def _plan_prompts(run: Run, needed: list[str]) -> PlannedPrompts:
     settings = run.config.prompts
     if prompts_are_prepared(run):
         where = "the embedded world" if settings.source == "embedded" else settings.source
-        return _read_prompts(run.prompts_table(), f"{where}, as prepared")
+        return _read_prompts(run, run.prompts_table(), f"{where}, as prepared")
     if settings.source == "embedded":
         size = WorldSize()
         # The world takes its prompts from these at random.
@@ -239,7 +241,7 @@ def _plan_prompts(run: Run, needed: list[str]) -> PlannedPrompts:
         counts: dict[str, int | None] = {"train": size.n_train_prompts, "test": size.n_test_prompts}
         where, exact, characters = "the embedded world", True, sum(map(len, texts)) / len(texts)
     elif Path(settings.source).is_file():
-        return _read_prompts(limit_prompts(read_prompts(settings)[0], settings.limit), settings.source)
+        return _read_prompts(run, limit_prompts(read_prompts(settings)[0], settings.limit), settings.source)
     else:
         counts, where = _data_set(settings, "prompts", needed)
         exact, characters = False, None
@@ -248,7 +250,9 @@ def _plan_prompts(run: Run, needed: list[str]) -> PlannedPrompts:
     return PlannedPrompts(where=where, counts=counts, exact=exact, characters=characters)
 
 
-def _read_prompts(table: pa.Table, where: str) -> PlannedPrompts:
+def _read_prompts(run: Run, table: pa.Table, where: str) -> PlannedPrompts:
+    for warning in demands_on(run.config, table).warnings:
+        log.warning("%s", warning)
     splits = table["split"].to_pylist()
     texts = ["".join(message["content"] for message in row) for row in table["prompt"].to_pylist()]
     return PlannedPrompts(

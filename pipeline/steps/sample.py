@@ -5,16 +5,20 @@ from __future__ import annotations
 from pipeline.contracts.artifacts import is_complete
 from pipeline.contracts.errors import InputError
 from pipeline.run.run import Run
+from pipeline.run.step import log
 from pipeline.sampling.pair_samples import write_pairs
 from pipeline.sampling.policies import reference_policy
 from pipeline.sampling.policy_samples import sample_policy
 from pipeline.sampling.preview import show_prompts
+from pipeline.scoring.demands import read_demands
 from pipeline.sources.prompts import limit_prompts, read_prompts
 from pipeline.steps.preflight import check_run
 
 
 def sample(run: Run) -> None:
     """Draw responses of the reference to the prompts of both splits, and tokenise the pairs of a data set, if any."""
+    for warning in read_demands(run).warnings:
+        log.warning("sample: %s", warning)  # and what demands ask of prompts is known before anything is drawn
     sampled, *of_data_sets = run.response_sets()
     for pairs in of_data_sets:
         write_pairs(run, pairs)  # first: what is wrong with them is known before anything is drawn

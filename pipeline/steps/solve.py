@@ -53,8 +53,6 @@ def solve(run: Run) -> None:
     if derived_step_is_current(folder, step="solve", settings=settings, inputs=inputs):
         return
     demands = read_demands(run)
-    for warning in demands.warnings:
-        log.warning("solve: %s", warning)
     everything, n_unscored = all_scores(run, samples=run.samples, scores=run.scores, split="train")
     train, test = apply_length_rule(everything, config.solve.on_length), reference_scores(run, "test")
     for split, rows in (("train", train), ("test", test)):

@@ -34,10 +34,10 @@ from pipeline.contracts.tables import (
     PROMPTS,
     SAMPLE_KEY,
     SAMPLES,
+    SCORE_PREFIX,
     SCORES,
     SPLITS,
     prompt_id,
-    tilted_schema,
 )
 from pipeline.evaluation import judge
 from pipeline.progress import progress_bar
@@ -476,7 +476,7 @@ def _check_dual(run: Path, manifest: Manifest) -> Iterator[str]:
     yield from _check_counts(run / "dual", manifest, {"prompts": solution.n_prompts, "samples": solution.n_samples})
     for bound in solution.constraints:
         # By its own means: a fault in the sign that the solve used would hide itself.
-        sign = 1.0 if bound.direction == ">=" else -1.0
+        sign = -1.0 if bound.direction == "<=" else 1.0
         slack = sign * (bound.predicted - bound.threshold)
         tolerance = 1e-9 * max(1.0, abs(bound.threshold))
         if abs(slack - bound.slack) > tolerance:
@@ -494,7 +494,7 @@ def _check_evaluation(run: Path, manifest: Manifest) -> Iterator[str]:
     counts = {"prompts": found.n_prompts, "samples": found.n_samples}
     yield from _check_counts(run / "evaluation", manifest, counts)
     for bound in found.constraints:
-        sign = 1.0 if bound.direction == ">=" else -1.0
+        sign = -1.0 if bound.direction == "<=" else 1.0
         slack = sign * (bound.realised - bound.threshold)
         if not abs(slack - bound.slack) <= _MEAN_TOLERANCE * max(1.0, abs(bound.threshold)):
             yield (
@@ -509,9 +509,14 @@ def _check_evaluation(run: Path, manifest: Manifest) -> Iterator[str]:
 def _check_tilted(run: Path, responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
     """Weights that sum to one and, of the samples, give back the predicted means; scores as in the score tables."""
     solution = _read_dual(run)
-    names = {solution.reward.name: "reward", **{name: CONSTRAINT_PREFIX + name for name in solution.names}}
-    schema = tilted_schema(solution.names)
-    prompts = _places(_read_prompts(responses.prompts))
+    schema = solution.tilted_schema
+    # The columns that are scores as they were given; a constraint on anything else is made of them.
+    names = {solution.reward.name: "reward"} | {
+        score: SCORE_PREFIX + score if SCORE_PREFIX + score in schema.names else CONSTRAINT_PREFIX + score
+        for score in solution.scores
+    }
+    known = _read_prompts(responses.prompts)
+    prompts = _places(known)
     table = ShardedTable(folder=responses.tilted, schema=schema, metadata={})
     n_rows = 0
     for split in SPLITS:
@@ -520,6 +525,8 @@ def _check_tilted(run: Path, responses: ResponseSet, manifest: Manifest) -> Iter
         sums = {name: np.zeros((2, len(prompts))) for name in names}
         largest = dict.fromkeys(names, 0.0)
         keys = [np.empty(0, np.int64)]
+        made = [one for one in solution.constraints if names.get(one.name) != CONSTRAINT_PREFIX + one.name]
+        ratios = {one.name: np.zeros((2, 2, len(prompts))) for one in made}
         for path in table.paths(split):
             rows = read_parquet(path, schema=schema)
             n_rows += rows.num_rows
@@ -538,6 +545,16 @@ def _check_tilted(run: Path, responses: ResponseSet, manifest: Manifest) -> Iter
                 np.add.at(sums[name][0], place, value)
                 np.add.at(sums[name][1], place, value * weight)
                 largest[name] = max(largest[name], float(np.abs(value).max(initial=0.0)))
+            for one in made:
+                parts = _parts(one, rows, names, known, place)
+                for k, value in enumerate(parts):
+                    np.add.at(ratios[one.name][0, k], place, value)
+                    np.add.at(ratios[one.name][1, k], place, value * weight)
+                column = rows[CONSTRAINT_PREFIX + one.name].to_numpy()
+                expected = parts[0] if one.column_ratio is None else parts[0] - one.column_ratio * parts[1]
+                off = np.abs(column - expected) > _MEAN_TOLERANCE * np.maximum(1.0, np.abs(expected))
+                if off.any():
+                    yield f"{path}: the column of {one.name} is not what its scores make it in {off.sum()} rows"
         there = count_p > 0
         n_off = np.count_nonzero(~(np.abs(weight_p[there] - 1) <= _WEIGHT_TOLERANCE))
         if n_off:
@@ -554,7 +571,20 @@ def _check_tilted(run: Path, responses: ResponseSet, manifest: Manifest) -> Iter
             )
         if not there.any():
             continue
-        entries: tuple[ReportedReward | _CheckedConstraint, ...] = (solution.reward, *solution.constraints)
+        plain = [one for one in solution.constraints if one not in made]
+        entries: tuple[ReportedReward | _CheckedConstraint, ...] = (solution.reward, *plain)
+        for one in made:
+            of_reference = ratios[one.name][0][:, there] / count_p[there]
+            (up, down), (up_ref, down_ref) = ratios[one.name][1][:, there].mean(axis=1), of_reference.mean(axis=1)
+            found_means = {"predicted": (one.predicted, up / down)}
+            if one.statistic.kind != "cvar":  # of which the column is that of the policy's tail, not the reference's
+                found_means["reference"] = (one.reference, up_ref / down_ref)
+            for kind, (recorded, mean) in found_means.items():
+                if not abs(mean - recorded) <= _MEAN_TOLERANCE * max(1.0, abs(recorded)):
+                    yield (
+                        f"{run / 'dual' / 'dual.json'}: the {kind} value of {one.name} is {recorded:g}; the tilted "
+                        f"table gives {mean:g} (a sign, a weight or a score differs)"
+                    )
         for entry in entries:
             reference, predicted = sums[entry.name]
             means = {
@@ -568,6 +598,31 @@ def _check_tilted(run: Path, responses: ResponseSet, manifest: Manifest) -> Iter
                         f"tilted table gives {mean:g} (a sign, a weight or a score differs)"
                     )
     yield from _check_counts(responses.tilted, manifest, {"rows": n_rows})
+
+
+def _parts(
+    one: _CheckedConstraint, rows: pa.Table, names: Mapping[str, str], prompts: pa.Table, place: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """U and h of rows, whose statistic is their ratio, by formulas of its own."""
+    score = rows[names[one.score]].to_numpy()
+    stated = one.statistic
+    counts = np.ones(len(score))
+    for name, values in stated.where.items():
+        value_of = dict(zip(prompts["prompt_id"].to_pylist(), prompts[name].to_pylist(), strict=True))
+        by_prompt = np.array([value in values for value in value_of.values()])
+        counts = counts * by_prompt[place]
+    if stated.kind == "share":
+        value = (score >= stated.at_least if stated.at_least is not None else score <= stated.at_most) * 1.0
+    elif stated.kind == "shortfall":
+        value = np.where(score < stated.below, stated.below - score, 0.0)
+    elif stated.kind == "cvar":
+        start = float("nan") if one.certified_at is None else one.certified_at  # a solution has it
+        beyond = score < start if stated.tail == "lower" else score > start
+        value = np.where(beyond, start + (score - start) / stated.level, start)
+    else:
+        value = score
+    denominator = counts if stated.per is None else counts * rows[names[stated.per]].to_numpy()
+    return value * counts, denominator
 
 
 def _check_against_scores(
