@@ -160,8 +160,9 @@ class VllmSampler:
         source = enumerate(requests)
         under_way: dict[str, SampleRequest] = {}
         draws = _draw_processor()
-        rows_before = rows_told = draws.rows
-        n_tokens = 0
+        rows_before = draws.rows
+        here = self._tensor_parallel_size == 1  # otherwise tokens are drawn, and counted, in other processes
+        n_tokens = n_told = 0
         try:
             while True:
                 for number, request in islice(source, 2 * self._max_num_seqs - len(under_way)):
@@ -175,8 +176,9 @@ class VllmSampler:
                 token_ids = [tuple(completion.token_ids) for completion in drawn]
                 n_tokens += sum(map(len, token_ids))
                 if on_tokens is not None:
-                    on_tokens(draws.rows - rows_told)
-                    rows_told = draws.rows
+                    n_drawn = draws.rows - rows_before if here else n_tokens
+                    on_tokens(n_drawn - n_told)
+                    n_told = n_drawn
                 texts = decode_completions(self._tokenizer, token_ids)
                 for output, completion, text, ids in zip(done, drawn, texts, token_ids, strict=True):
                     reason = _finish_reason(completion.finish_reason)
@@ -185,7 +187,7 @@ class VllmSampler:
         except GeneratorExit:
             engine.abort_request(list(under_way))
             raise
-        if self._tensor_parallel_size == 1:  # otherwise the draws are counted in other processes
+        if here:
             _require_own_draws(draws.rows - rows_before, n_tokens=n_tokens)
 
     def _parameters(self, request: SampleRequest) -> Any:
