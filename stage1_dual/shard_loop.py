@@ -128,7 +128,7 @@ class _Seen:
         with self._lock:
             if not self._told:
                 self._first = time.monotonic()
-            self._told.update(counts)  # type: ignore[arg-type]  # rows in part are no integers
+            self._told.update(counts)
             if time.monotonic() - self._shown >= _SECONDS_BETWEEN:
                 self._show()
 

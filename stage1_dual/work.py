@@ -69,9 +69,7 @@ OnProgress = Callable[[Mapping[str, float]], None]
 class Worker(Protocol[T]):
     """Performs tasks, with a model that was loaded once."""
 
-    def perform(
-        self, tasks: Iterable[Task[T]], *, on_progress: OnProgress
-    ) -> Iterator[tuple[Task[T], ShardResult]]:
+    def perform(self, tasks: Iterable[Task[T]], *, on_progress: OnProgress) -> Iterator[tuple[Task[T], ShardResult]]:
         """Compute shards as they fill, in any order; the next task is taken when there is room for it.
 
         Args:

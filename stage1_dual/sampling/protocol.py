@@ -93,7 +93,7 @@ class Sampler(Protocol):
     def stream(
         self, requests: Iterable[SampleRequest], *, on_tokens: OnTokens | None = None
     ) -> Iterator[tuple[SampleRequest, SampledCompletion]]:
-        """One completion a request, as they are done; what is drawn depends on the requests alone, not on earlier calls.
+        """One completion a request, as they are done; they depend on the requests alone, not on earlier calls.
 
         Args:
             requests: taken as there is room for them.

@@ -273,10 +273,10 @@ def sample_table(
 ) -> SamplingCounts:
     """Draw every missing sample of every prompt and write it; the caller finishes the table.
 
-    A shard is one atomic write. A killed call loses the shards that were not full. Continued with the same arguments it
-    draws their rows by the same seeds: from the same logits where the sampler takes a shard at a time, and from logits
-    that differ by rounding where it ``feeds_on``. With more samples a prompt, or more prompts, only the new ones are
-    drawn.
+    A shard is one atomic write. A killed call loses the shards that were not full. Continued with the same arguments
+    it draws their rows by the same seeds: from the same logits where the sampler takes a shard at a time, and from
+    logits that differ by rounding where it ``feeds_on``. With more samples a prompt, or more prompts, only the new
+    ones are drawn.
 
     Args:
         sampler_factory: starts the sampler; called only if a row is missing.

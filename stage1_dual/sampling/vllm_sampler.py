@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.contracts.errors import InputError, import_failure
@@ -48,6 +49,12 @@ _UNCHANGED_LOGITS = {
 """vLLM itself changes nothing; what a :class:`Distribution` asks for is done where a token is drawn."""
 
 
+_TOKENS_WORTH_WAITING_FOR = 128
+"""Token limit up to which a CPU draws shard by shard, so that a run that was killed continues to the same bits."""
+
+_CACHE_BLOCK = 128
+"""Tokens whose keys and values vLLM keeps together on a CPU."""
+
 _SEED = "dualign_seed"
 _DISTRIBUTION = "dualign_distribution"
 _DRAW_TOKENS = "DrawTokens"
@@ -71,10 +78,12 @@ class VllmSampler:
         distribution: what to draw from.
         max_num_seqs: completions computed at once (speed only).
         max_num_batched_tokens: tokens computed at once (speed only).
-        kv_cache_bytes: memory for keys and values on a CPU, or None to use ``gpu_memory_utilization``.
-        gpu_memory_utilization: share of an accelerator's memory to use where ``kv_cache_bytes`` is None.
+        gpu_memory_utilization: share of an accelerator's memory to use; on a CPU the cache of keys and values has room
+            for ``max_num_seqs`` completions of full length, or is half of what memory is free.
+        device: ``cpu``, or an accelerator.
         threads: CPU threads, or None for torch's number.
-        enforce_eager: run the model as it is instead of compiling it first.
+        compiles: compile the model first, and on an accelerator record its graphs. Settings of vLLM's that follow from
+            it are vLLM's own.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -94,16 +103,17 @@ class VllmSampler:
         distribution: Distribution = THE_POLICY,
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 8192,
-        kv_cache_bytes: int | None = 512 * 2**20,
         gpu_memory_utilization: float = 0.9,
+        device: str = "cpu",
         threads: int | None = None,
-        enforce_eager: bool = True,
+        compiles: bool = False,
     ) -> None:
         self._checkpoint = checkpoint
         self._revision = revision
         self._max_new_tokens = max_new_tokens
         self._max_num_seqs = max_num_seqs
-        self._feeds_on = not enforce_eager
+        self._compiles = compiles
+        self._feeds_on = device != "cpu" or max_new_tokens > _TOKENS_WORTH_WAITING_FOR
         self._dtype = dtype
         self._quantization = quantization
         self._tensor_parallel_size = tensor_parallel_size
@@ -113,10 +123,13 @@ class VllmSampler:
         self._process = _borrowed_process(
             offline=is_local(checkpoint),
             threads=threads,
-            compiles=not enforce_eager,
+            compiles=compiles,
         )
         self._process.__enter__()
         try:
+            cache_bytes = None
+            if device == "cpu":
+                cache_bytes = cpu_cache_bytes(checkpoint, revision, dtype, max_positions, max_num_seqs)
             self._engine: Any = _start_engine(
                 checkpoint,
                 distribution,
@@ -127,9 +140,9 @@ class VllmSampler:
                 tensor_parallel_size=tensor_parallel_size,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
-                kv_cache_bytes=kv_cache_bytes,
+                kv_cache_bytes=cache_bytes,
                 gpu_memory_utilization=gpu_memory_utilization,
-                enforce_eager=enforce_eager,
+                compiles=compiles,
             )
         except BaseException:
             self._process.__exit__(None, None, None)
@@ -221,6 +234,8 @@ class VllmSampler:
             "max_new_tokens": self._max_new_tokens,
             "eos_token_ids": list(self._eos_token_ids),
             "generation_config": "vllm",
+            "compiled": self._compiles,
+            "shard_by_shard": not self._feeds_on,
         }
 
     def close(self) -> None:
@@ -247,6 +262,33 @@ def _require_own_draws(rows: int, *, n_tokens: int) -> None:
         raise RuntimeError(f"vLLM gave {n_tokens} tokens, of which only {rows} were drawn from the policy")
 
 
+def cpu_cache_bytes(
+    checkpoint: str, revision: str | None, dtype: Dtype, max_positions: int, max_num_seqs: int
+) -> int:
+    """Memory for the keys and values of completions of full length; vLLM fills all of it with zeros at the start."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        checkpoint, revision=revision, trust_remote_code=False, local_files_only=is_local(checkpoint)
+    ).get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    per_token: int = 2 * config.num_hidden_layers * kv_heads * width * getattr(torch, dtype).itemsize
+    blocks = max_num_seqs * -(-max_positions // _CACHE_BLOCK) + 1  # one that vLLM keeps for itself
+    one = -(-max_positions // _CACHE_BLOCK) + 1
+    fitting = _available_bytes() // 2 // (per_token * _CACHE_BLOCK)
+    return max(one, min(blocks, fitting)) * _CACHE_BLOCK * per_token
+
+
+def _available_bytes() -> int:
+    """Memory that can be had without swapping, as the kernel estimates it."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return int(found["MemAvailable"].split()[0]) * 1024
+
+
 def _start_engine(
     checkpoint: str,
     distribution: Distribution,
@@ -260,7 +302,7 @@ def _start_engine(
     max_num_batched_tokens: int,
     kv_cache_bytes: int | None,
     gpu_memory_utilization: float,
-    enforce_eager: bool,
+    compiles: bool,
 ) -> Any:
     with warnings.catch_warnings(action="ignore"):  # of what vLLM uses, which its users cannot change
         try:
@@ -283,7 +325,7 @@ def _start_engine(
                 max_num_batched_tokens=max(max_num_batched_tokens, max_positions),
                 kv_cache_memory_bytes=kv_cache_bytes,
                 gpu_memory_utilization=gpu_memory_utilization,
-                enforce_eager=enforce_eager,
+                enforce_eager=not compiles,
                 enable_prefix_caching=True,
                 logits_processors=[f"{__name__}:{_DRAW_TOKENS}"],
                 additional_config={_DISTRIBUTION: asdict(distribution)},

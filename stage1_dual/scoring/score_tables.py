@@ -91,7 +91,9 @@ class ScoreWorker:
     ) -> Iterator[tuple[Task[ScoreShard], ShardResult]]:
         """Score one shard after the other."""
         for task in tasks:
-            yield task, self._score_shard(task.payload)
+            result = self._score_shard(task.payload)
+            on_progress({"rows": result.counts["rows"]})
+            yield task, result
 
     def _score_shard(self, payload: ScoreShard) -> ShardResult:
         started = time.monotonic()
