@@ -38,7 +38,7 @@ from pipeline.run.run import Run
 from pipeline.scorers.sequence_classification import SequenceClassificationSettings
 from pipeline.scoring.demands import read_demands
 from pipeline.scoring.joined import JoinedScores, reference_scores
-from stage1_dual.sampling.protocol import SampleRequest
+from stage1_dual.sampling.protocol import SampleRequest, sample_all
 from stage1_dual.sampling.rendering import load_tokenizer, render_prompts
 from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
@@ -190,7 +190,7 @@ class Study:
             for name, tokens in zip(self._prompt_ids, self._prompt_tokens, strict=True)
             for index in range(k)
         ]
-        drawn = sampler.sample(requests)
+        drawn = sample_all(sampler, requests)
         rows = [
             ScoreRequest(request.prompt_id, request.sample_index, self._messages[place // k], completion.text)
             for place, (request, completion) in enumerate(zip(requests, drawn, strict=True))

@@ -1,8 +1,9 @@
-"""Checks of a checkpoint that read its configuration files only, made before anything expensive starts."""
+"""What a checkpoint's configuration files and headers tell, before anything expensive starts: its checks, its size."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,25 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 def is_local(checkpoint: str) -> bool:
     """Whether the checkpoint is a folder on this machine, as opposed to an id on the Hugging Face Hub."""
     return bool(checkpoint) and Path(checkpoint).is_dir()  # an empty path would be the working folder
+
+
+def count_weights(folder: Path) -> int:
+    """How many weights the safetensors files of a folder hold, from their headers.
+
+    Raises:
+        OSError, ValueError, KeyError: a header cannot be read.
+    """
+    return sum(_count_weights(path) for path in sorted(folder.glob("*.safetensors")))
+
+
+def _count_weights(path: Path) -> int:
+    """Weights in a safetensors file: a header of JSON, its length in front of it in eight bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError(f"{path.name} is not a safetensors file")
+        header = json.loads(file.read(length))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def check_policy_checkpoint(checkpoint: str, *, revision: str | None = None, template: str | None = None) -> None:

@@ -10,9 +10,13 @@ from __future__ import annotations
 import logging
 import math
 import pickle
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -21,7 +25,7 @@ import ray.data
 
 from pipeline.contracts.errors import DualignError, InputError, WorkerFailedError
 from stage1_dual.ray_cluster import LOCAL, connect
-from stage1_dual.work import ShardResult, Task, Worker
+from stage1_dual.work import OnProgress, ShardResult, Task, Worker
 
 T = TypeVar("T")
 
@@ -30,6 +34,15 @@ _CPUS_OF_RAY_DATA = 2
 
 _RETRIES_OF_A_TASK = 3
 """A task whose actor died is given to another actor this often: what kills every actor it meets is no accident."""
+
+
+_GROUPS_PER_ACTOR = 4
+"""At least so many turns for each actor, so that none waits long for the last one ..."""
+
+_MOST_SHARDS_AT_ONCE = 16
+"""... and not more shards in one, which an actor that dies leaves to be begun anew."""
+
+_SECONDS_BETWEEN_NEWS = 2.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class RayActors:
     cpus_per_actor: float = 1.0
 
     def perform(
-        self, start: Callable[[], Worker[T]], tasks: Iterable[Task[T]]
+        self, start: Callable[[], Worker[T]], tasks: Iterable[Task[T]], *, on_progress: OnProgress
     ) -> Iterator[tuple[Task[T], ShardResult, Mapping[str, object]]]:
         """Perform the tasks on the actors, as :meth:`stage1_dual.work.WorkerPool.perform` says.
 
@@ -60,12 +73,13 @@ class RayActors:
             WorkerFailedError: a task killed every actor it was given to.
         """
         self._connect()
-        waiting = list(tasks)
-        rows = [{"task": place, "payload": pickle.dumps(task.payload)} for place, task in enumerate(waiting)]
+        waiting = dict(enumerate(tasks))
+        rows = [{"tasks": pickle.dumps(group)} for group in _groups(list(waiting.items()), self.max_actors)]
+        told = ray.remote(num_cpus=0)(_Told).remote()
         with warnings.catch_warnings(action="ignore"):  # of what Ray uses, which its users cannot change
             results = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 _Actor,
-                fn_constructor_args=(start,),
+                fn_constructor_args=(start, told),
                 batch_size=1,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(
@@ -76,9 +90,11 @@ class RayActors:
                 max_task_retries=_RETRIES_OF_A_TASK,
             )
             try:
-                for batch in results.iter_batches(batch_size=1, batch_format="pyarrow"):
-                    result, description = pickle.loads(batch["result"][0].as_py())  # noqa: S301  # of our own actor
-                    yield waiting[batch["task"][0].as_py()], result, description
+                with _passed_on(told, on_progress):
+                    for batch in results.iter_batches(batch_size=1, batch_format="pyarrow"):
+                        place, result, description = pickle.loads(batch["result"][0].as_py())  # noqa: S301  # our own
+                        if (task := waiting.pop(place, None)) is not None:  # else done twice, its first actor dead
+                            yield task, result, description
             except ray.exceptions.RayError as error:
                 raise _own_error(error) from error
 
@@ -89,7 +105,9 @@ class RayActors:
             self.address or LOCAL,
             local_cpus=math.ceil(self.max_actors * self.cpus_per_actor + _CPUS_OF_RAY_DATA),
         )
-        ray.data.DataContext.get_current().enable_progress_bars = False  # the run shows its own, in samples
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # the run shows its own, in samples
+        context.target_max_block_size = 1  # a shard is handed over when it is full, not when its group is done
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         there = ray.cluster_resources()
         for resource, least in (("CPU", needed), ("GPU", self.min_actors * self.gpus_per_actor)):
@@ -101,16 +119,70 @@ class RayActors:
                 )
 
 
+def _groups(tasks: Sequence[T], n_actors: int) -> Iterator[Sequence[T]]:
+    """Tasks that an actor is given at once: it begins the next shard before the last completion of one is done."""
+    size = max(1, min(_MOST_SHARDS_AT_ONCE, len(tasks) // (_GROUPS_PER_ACTOR * n_actors)))
+    for start in range(0, len(tasks), size):
+        yield tasks[start : start + size]
+
+
 class _Actor:
-    """A worker as Ray Data wants it: called with a batch, which here is one task."""
+    """A worker as Ray Data wants it: called with a batch, which here is one row with a group of tasks."""
 
-    def __init__(self, start: Callable[[], Worker[Any]]) -> None:
+    def __init__(self, start: Callable[[], Worker[Any]], told: Any) -> None:
         self._worker = start()
+        self._told = told
+        self._untold: Counter[str] = Counter()
+        self._told_at = time.monotonic()
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        payload = pickle.loads(batch["payload"][0].as_py())  # noqa: S301  # of the process that started the run
-        answer = (self._worker.perform(payload), self._worker.describe())
-        return pa.table({"task": batch["task"], "result": pa.array([pickle.dumps(answer)], pa.large_binary())})
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        group = pickle.loads(batch["tasks"][0].as_py())  # noqa: S301  # of the process that started the run
+        place_of = {id(task): place for place, task in group}
+        for task, result in self._worker.perform([task for _, task in group], on_progress=self._tell):
+            answer = (place_of[id(task)], result, self._worker.describe())
+            yield pa.table({"result": pa.array([pickle.dumps(answer)], pa.large_binary())})
+
+    def _tell(self, counts: Mapping[str, float]) -> None:
+        self._untold.update(counts)
+        if time.monotonic() - self._told_at >= _SECONDS_BETWEEN_NEWS:
+            self._told.add.remote(dict(self._untold))
+            self._untold.clear()
+            self._told_at = time.monotonic()
+
+
+class _Told:
+    """An actor that adds up what the workers tell of their progress."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def add(self, counts: Mapping[str, float]) -> None:
+        """Add numbers."""
+        self._counts.update(counts)
+
+    def take(self) -> dict[str, float]:
+        """What came since the last time."""
+        counts, self._counts = self._counts, Counter()
+        return dict(counts)
+
+
+@contextmanager
+def _passed_on(told: Any, on_progress: OnProgress) -> Iterator[None]:
+    """Hand the workers' progress on, from a thread of its own, while the block runs."""
+    over = Event()
+
+    def pass_on() -> None:
+        while not over.wait(_SECONDS_BETWEEN_NEWS):
+            with suppress(ray.exceptions.RayError):  # the block's own error says more
+                on_progress(ray.get(told.take.remote()))
+
+    thread = Thread(target=pass_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _own_error(error: BaseException) -> DualignError:

@@ -7,14 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.contracts.shards import ShardedTable
 from pipeline.progress import progress_bar
 from stage1_dual.shard_plan import written_order
-from stage1_dual.work import Failure, FailureLimit, InProcess, Task, Worker, WorkerPool
+from stage1_dual.work import Failure, FailureLimit, InProcess, ShardResult, Task, Worker, WorkerPool
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
+
+_SECONDS_BETWEEN = 2.0
+"""Between two times that a bar is drawn, where no shard is finished in between."""
 
 
 @dataclass(frozen=True)
@@ -74,20 +81,20 @@ def write_shards(
     counts: Counter[str] = Counter()
     description: Mapping[str, object] = {}
     started = time.monotonic()
-    ready = started
+    ready: float | None = None
     with progress_bar(total=n_rows, initial=n_present, doing=doing, unit="samples", shown=show_progress) as bar:
-        for task, result, its_description in (execution or InProcess()).perform(start, tasks):
+        seen = _Seen(bar, n_rows - n_present, rate_of)
+        performed = (execution or InProcess()).perform(start, tasks, on_progress=seen.on_progress)
+        for task, result, its_description in performed:
             for name, rows in result.tables.items():
                 if rows.num_rows:
                     tables[name].write_shard(rows, split=task.split, order=written_order(task.place, rows))
-            if not description:
+            if ready is None:
                 description, ready = its_description, time.monotonic() - result.seconds
             counts.update(result.counts)
-            bar.update(result.counts["rows"])
-            if rate_of is not None:
-                rate = counts[rate_of] / max(time.monotonic() - ready, 1e-9)
-                bar.set_postfix_str(f"{rate:,.0f} {rate_of}/s")
+            seen.on_result(result)
             limit.add(result.failures)
+    ready = ready or time.monotonic()
     return ShardsWritten(
         counts=counts,
         failures=tuple(limit.failures),
@@ -95,3 +102,52 @@ def write_shards(
         working_seconds=time.monotonic() - ready,
         description=description,
     )
+
+
+class _Seen:
+    """What a bar shows: work told of as it is done, or where nothing is told, shard by shard.
+
+    Args:
+        bar: the bar.
+        n_rows: that are to be computed.
+        rate_of: a count whose rate it shows beside that of the rows.
+    """
+
+    def __init__(self, bar: tqdm[Any], n_rows: int, rate_of: str | None) -> None:
+        self._bar = bar
+        self._rate_of = rate_of
+        self._all = n_rows
+        self._told: Counter[str] = Counter()
+        self._written: Counter[str] = Counter()
+        self._rows_shown = 0
+        self._first = self._shown = time.monotonic()
+        self._lock = Lock()
+
+    def on_progress(self, counts: Mapping[str, float]) -> None:
+        """Take progress into account; draw the bar where the last time is some seconds ago."""
+        with self._lock:
+            if not self._told:
+                self._first = time.monotonic()
+            self._told.update(counts)
+            if time.monotonic() - self._shown >= _SECONDS_BETWEEN:
+                self._show()
+
+    def on_result(self, result: ShardResult) -> None:
+        """Take a shard into account."""
+        with self._lock:
+            if not self._told and not self._written:
+                self._first = time.monotonic() - result.seconds
+            self._written.update(result.counts)
+            self._show()
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        # Rows told of may be lost to a sampler that broke down, and drawn again: the bar waits for them at its end.
+        rows = max(min(int(self._told["rows"] + 1e-6), self._all), self._written["rows"])
+        if self._rate_of is not None:
+            done = max(self._told[self._rate_of], self._written[self._rate_of])
+            rate = done / max(self._shown - self._first, 1e-9)
+            self._bar.set_postfix_str(f"{rate:,.0f} {self._rate_of}/s", refresh=False)
+        self._bar.update(max(rows - self._rows_shown, 0))
+        self._rows_shown = max(rows, self._rows_shown)
+        self._bar.refresh()

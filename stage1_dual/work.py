@@ -17,7 +17,6 @@ import pyarrow as pa
 from pipeline.contracts.errors import InputError
 
 T = TypeVar("T")
-T_contra = TypeVar("T_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,20 @@ class ShardResult:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-class Worker(Protocol[T_contra]):
+OnProgress = Callable[[Mapping[str, float]], None]
+"""Told of work as it is done, before the shard it belongs to: numbers to add to what was told before, by name."""
+
+
+class Worker(Protocol[T]):
     """Performs tasks, with a model that was loaded once."""
 
-    def perform(self, payload: T_contra) -> ShardResult:
-        """Compute one shard."""
+    def perform(self, tasks: Iterable[Task[T]], *, on_progress: OnProgress) -> Iterator[tuple[Task[T], ShardResult]]:
+        """Compute shards as they fill, in any order; the next task is taken when there is room for it.
+
+        Args:
+            tasks: what to do.
+            on_progress: may be told of ``rows`` (a started row counts in part) and of other counts of the results.
+        """
         ...
 
     def describe(self) -> Mapping[str, object]:
@@ -83,28 +91,29 @@ class WorkerPool(Protocol):
     """Where and how many workers perform tasks."""
 
     def perform(
-        self, start: Callable[[], Worker[T]], tasks: Iterable[Task[T]]
+        self, start: Callable[[], Worker[T]], tasks: Iterable[Task[T]], *, on_progress: OnProgress
     ) -> Iterator[tuple[Task[T], ShardResult, Mapping[str, object]]]:
         """Results as they are ready, in any order, each with the description of its worker.
 
         Args:
             start: starts a worker; picklable where workers live in other processes.
             tasks: what to do.
+            on_progress: told of the workers' progress, from one thread at a time, though not always the caller's.
         """
         ...
 
 
 class InProcess:
-    """One worker, in this process, one task after the other."""
+    """One worker, in this process."""
 
     def perform(
-        self, start: Callable[[], Worker[T]], tasks: Iterable[Task[T]]
+        self, start: Callable[[], Worker[T]], tasks: Iterable[Task[T]], *, on_progress: OnProgress
     ) -> Iterator[tuple[Task[T], ShardResult, Mapping[str, object]]]:
-        """Perform the tasks here; results in the order of the tasks, as of :meth:`WorkerPool.perform`."""
+        """Perform the tasks here, as :meth:`WorkerPool.perform` says."""
         worker = start()
         try:
-            for task in tasks:
-                yield task, worker.perform(task.payload), worker.describe()
+            for task, result in worker.perform(tasks, on_progress=on_progress):
+                yield task, result, worker.describe()
         finally:
             worker.close()
 

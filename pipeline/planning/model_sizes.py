@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from pipeline.contracts.errors import InputError
 from pipeline.microworld.size import WorldSize
 from pipeline.planning.estimates import Size
+from stage1_dual.checkpoints import count_weights
 
 _NAMES = {
     "layers": ("num_hidden_layers", "n_layer", "n_layers"),
@@ -28,7 +28,7 @@ def read_size(folder: Path) -> Size:
     """
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        parameters = sum(_count_weights(path) for path in sorted(folder.glob("*.safetensors")))
+        parameters = count_weights(folder)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{folder}: its size cannot be read: {error}") from error
     found = {key: next((config[name] for name in names if config.get(name)), None) for key, names in _NAMES.items()}
@@ -64,13 +64,3 @@ def embedded_size(name: str, world: WorldSize) -> Size:
 
 
 _ENCODERS = ("Bert", "Roberta", "DistilBert", "Deberta", "Electra", "XLMRoberta", "ModernBert", "Albert")
-
-
-def _count_weights(path: Path) -> int:
-    """Weights in a safetensors file: a header of JSON, its length in front of it in eight bytes."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ValueError(f"{path.name} is not a safetensors file")
-        header = json.loads(file.read(length))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")

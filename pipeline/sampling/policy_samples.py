@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.config.sections import SamplingSettings
 from pipeline.contracts.artifacts import begin_step, checkpoint_sha256, content_sha256, is_complete, read_manifest
 from pipeline.contracts.errors import InputError, StaleArtifactError
 from pipeline.contracts.keys import PromptPlaces
@@ -22,12 +23,14 @@ from pipeline.run.run import Run
 from pipeline.run.step import finish_step, has_all_files, log, record_failures, remedy, reopen
 from pipeline.sampling.policies import SampledPolicy, render_for, template_text
 from pipeline.scoring.log_ratios import check_sampler_logp
+from stage1_dual.checkpoints import count_weights
 from stage1_dual.sampling.rendering import RenderedPrompt, UnusablePrompt, load_tokenizer
 
 if TYPE_CHECKING:
     from stage1_dual.sampling.protocol import Sampler
 
-_CPU_KV_CACHE_BYTES = 512 * 2**20
+_WORK_WORTH_COMPILING = 3e13
+"""Weights times tokens at most from which a CPU compiles the model first (docs/decisions.md has the measurement)."""
 
 
 def sample_policy(
@@ -86,7 +89,7 @@ def sample_policy(
         )
     reopen(folder)
     counts = sample_table(
-        sampler_factory=_sampler_factory(run, policy, rendered),
+        sampler_factory=_sampler_factory(run, policy, rendered, samples_per_prompt),
         prompts=[PromptTokens(prompt.prompt_id, split_of[prompt.prompt_id], prompt.token_ids) for prompt in rendered],
         samples_per_prompt=samples_per_prompt,
         run_seed=seed,
@@ -142,7 +145,9 @@ def _require_usable(unusable: Sequence[UnusablePrompt], n_prompts: int, *, max_s
         )
 
 
-def _sampler_factory(run: Run, policy: SampledPolicy, prompts: Sequence[RenderedPrompt]) -> Callable[[], Sampler]:
+def _sampler_factory(
+    run: Run, policy: SampledPolicy, prompts: Sequence[RenderedPrompt], samples_per_prompt: int
+) -> Callable[[], Sampler]:
     """Starts the sampler; picklable, since it may have to go to another machine."""
     from stage1_dual.sampling.transformers_sampler import TransformersSampler
     from stage1_dual.sampling.vllm_sampler import VllmSampler
@@ -170,9 +175,19 @@ def _sampler_factory(run: Run, policy: SampledPolicy, prompts: Sequence[Rendered
         tensor_parallel_size=settings.tensor_parallel_size,
         distribution=settings.distribution,
         max_num_seqs=settings.max_num_seqs,
-        kv_cache_bytes=_CPU_KV_CACHE_BYTES if device == "cpu" else None,
         gpu_memory_utilization=settings.gpu_memory_utilization,
+        device=device,
+        compiles=device != "cpu" or _is_worth_compiling(policy, len(prompts) * samples_per_prompt, settings),
     )
+
+
+def _is_worth_compiling(policy: SampledPolicy, n_rows: int, settings: SamplingSettings) -> bool:
+    """Whether what a compiled model saves is more than the compilation takes.
+
+    By all the rows of the table, not those that are missing: a continued run is compiled if the first one was.
+    """
+    weights = count_weights(Path(policy.folder))
+    return weights * n_rows * settings.max_new_tokens >= _WORK_WORTH_COMPILING
 
 
 def sampling_settings(run: Run, *, quantization: str | None, seed: int) -> dict[str, Any]:

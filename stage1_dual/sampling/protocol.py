@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -68,19 +68,37 @@ class SampledCompletion:
     logp: float
 
 
-class Sampler(Protocol):
-    """Draws from a policy, by default at temperature 1 over its whole vocabulary.
+OnTokens = Callable[[int], None]
+"""Told of tokens as they are drawn: how many since it was told before."""
 
-    What :meth:`sample` returns depends on its requests alone, not on earlier calls.
-    """
+
+class Sampler(Protocol):
+    """Draws from a policy, by default at temperature 1 over its whole vocabulary."""
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a completion, ascending."""
         ...
 
-    def sample(self, requests: Sequence[SampleRequest]) -> list[SampledCompletion]:
-        """One completion a request, in the order of the requests."""
+    @property
+    def feeds_on(self) -> bool:
+        """Whether it wants its requests in one stream, so that no shard of a table waits for the longest completion of
+        the one before.
+
+        A completion then depends, within the rounding of its logits, on what is computed beside it, hence on where the
+        stream began; otherwise it depends on the requests of its shard alone.
+        """
+        ...
+
+    def stream(
+        self, requests: Iterable[SampleRequest], *, on_tokens: OnTokens | None = None
+    ) -> Iterator[tuple[SampleRequest, SampledCompletion]]:
+        """One completion a request, as they are done; they depend on the requests alone, not on earlier calls.
+
+        Args:
+            requests: taken as there is room for them.
+            on_tokens: told of progress, every now and then.
+        """
         ...
 
     def describe(self) -> Mapping[str, object]:
@@ -90,3 +108,9 @@ class Sampler(Protocol):
     def close(self) -> None:
         """Free the model; the sampler is of no use afterwards."""
         ...
+
+
+def sample_all(sampler: Sampler, requests: Sequence[SampleRequest]) -> list[SampledCompletion]:
+    """One completion a request, in the order of the requests; no two may be of one prompt and index."""
+    drawn = {(done.prompt_id, done.sample_index): completion for done, completion in sampler.stream(requests)}
+    return [drawn[request.prompt_id, request.sample_index] for request in requests]

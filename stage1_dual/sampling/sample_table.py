@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,11 +15,11 @@ from pipeline.contracts.errors import DualignError, WorkerFailedError
 from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLES, SPLITS
-from stage1_dual.sampling.protocol import SampledCompletion, Sampler, SampleRequest
+from stage1_dual.sampling.protocol import SampledCompletion, Sampler, SampleRequest, sample_all
 from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.shard_loop import write_shards
 from stage1_dual.shard_plan import missing_shards
-from stage1_dual.work import Failure, ShardResult, Task, WorkerPool
+from stage1_dual.work import Failure, OnProgress, ShardResult, Task, WorkerPool
 
 _FAILURES_OF_A_BROKEN_SAMPLER = 3
 """Prompts that fail one after the other, alone and on freshly started samplers: it is not the prompts, then."""
@@ -80,6 +80,57 @@ class SampleShard:
     sample_n: np.ndarray
 
 
+class _OpenShard:
+    """A shard some of whose requests are still to be drawn."""
+
+    def __init__(self, task: Task[SampleShard], requests: Sequence[SampleRequest]) -> None:
+        self.task = task
+        self.waiting = {_key(request): request for request in requests}
+        self.failures: list[Failure] = []
+        self._order = list(self.waiting)
+        self._drawn: dict[tuple[str, int], tuple[SampleRequest, SampledCompletion]] = {}
+        self._started = time.monotonic()
+
+    def add(self, request: SampleRequest, completion: SampledCompletion) -> None:
+        """Take a completion in."""
+        key = _key(request)
+        del self.waiting[key]
+        self._drawn[key] = (request, completion)
+
+    def result(self) -> ShardResult:
+        """The shard, its rows in the order they were asked for."""
+        drawn = [self._drawn[key] for key in self._order if key in self._drawn]
+        counts = Counter(completion.finish_reason for _, completion in drawn)
+        return ShardResult(
+            tables={"samples": _rows(drawn)},
+            seconds=time.monotonic() - self._started,
+            failures=self.failures,
+            counts={
+                "rows": len(drawn),
+                "tokens": sum(len(completion.token_ids) for _, completion in drawn),
+                **{f"finish_{reason}": count for reason, count in counts.items()},
+            },
+        )
+
+
+class _Told:
+    """Turns tokens into progress: a completion counts in part by its tokens over the limit, and whole when it ends."""
+
+    def __init__(self, on_progress: OnProgress, token_limit: int) -> None:
+        self._on_progress = on_progress
+        self._limit = token_limit
+        self._tokens = 0
+
+    def on_tokens(self, n: int) -> None:
+        """Tell of tokens drawn."""
+        self._tokens += n
+        self._on_progress({"rows": n / self._limit, "tokens": n})
+
+    def on_completion(self, completion: SampledCompletion) -> None:
+        """Tell of the rest of a row."""
+        self._on_progress({"rows": 1 - len(completion.token_ids) / self._limit})
+
+
 class SampleWorker:
     """Draws the samples of a shard; a request that the sampler cannot take becomes a failure and harms no other.
 
@@ -93,14 +144,61 @@ class SampleWorker:
         self._run_seed = run_seed
         self._sampler: Sampler | None = sampler_factory()
         self._description = self._sampler.describe()
+        self._token_limit = int(str(self._description["max_new_tokens"]))
         self._failed_in_a_row: list[str] = []
         """Prompt of each single request that failed since the last success."""
 
-    def perform(self, payload: SampleShard) -> ShardResult:
-        """Draw one shard."""
-        started = time.monotonic()
+    def perform(
+        self, tasks: Iterable[Task[SampleShard]], *, on_progress: OnProgress
+    ) -> Iterator[tuple[Task[SampleShard], ShardResult]]:
+        """Draw shards: in one stream if the sampler wants that, otherwise one after the other."""
+        assert self._sampler is not None  # until it fails for the first time
+        if self._sampler.feeds_on:
+            yield from self._perform_stream(iter(tasks), on_progress)
+        else:
+            for task in tasks:
+                yield from self._perform_stream(iter([task]), on_progress)
+
+    def _perform_stream(
+        self, tasks: Iterator[Task[SampleShard]], on_progress: OnProgress
+    ) -> Iterator[tuple[Task[SampleShard], ShardResult]]:
+        shards: dict[tuple[str, int], _OpenShard] = {}  # of each request that is under way, by its key
+
+        def feed() -> Iterator[SampleRequest]:
+            for task in tasks:
+                shard = _OpenShard(task, self._requests(task.payload))
+                shards.update(dict.fromkeys(shard.waiting, shard))
+                yield from list(shard.waiting.values())
+
+        told = _Told(on_progress, self._token_limit)
+        finished = False
+        while not finished:
+            try:
+                for request, completion in self._started_sampler().stream(feed(), on_tokens=told.on_tokens):
+                    shard = shards.pop(_key(request))
+                    shard.add(request, completion)
+                    told.on_completion(completion)
+                    self._failed_in_a_row = []
+                    if not shard.waiting:
+                        yield shard.task, shard.result()
+                finished = True
+            except DualignError:
+                raise
+            except Exception:  # noqa: BLE001  # whatever an engine does: the requests at fault are found and recorded
+                # A sampler that failed in the middle may hold the rest of its requests: only a new one is trusted.
+                self.close()
+                for shard in list(dict.fromkeys(shards.values())):
+                    drawn, failures = self._draw(list(shard.waiting.values()))
+                    for request, completion in drawn:
+                        shard.add(request, completion)
+                        told.on_completion(completion)
+                    shard.failures += failures
+                    yield shard.task, shard.result()
+                shards.clear()
+
+    def _requests(self, payload: SampleShard) -> list[SampleRequest]:
         token_ids = [tuple(int(token) for token in ids) for ids in payload.token_ids]  # Python's integers, once each
-        requests = [
+        return [
             SampleRequest(
                 payload.prompt_ids[prompt],
                 token_ids[prompt],
@@ -109,18 +207,6 @@ class SampleWorker:
             )
             for prompt, sample in zip(payload.prompt_n.tolist(), payload.sample_n.tolist(), strict=True)
         ]
-        drawn, failures = self._draw(requests)
-        counts = Counter(completion.finish_reason for _, completion in drawn)
-        return ShardResult(
-            tables={"samples": _rows(drawn)},
-            seconds=time.monotonic() - started,
-            failures=failures,
-            counts={
-                "rows": len(drawn),
-                "tokens": sum(len(completion.token_ids) for _, completion in drawn),
-                **{f"finish_{reason}": count for reason, count in counts.items()},
-            },
-        )
 
     def describe(self) -> Mapping[str, object]:
         """The resolved sampling parameters."""
@@ -131,6 +217,11 @@ class SampleWorker:
         if self._sampler is not None:
             self._sampler.close()
             self._sampler = None
+
+    def _started_sampler(self) -> Sampler:
+        if self._sampler is None:
+            self._sampler = self._factory()
+        return self._sampler
 
     def _draw(
         self, requests: Sequence[SampleRequest]
@@ -143,10 +234,8 @@ class SampleWorker:
             return drawn, [Failure(request.prompt_id, request.sample_index, reason) for request in skipped] + failures
         if not requests:
             return [], []
-        if self._sampler is None:
-            self._sampler = self._factory()
         try:
-            completions = self._sampler.sample(requests)
+            completions = sample_all(self._started_sampler(), requests)
         except DualignError:
             raise
         except Exception as error:
@@ -184,9 +273,10 @@ def sample_table(
 ) -> SamplingCounts:
     """Draw every missing sample of every prompt and write it; the caller finishes the table.
 
-    A shard is one call of the sampler and one atomic write. A killed call loses its unfinished shard; continued with
-    the same arguments it gives the rows that an uninterrupted one gives. With more samples a prompt, or more prompts,
-    only the new ones are drawn.
+    A shard is one atomic write. A killed call loses the shards that were not full. Continued with the same arguments
+    it draws their rows by the same seeds: from the same logits where the sampler takes a shard at a time, and from
+    logits that differ by rounding where it ``feeds_on``. With more samples a prompt, or more prompts, only the new
+    ones are drawn.
 
     Args:
         sampler_factory: starts the sampler; called only if a row is missing.
@@ -256,6 +346,10 @@ def _plan(
                 n_rows=len(row_n),
                 payload=SampleShard(ids, tuple(its[prompt].token_ids for prompt in distinct), row_n, sample_n),
             )
+
+
+def _key(request: SampleRequest) -> tuple[str, int]:
+    return request.prompt_id, request.sample_index
 
 
 def _rows(drawn: Sequence[tuple[SampleRequest, SampledCompletion]]) -> pa.Table:

@@ -40,6 +40,8 @@ def find_eos_token_ids(
 
 def decode_completions(tokenizer: PreTrainedTokenizerBase, completions: Sequence[Sequence[int]]) -> list[str]:
     """The texts of completions, special tokens left out and white space untouched."""
+    if not completions:  # transformers decodes an empty batch to one empty text
+        return []
     texts: list[str] = tokenizer.batch_decode(
         [list(ids) for ids in completions], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )

@@ -6,14 +6,23 @@ own stream, so that its batch mates decide nothing but the last bits of its logi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pipeline.contracts.errors import import_failure
 from pipeline.contracts.section import Dtype
 from pipeline.networks import load_network
-from stage1_dual.sampling.protocol import THE_POLICY, Distribution, FinishReason, SampledCompletion, SampleRequest
+from stage1_dual.sampling.protocol import (
+    THE_POLICY,
+    Distribution,
+    FinishReason,
+    OnTokens,
+    SampledCompletion,
+    SampleRequest,
+)
 from stage1_dual.sampling.rendering import load_tokenizer
 from stage1_dual.sampling.tokens import decode_completions, find_eos_token_ids
 
@@ -74,22 +83,25 @@ class TransformersSampler:
         """The tokens that end a completion, ascending."""
         return self._eos_token_ids
 
-    def sample(self, requests: Sequence[SampleRequest]) -> list[SampledCompletion]:
-        """One completion a request, in the order of the requests."""
+    @property
+    def feeds_on(self) -> bool:
+        """No: rows of like prompts are drawn together, a shard at a time."""
+        return False
+
+    def stream(
+        self, requests: Iterable[SampleRequest], *, on_tokens: OnTokens | None = None
+    ) -> Iterator[tuple[SampleRequest, SampledCompletion]]:
+        """One completion a request, batch by batch, those of short prompts first."""
         import torch
 
-        order = sorted(range(len(requests)), key=lambda place: len(requests[place].prompt_token_ids))
-        drawn: dict[int, tuple[tuple[int, ...], float]] = {}
-        with torch.inference_mode():
-            for start in range(0, len(order), self._batch_rows):
-                places = order[start : start + self._batch_rows]
-                drawn.update(zip(places, self._draw([requests[place] for place in places]), strict=True))
-        token_ids = [drawn[place][0] for place in range(len(requests))]
-        texts = decode_completions(self._tokenizer, token_ids)
-        return [
-            SampledCompletion(text, ids, self._finish_reason(ids), drawn[place][1])
-            for place, (text, ids) in enumerate(zip(texts, token_ids, strict=True))
-        ]
+        ordered = sorted(requests, key=lambda request: len(request.prompt_token_ids))
+        for start in range(0, len(ordered), self._batch_rows):
+            batch = ordered[start : start + self._batch_rows]
+            with torch.inference_mode():
+                drawn = self._draw(batch, on_tokens)
+            texts = decode_completions(self._tokenizer, [ids for ids, _ in drawn])
+            for request, text, (ids, logp) in zip(batch, texts, drawn, strict=True):
+                yield request, SampledCompletion(text, ids, self._finish_reason(ids), logp)
 
     def describe(self) -> Mapping[str, object]:
         """The resolved sampling parameters, JSON-serialisable."""
@@ -111,17 +123,20 @@ class TransformersSampler:
     def _finish_reason(self, token_ids: Sequence[int]) -> FinishReason:
         return "stop" if token_ids[-1] in self._eos_token_ids else "length"
 
-    def _draw(self, requests: Sequence[SampleRequest]) -> list[tuple[tuple[int, ...], float]]:
+    def _draw(
+        self, requests: Sequence[SampleRequest], on_tokens: OnTokens | None
+    ) -> list[tuple[tuple[int, ...], float]]:
         """Tokens and summed log-probability of each request of one batch; finished rows leave the batch."""
         import torch
         from transformers import DynamicCache
 
-        from stage1_dual.sampling.draws import build_warper, draw_tokens, uniforms_of
+        from stage1_dual.sampling.draws import build_warper, draw_tokens, log_probabilities, uniforms_of
 
         warp = build_warper(self._distribution)
         device = self._model.device
         limit = self._max_new_tokens
-        uniforms = torch.stack([uniforms_of(request.seed, n_tokens=limit) for request in requests]).to(device)
+        uniforms = torch.from_numpy(np.stack([uniforms_of(request.seed, n_tokens=limit) for request in requests]))
+        uniforms = uniforms.to(device)
         eos = torch.tensor(self._eos_token_ids, device=device)
         rows = torch.arange(len(requests), device=device)  # which request each row of the shrinking batch belongs to
         tokens, mask = (part.to(device) for part in _left_padded([request.prompt_token_ids for request in requests]))
@@ -138,8 +153,12 @@ class TransformersSampler:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1, :]
-            chosen = draw_tokens(warp(logits), uniforms[rows, step])
-            logp[rows] += logits.double().log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+            chosen, logp_of_chosen = draw_tokens(warp(logits), uniforms[rows, step])
+            if not self._distribution.is_the_policy:
+                logp_of_chosen = log_probabilities(logits, chosen)
+            logp[rows] += logp_of_chosen
+            if on_tokens is not None:
+                on_tokens(len(chosen))
             for row, token in zip(rows.tolist(), chosen.tolist(), strict=True):
                 drawn[row].append(token)
             going = torch.nonzero(~torch.isin(chosen, eos))[:, 0]

@@ -12,17 +12,26 @@ from __future__ import annotations
 import gc
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.privacy import keep_private
 from pipeline.contracts.section import Dtype
 from stage1_dual.checkpoints import is_local
-from stage1_dual.sampling.protocol import THE_POLICY, Distribution, FinishReason, SampledCompletion, SampleRequest
+from stage1_dual.sampling.protocol import (
+    THE_POLICY,
+    Distribution,
+    FinishReason,
+    OnTokens,
+    SampledCompletion,
+    SampleRequest,
+)
 from stage1_dual.sampling.rendering import load_tokenizer
 from stage1_dual.sampling.tokens import decode_completions, find_eos_token_ids
 
@@ -39,6 +48,12 @@ _UNCHANGED_LOGITS = {
 }
 """vLLM itself changes nothing; what a :class:`Distribution` asks for is done where a token is drawn."""
 
+
+_TOKENS_WORTH_WAITING_FOR = 128
+"""Token limit up to which a CPU draws shard by shard, so that a run that was killed continues to the same bits."""
+
+_CACHE_BLOCK = 128
+"""Tokens whose keys and values vLLM keeps together on a CPU."""
 
 _SEED = "dualign_seed"
 _DISTRIBUTION = "dualign_distribution"
@@ -63,10 +78,12 @@ class VllmSampler:
         distribution: what to draw from.
         max_num_seqs: completions computed at once (speed only).
         max_num_batched_tokens: tokens computed at once (speed only).
-        kv_cache_bytes: memory for keys and values on a CPU, or None to use ``gpu_memory_utilization``.
-        gpu_memory_utilization: share of an accelerator's memory to use where ``kv_cache_bytes`` is None.
+        gpu_memory_utilization: share of an accelerator's memory to use; on a CPU the cache of keys and values has room
+            for ``max_num_seqs`` completions of full length, or is half of what memory is free.
+        device: ``cpu``, or an accelerator.
         threads: CPU threads, or None for torch's number.
-        enforce_eager: run the model as it is instead of compiling it first.
+        compiles: compile the model first, and on an accelerator record its graphs. Settings of vLLM's that follow from
+            it are vLLM's own.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -86,14 +103,17 @@ class VllmSampler:
         distribution: Distribution = THE_POLICY,
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 8192,
-        kv_cache_bytes: int | None = 512 * 2**20,
         gpu_memory_utilization: float = 0.9,
+        device: str = "cpu",
         threads: int | None = None,
-        enforce_eager: bool = True,
+        compiles: bool = False,
     ) -> None:
         self._checkpoint = checkpoint
         self._revision = revision
         self._max_new_tokens = max_new_tokens
+        self._max_num_seqs = max_num_seqs
+        self._compiles = compiles
+        self._feeds_on = device != "cpu" or max_new_tokens > _TOKENS_WORTH_WAITING_FOR
         self._dtype = dtype
         self._quantization = quantization
         self._tensor_parallel_size = tensor_parallel_size
@@ -103,10 +123,13 @@ class VllmSampler:
         self._process = _borrowed_process(
             offline=is_local(checkpoint),
             threads=threads,
-            compiles=not enforce_eager,
+            compiles=compiles,
         )
         self._process.__enter__()
         try:
+            cache_bytes = None
+            if device == "cpu":
+                cache_bytes = cpu_cache_bytes(checkpoint, revision, dtype, max_positions, max_num_seqs)
             self._engine: Any = _start_engine(
                 checkpoint,
                 distribution,
@@ -117,9 +140,9 @@ class VllmSampler:
                 tensor_parallel_size=tensor_parallel_size,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
-                kv_cache_bytes=kv_cache_bytes,
+                kv_cache_bytes=cache_bytes,
                 gpu_memory_utilization=gpu_memory_utilization,
-                enforce_eager=enforce_eager,
+                compiles=compiles,
             )
         except BaseException:
             self._process.__exit__(None, None, None)
@@ -130,42 +153,71 @@ class VllmSampler:
         """The tokens that end a completion, ascending."""
         return self._eos_token_ids
 
-    def sample(self, requests: Sequence[SampleRequest]) -> list[SampledCompletion]:
-        """One completion a request, in the order of the requests."""
-        from vllm import SamplingParams
+    @property
+    def feeds_on(self) -> bool:
+        """Whether it wants its requests in one stream."""
+        return self._feeds_on
+
+    def stream(
+        self, requests: Iterable[SampleRequest], *, on_tokens: OnTokens | None = None
+    ) -> Iterator[tuple[SampleRequest, SampledCompletion]]:
+        """One completion a request, as they are done.
+
+        The engine always has as many requests waiting as it computes at once, and so never runs dry before they end.
+        """
         from vllm.inputs import TokensPrompt
 
+        engine = self._engine.llm_engine
         # Cached prefixes of an earlier call would change the batches of this one, and with them the last bits.
-        self._engine.reset_prefix_cache()
-        before = _draw_processor().rows
-        outputs = self._engine.generate(
-            [TokensPrompt(prompt_token_ids=list(request.prompt_token_ids)) for request in requests],
-            [
-                SamplingParams(
-                    **_UNCHANGED_LOGITS,
-                    temperature=0.0,  # the draw at temperature 1 is ours, and leaves vLLM one token to choose from
-                    extra_args={_SEED: request.seed},
-                    max_tokens=self._max_new_tokens,
-                    stop_token_ids=list(self._eos_token_ids),
-                    logprobs=0,
-                    flat_logprobs=True,
-                    detokenize=False,
-                )
-                for request in requests
-            ],
-            use_tqdm=False,
+        engine.reset_prefix_cache()
+        source = enumerate(requests)
+        under_way: dict[str, SampleRequest] = {}
+        draws = _draw_processor()
+        rows_before = draws.rows
+        here = self._tensor_parallel_size == 1  # otherwise tokens are drawn, and counted, in other processes
+        n_tokens = n_told = 0
+        try:
+            while True:
+                for number, request in islice(source, 2 * self._max_num_seqs - len(under_way)):
+                    under_way[str(number)] = request
+                    prompt = TokensPrompt(prompt_token_ids=list(request.prompt_token_ids))
+                    engine.add_request(str(number), prompt, self._parameters(request))
+                if not under_way:
+                    break
+                done = [output for output in engine.step() if output.finished]
+                drawn = [output.outputs[0] for output in done]
+                token_ids = [tuple(completion.token_ids) for completion in drawn]
+                n_tokens += sum(map(len, token_ids))
+                if on_tokens is not None:
+                    n_drawn = draws.rows - rows_before if here else n_tokens
+                    on_tokens(n_drawn - n_told)
+                    n_told = n_drawn
+                texts = decode_completions(self._tokenizer, token_ids)
+                for output, completion, text, ids in zip(done, drawn, texts, token_ids, strict=True):
+                    reason = _finish_reason(completion.finish_reason)
+                    logp = float(completion.cumulative_logprob)
+                    yield under_way.pop(output.request_id), SampledCompletion(text, ids, reason, logp)
+        except GeneratorExit:
+            engine.abort_request(list(under_way))
+            raise
+        if here:
+            _require_own_draws(draws.rows - rows_before, n_tokens=n_tokens)
+
+    def _parameters(self, request: SampleRequest) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return SamplingParams(
+            **_UNCHANGED_LOGITS,
+            temperature=0.0,  # the draw at temperature 1 is ours, and leaves vLLM one token to choose from
+            extra_args={_SEED: request.seed},
+            max_tokens=self._max_new_tokens,
+            stop_token_ids=list(self._eos_token_ids),
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        drawn = [output.outputs[0] for output in outputs]
-        token_ids = [tuple(completion.token_ids) for completion in drawn]
-        if self._tensor_parallel_size == 1:  # otherwise the draws are counted in other processes
-            _require_own_draws(_draw_processor().rows - before, n_tokens=sum(map(len, token_ids)))
-        texts = decode_completions(self._tokenizer, token_ids)
-        return [
-            SampledCompletion(
-                text, ids, _finish_reason(completion.finish_reason), float(completion.cumulative_logprob)
-            )
-            for text, ids, completion in zip(texts, token_ids, drawn, strict=True)
-        ]
 
     def describe(self) -> Mapping[str, object]:
         """The resolved sampling parameters, JSON-serialisable."""
@@ -181,8 +233,9 @@ class VllmSampler:
             "draw": "inversion, float64",
             "max_new_tokens": self._max_new_tokens,
             "eos_token_ids": list(self._eos_token_ids),
-            "logprobs_mode": "raw_logprobs",
             "generation_config": "vllm",
+            "compiled": self._compiles,
+            "shard_by_shard": not self._feeds_on,
         }
 
     def close(self) -> None:
@@ -209,6 +262,33 @@ def _require_own_draws(rows: int, *, n_tokens: int) -> None:
         raise RuntimeError(f"vLLM gave {n_tokens} tokens, of which only {rows} were drawn from the policy")
 
 
+def cpu_cache_bytes(
+    checkpoint: str, revision: str | None, dtype: Dtype, max_positions: int, max_num_seqs: int
+) -> int:
+    """Memory for the keys and values of completions of full length; vLLM fills all of it with zeros at the start."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        checkpoint, revision=revision, trust_remote_code=False, local_files_only=is_local(checkpoint)
+    ).get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    per_token: int = 2 * config.num_hidden_layers * kv_heads * width * getattr(torch, dtype).itemsize
+    blocks = max_num_seqs * -(-max_positions // _CACHE_BLOCK) + 1  # one that vLLM keeps for itself
+    one = -(-max_positions // _CACHE_BLOCK) + 1
+    fitting = _available_bytes() // 2 // (per_token * _CACHE_BLOCK)
+    return max(one, min(blocks, fitting)) * _CACHE_BLOCK * per_token
+
+
+def _available_bytes() -> int:
+    """Memory that can be had without swapping, as the kernel estimates it."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return int(found["MemAvailable"].split()[0]) * 1024
+
+
 def _start_engine(
     checkpoint: str,
     distribution: Distribution,
@@ -222,7 +302,7 @@ def _start_engine(
     max_num_batched_tokens: int,
     kv_cache_bytes: int | None,
     gpu_memory_utilization: float,
-    enforce_eager: bool,
+    compiles: bool,
 ) -> Any:
     with warnings.catch_warnings(action="ignore"):  # of what vLLM uses, which its users cannot change
         try:
@@ -236,7 +316,7 @@ def _start_engine(
                 tokenizer_revision=revision,
                 trust_remote_code=False,
                 generation_config="vllm",  # not the sampling defaults of the model's own generation_config.json
-                logprobs_mode="raw_logprobs",
+                logprobs_mode="processed_logits",  # what our processor leaves: the log-probability of what it drew
                 dtype=dtype,
                 quantization=quantization,
                 tensor_parallel_size=tensor_parallel_size,
@@ -245,9 +325,8 @@ def _start_engine(
                 max_num_batched_tokens=max(max_num_batched_tokens, max_positions),
                 kv_cache_memory_bytes=kv_cache_bytes,
                 gpu_memory_utilization=gpu_memory_utilization,
-                enforce_eager=enforce_eager,
+                enforce_eager=not compiles,
                 enable_prefix_caching=True,
-                async_scheduling=False,  # a draw needs to know how many tokens came before it
                 logits_processors=[f"{__name__}:{_DRAW_TOKENS}"],
                 additional_config={_DISTRIBUTION: asdict(distribution)},
                 disable_log_stats=True,
@@ -267,23 +346,26 @@ def __getattr__(name: str) -> Any:
 
 @cache
 def _draw_processor() -> Any:
-    """A vLLM logits processor that draws each token from its request's own stream and leaves no other to choose.
+    """A vLLM logits processor that draws each token from its request's own stream.
 
-    vLLM computes the log-probabilities it reports before any processor runs, hence from the untouched logits.
+    It leaves no other token to choose from, and in place of that one's logit its log-probability under the untouched
+    logits, which is then what vLLM reports: of its own it would compute a softmax over the whole vocabulary.
     """
+    import numpy as np
     import torch
     from vllm.config import VllmConfig
     from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-    from stage1_dual.sampling.draws import build_warper, draw_tokens, uniforms_of
+    from stage1_dual.sampling.draws import build_warper, draw_tokens, log_probabilities, uniforms_of
 
     class DrawTokens(LogitsProcessor):  # type: ignore[misc]  # vllm publishes no types
         rows = 0
         """Rows of logits that this process has drawn from."""
 
         def __init__(self, vllm_config: VllmConfig, *_: object) -> None:
-            self._warp = build_warper(Distribution(**vllm_config.additional_config[_DISTRIBUTION]))
-            self._streams: dict[int, tuple[list[float], list[int]]] = {}  # batch row: its uniforms, its tokens so far
+            distribution = Distribution(**vllm_config.additional_config[_DISTRIBUTION])
+            self._warp = None if distribution.is_the_policy else build_warper(distribution)
+            self._streams: dict[int, tuple[np.ndarray, list[int]]] = {}  # batch row: its uniforms, its tokens so far
 
         def is_argmax_invariant(self) -> bool:
             return False
@@ -294,8 +376,7 @@ def _draw_processor() -> Any:
             for row in batch_update.removed:
                 self._streams.pop(row, None)
             for row, params, _, tokens in batch_update.added:
-                uniforms = uniforms_of(params.extra_args[_SEED], n_tokens=params.max_tokens)
-                self._streams[row] = (uniforms.tolist(), tokens)
+                self._streams[row] = (uniforms_of(params.extra_args[_SEED], n_tokens=params.max_tokens), tokens)
             for source, target, direction in batch_update.moved:
                 moved, displaced = self._streams.pop(source), self._streams.pop(target, None)
                 self._streams[target] = moved
@@ -303,11 +384,17 @@ def _draw_processor() -> Any:
                     self._streams[source] = displaced
 
         def apply(self, logits: torch.Tensor) -> torch.Tensor:
+            # With asynchronous scheduling the last token may not be known here yet; its place in the list is.
             streams = [self._streams[row] for row in range(logits.shape[0])]
-            next_uniforms = torch.tensor([uniforms[len(tokens)] for uniforms, tokens in streams], dtype=torch.float64)
-            chosen = draw_tokens(self._warp(logits), next_uniforms.to(logits.device))
+            next_uniforms = np.array([uniforms[len(tokens)] for uniforms, tokens in streams])
+            uniforms = torch.from_numpy(next_uniforms).to(logits.device, non_blocking=True)
+            if self._warp is None:
+                chosen, logp = draw_tokens(logits, uniforms)
+            else:
+                chosen, _ = draw_tokens(self._warp(logits), uniforms)
+                logp = log_probabilities(logits, chosen)
             DrawTokens.rows += len(streams)
-            return logits.fill_(-torch.inf).scatter_(1, chosen[:, None], 0.0)
+            return logits.fill_(-torch.inf).scatter_(1, chosen[:, None], logp[:, None].to(logits.dtype))
 
     return DrawTokens
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.tables import SAMPLES, SCORES, TOKEN_IDS
 from stage1_dual.scoring.protocol import RowFailure, Score, Scorer, ScoreRequest
 from stage1_dual.shard_loop import write_shards
-from stage1_dual.work import Failure, ShardResult, Task, WorkerPool
+from stage1_dual.work import Failure, OnProgress, ShardResult, Task, WorkerPool
 
 _COLUMNS = ("prompt_id", "sample_index", "completion")
 
@@ -86,8 +86,16 @@ class ScoreWorker:
         self._messages = messages
         self._reads = tuple(reads)
 
-    def perform(self, payload: ScoreShard) -> ShardResult:
-        """Score one shard."""
+    def perform(
+        self, tasks: Iterable[Task[ScoreShard]], *, on_progress: OnProgress
+    ) -> Iterator[tuple[Task[ScoreShard], ShardResult]]:
+        """Score one shard after the other."""
+        for task in tasks:
+            result = self._score_shard(task.payload)
+            on_progress({"rows": result.counts["rows"]})
+            yield task, result
+
+    def _score_shard(self, payload: ScoreShard) -> ShardResult:
         started = time.monotonic()
         samples = read_parquet(payload.path, columns=[*_COLUMNS, *self._reads], schema=SAMPLES).take(payload.row_n)
         rows = [self._row(row) for row in samples.to_pylist()]

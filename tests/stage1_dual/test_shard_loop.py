@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +9,7 @@ import pytest
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.shards import ShardedTable
 from stage1_dual.shard_loop import ShardsWritten, write_shards
-from stage1_dual.work import Failure, ShardResult, Task
+from stage1_dual.work import Failure, OnProgress, ShardResult, Task
 
 SCHEMA = pa.schema([("prompt_id", pa.string()), ("sample_index", pa.int32()), ("value", pa.float64())])
 
@@ -17,7 +17,17 @@ SCHEMA = pa.schema([("prompt_id", pa.string()), ("sample_index", pa.int32()), ("
 class Doubler:
     """Writes each number to `once` and its double to `twice`; a negative one fails, an odd one is in `once` alone."""
 
-    def perform(self, payload: list[int]) -> ShardResult:
+    def perform(
+        self, tasks: Iterable[Task[list[int]]], *, on_progress: OnProgress
+    ) -> Iterator[tuple[Task[list[int]], ShardResult]]:
+        for task in tasks:
+            for number in task.payload:
+                on_progress({"rows": 0.5, "letters": 5})  # a row that breaks down counts half, as told
+                if number >= 0:
+                    on_progress({"rows": 0.5, "letters": 5})
+            yield task, self.result(task.payload)
+
+    def result(self, payload: list[int]) -> ShardResult:
         good = [number for number in payload if number >= 0]
         return ShardResult(
             tables={

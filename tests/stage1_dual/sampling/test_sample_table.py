@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from helpers.tiny_models import save_tiny_policy
 from pipeline.contracts.errors import WorkerFailedError
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SAMPLES
-from stage1_dual.sampling.protocol import SampledCompletion, Sampler, SampleRequest
+from stage1_dual.sampling.protocol import OnTokens, SampledCompletion, Sampler, SampleRequest
 from stage1_dual.sampling.sample_table import PromptTokens, SamplingCounts, sample_table
 from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
@@ -141,10 +141,13 @@ class Breaking(TransformersSampler):
 
     poisoned: frozenset[str] = frozenset()
 
-    def sample(self, requests: Sequence[SampleRequest]) -> list[SampledCompletion]:
-        if any(request.prompt_id in self.poisoned for request in requests):
-            raise ZeroDivisionError("it breaks")
-        return super().sample(requests)
+    def stream(
+        self, requests: Iterable[SampleRequest], *, on_tokens: OnTokens | None = None
+    ) -> Iterator[tuple[SampleRequest, SampledCompletion]]:
+        for request, completion in super().stream(requests, on_tokens=on_tokens):
+            if request.prompt_id in self.poisoned:
+                raise ZeroDivisionError("it breaks")
+            yield request, completion
 
 
 @pytest.mark.parametrize(("poisoned", "n_failed"), [({"p1"}, 16), ({"p0", "p1"}, 32), ({"p0", "p3", "p5"}, 48)])

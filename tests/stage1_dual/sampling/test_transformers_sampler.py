@@ -12,7 +12,7 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.contracts.errors import InputError
-from stage1_dual.sampling.protocol import SampledCompletion, SampleRequest
+from stage1_dual.sampling.protocol import SampledCompletion, SampleRequest, sample_all
 from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
 
@@ -40,7 +40,7 @@ def make_requests(n: int, *, prompts: int = 4, run_seed: int = 0) -> list[Sample
 def sample(policy: Path, requests: Sequence[SampleRequest], **settings: int) -> list[SampledCompletion]:
     sampler = TransformersSampler(str(policy), max_new_tokens=LIMIT, **settings)
     try:
-        return sampler.sample(requests)
+        return sample_all(sampler, requests)
     finally:
         sampler.close()
 
@@ -75,9 +75,9 @@ def test_batch_mates_do_not_matter(policy: Path) -> None:
 def test_one_call_does_not_influence_the_next(policy: Path) -> None:
     requests = make_requests(40)
     sampler = TransformersSampler(str(policy), max_new_tokens=LIMIT)
-    first = sampler.sample(requests)
-    sampler.sample(make_requests(30, run_seed=9))
-    assert sampler.sample(requests) == first
+    first = sample_all(sampler, requests)
+    sample_all(sampler, make_requests(30, run_seed=9))
+    assert sample_all(sampler, requests) == first
 
 
 def test_samples_of_one_prompt_differ(policy: Path) -> None:
@@ -89,7 +89,7 @@ def test_first_tokens_follow_the_untouched_distribution(policy: Path) -> None:
     n = 4000
     requests = [SampleRequest("p", (1, 20, 30), k, sample_seed(4, "p", k)) for k in range(n)]
     sampler = TransformersSampler(str(policy), max_new_tokens=1, batch_rows=1000)
-    first = torch.tensor([completion.token_ids[0] for completion in sampler.sample(requests)])
+    first = torch.tensor([completion.token_ids[0] for completion in sample_all(sampler, requests)])
     model = AutoModelForCausalLM.from_pretrained(policy)
     with torch.inference_mode():
         probabilities = model(torch.tensor([[1, 20, 30]])).logits[0, -1].double().softmax(-1)
@@ -121,7 +121,7 @@ def test_every_eos_the_checkpoint_names_ends_a_completion(policy: Path, tmp_path
     (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": 41}))
     sampler = TransformersSampler(str(folder), max_new_tokens=LIMIT)
     assert sampler.eos_token_ids == (EOS, 40, 41)
-    ends = {c.token_ids[-1] for c in sampler.sample(make_requests(400)) if c.finish_reason == "stop"}
+    ends = {c.token_ids[-1] for c in sample_all(sampler, make_requests(400)) if c.finish_reason == "stop"}
     assert ends == {EOS, 40, 41}
 
 

@@ -16,7 +16,7 @@ import torch
 from helpers.tiny_models import save_tiny_policy
 
 from pipeline.contracts.errors import InputError, MissingExtraError
-from stage1_dual.sampling.protocol import SampledCompletion, SampleRequest
+from stage1_dual.sampling.protocol import SampledCompletion, SampleRequest, sample_all
 from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
 from stage1_dual.sampling.vllm_sampler import VllmSampler
@@ -58,9 +58,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
     sampler = VllmSampler(str(policy), max_new_tokens=LIMIT, max_positions=100, max_num_seqs=64)
     requests = make_requests(300, run_seed=0)
     try:
-        first = sampler.sample(requests)
-        sampler.sample(make_requests(100, run_seed=1))
-        again = sampler.sample(requests)
+        first = sample_all(sampler, requests)
+        sample_all(sampler, make_requests(100, run_seed=1))
+        again = sample_all(sampler, requests)
         description = dict(sampler.describe())
         open_ports = [
             found for found in psutil.Process().net_connections("inet") if found.status == psutil.CONN_LISTEN
@@ -89,7 +89,7 @@ def test_the_engine_listens_to_this_machine_and_tells_nobody(drawn: Drawn) -> No
 
 _FRESH = """
 import json, sys
-from stage1_dual.sampling.protocol import SampleRequest
+from stage1_dual.sampling.protocol import SampleRequest, sample_all
 from stage1_dual.sampling.vllm_sampler import VllmSampler
 
 policy, requests, answer = sys.argv[1:]
@@ -97,7 +97,7 @@ requests = [SampleRequest(p, tuple(ids), k, seed) for p, ids, k, seed in json.lo
 drawn = []
 for max_num_seqs in (64, 7):
     sampler = VllmSampler(policy, max_new_tokens=16, max_positions=100, max_num_seqs=max_num_seqs)
-    drawn.append([(c.text, c.token_ids, c.finish_reason, c.logp) for c in sampler.sample(requests)])
+    drawn.append([(c.text, c.token_ids, c.finish_reason, c.logp) for c in sample_all(sampler, requests)])
     sampler.close()
 json.dump(drawn, open(answer, "w"))
 """
@@ -134,7 +134,7 @@ def test_the_batch_does_not_decide_what_is_drawn(drawn: Drawn, fresh: list[list[
 
 def test_it_draws_what_the_transformers_sampler_draws(drawn: Drawn) -> None:
     # The same seeds, another implementation of the model, and neither heeds generation_config.json.
-    other = TransformersSampler(str(drawn.policy), max_new_tokens=LIMIT).sample(drawn.requests)
+    other = sample_all(TransformersSampler(str(drawn.policy), max_new_tokens=LIMIT), drawn.requests)
     assert share_equal(drawn.first, other) > 0.98
     for ours, theirs in zip(drawn.first, other, strict=True):
         if ours.token_ids == theirs.token_ids:
