@@ -19,8 +19,8 @@ from pydantic import Field
 from pipeline.contracts.artifacts import (
     MANIFEST,
     Manifest,
+    artifact_faults,
     checkpoint_sha256,
-    file_sha256,
     is_complete,
     read_json,
     read_manifest,
@@ -235,11 +235,7 @@ def _prefix(run: Path, name: str) -> str:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
-    for name, recorded in manifest.files.items():
-        if not (folder / name).is_file():
-            yield f"{folder / name} is missing"
-        elif file_sha256(folder / name) != recorded:
-            yield f"{folder / name} is not the file that its manifest records (sha256 differs)"
+    yield from artifact_faults(folder, manifest)
     for path in sorted(folder.glob("data/*.parquet")):
         if str(path.relative_to(folder)) not in manifest.files:
             yield f"{path} is not in the manifest"
