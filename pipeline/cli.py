@@ -13,6 +13,7 @@ import argparse
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -333,7 +334,8 @@ def _add_solve_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    from pipeline.formats import FORMATS, ExportSettings
+    from pipeline.formats.all_formats import FORMATS
+    from pipeline.formats.export_format import ExportSettings
 
     _add_step_options(parser)
     parser.add_argument(
@@ -344,21 +346,25 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         help="also write exports/FORMAT/, for people who train elsewhere; may be given several times",
     )
     for name, meaning in (
-        ("pairs-per-prompt", "pairs of trl-preference"),
-        ("lines-per-prompt", "resampled lines of openai-jsonl"),
+        ("pairs-per-prompt", "pairs of the formats that train on preferences"),
+        ("lines-per-prompt", "resampled lines of those that train on likelihood without weights"),
     ):
         default = getattr(ExportSettings, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} ({default})")
 
 
 def _export(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from pipeline.formats import ExportSettings, write_exports
+    from pipeline.formats.export_format import ExportSettings
+    from pipeline.formats.writing import write_exports
 
     run = _read_run(options, rest)
     _perform(run, ("export",), redo_from="export" if options.redo else None)
     if options.format:
         counts = {name: getattr(options, name) for name in ("pairs_per_prompt", "lines_per_prompt")}
-        write_exports(run, options.format, ExportSettings(seed=run.config.seed, **counts))
+        command = ["dualign export", f"--config {shlex.quote(str(options.config))}", f"--run {shlex.quote(run.name)}"]
+        command += [] if options.limit is None else [f"--limit {options.limit}"]
+        command += [shlex.quote(one) for one in rest]
+        write_exports(run, options.format, ExportSettings(seed=run.config.seed, **counts), command=command)
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
