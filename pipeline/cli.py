@@ -516,20 +516,25 @@ def _baselines(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _add_validate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", nargs="?", help="name of the run, or its folder (default: embedded)")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        nargs="?",
+        help="a run by name or folder, or the folder of a hand-off (default: embedded)",
+    )
     parser.add_argument("--run", dest="run_name", metavar="NAME", help="the same, as an option")
     _add_data_options(parser, holds="runs/")
 
 
 def _validate(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from pipeline.steps.validate import validate_run
+    from pipeline.steps.validate import validate
 
     _require_no_more(rest, command="validate RUN")
     name = options.run or options.run_name or "embedded"
     folder = options.data_dir / "runs" / name
     if not os.path.isdir(folder) and os.path.isdir(name):  # noqa: PTH112  # of a name too long for a file, False
         folder = Path(name)
-    found = validate_run(folder, show_progress=_shows_progress(options))
+    found = validate(folder, show_progress=_shows_progress(options))
     for link in found.chain:
         counts = ", ".join(f"{count} {what}" for what, count in link.counts.items())
         origin = f"from {', '.join(link.made_from)}" if link.made_from else ""

@@ -22,6 +22,7 @@ _CONTEXT: dict[str, Any] = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -41,6 +42,7 @@ _CONTEXT: dict[str, Any] = {
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",
@@ -80,7 +82,7 @@ def describe_hand_off(
         "version": "1.0.0",
         "distribution": [
             *(_file_object(path, digest) for path, digest in files.items()),
-            *(_file_set(part, split, files) for part, split in sets),
+            *(_file_set(part, split) for part, split in sets),
         ],
         "recordSet": [
             {
@@ -108,14 +110,12 @@ def _file_object(path: str, digest: str) -> dict[str, Any]:
     }
 
 
-def _file_set(part: Part, split: str, files: Mapping[str, str]) -> dict[str, Any]:
-    suffix = ".jsonl" if part.lines else ".parquet"
-    members = [path for path in files if path.startswith(f"{part.name}/{split}") and path.endswith(suffix)]
+def _file_set(part: Part, split: str) -> dict[str, Any]:
+    """The files of a split, in the folder that this description is in."""
     return {
         "@type": "cr:FileSet",
         "@id": f"{part.name}-{split}",
         "name": f"{part.name}-{split}",
-        "containedIn": [{"@id": path} for path in members],
         "encodingFormat": "application/jsonlines" if part.lines else "application/x-parquet",
         "includes": part.pattern(split),
     }

@@ -16,6 +16,9 @@ from pipeline.formats.prompt_rows import Message, PromptRows
 
 Row = dict[str, Any]
 
+SOLUTION, TEMPLATE, CARD = "dual.json", "chat_template.jinja", "README.md"
+"""Files of every hand-off: lambda* and beta, the template a trainer is to be given where there is one, the card."""
+
 MESSAGES = PROMPTS.field("prompt").type
 MESSAGE = MESSAGES.value_type
 

@@ -38,14 +38,21 @@ from pipeline.contracts.solution import Solution, read_solution
 from pipeline.contracts.tables import SPLITS
 from pipeline.formats.all_formats import FORMATS
 from pipeline.formats.croissant import CROISSANT, describe_hand_off
-from pipeline.formats.export_format import ExportFormat, ExportSettings, HandOff, Part, Row
+from pipeline.formats.export_format import (
+    CARD,
+    SOLUTION,
+    TEMPLATE,
+    ExportFormat,
+    ExportSettings,
+    HandOff,
+    Part,
+    Row,
+)
 from pipeline.formats.prompt_rows import read_prompt_rows
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, reopen
 from stage1_dual.sampling.rendering import load_tokenizer
 from stage1_dual.sampling.whole_turns import WholeTurns, fit_turns
-
-SOLUTION, TEMPLATE, CARD = "dual.json", "chat_template.jinja", "README.md"
 
 _CARD_TEMPLATE = Path(__file__).parent / "card.md.jinja"
 _ROWS_PER_FILE = 200_000

@@ -29,14 +29,19 @@ N_TRAIN, N_TEST, N_SAMPLES = 12, 3, 16
 
 
 def write_tilted(
-    run: Run, *, seed: int = 0, completions: Sequence[str] | None = None, multi_turn: bool = True
+    run: Run,
+    *,
+    seed: int = 0,
+    completions: Sequence[str] | None = None,
+    multi_turn: bool = True,
+    first_role: str = "user",
 ) -> pa.Table:
     """A finished hand-off table of random scores with its dual."""
     texts = completions or [f"call a friend {k}" for k in range(12)]
     rng = np.random.default_rng(seed)
     rows = []
     for place in range(N_TRAIN + N_TEST):
-        messages = [{"role": "user", "content": f"walk {place}"}]
+        messages = [{"role": first_role, "content": f"walk {place}"}]
         if multi_turn and place % 3 == 0:
             messages = [*messages, {"role": "assistant", "content": "rest"}, {"role": "user", "content": "and then?"}]
         reward, harm = rng.normal(size=N_SAMPLES), rng.normal(size=N_SAMPLES)
