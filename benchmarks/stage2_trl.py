@@ -45,7 +45,9 @@ from typing_extensions import override
 
 from pipeline.config.loading import load_config
 from pipeline.contracts.solution import read_solution
-from pipeline.formats import ExportSettings, build_preferences, read_prompt_rows
+from pipeline.formats.export_format import ExportSettings
+from pipeline.formats.prompt_rows import read_prompt_rows
+from pipeline.formats.trl_preference import build_preferences
 from pipeline.run.run import Run
 from stage2_policy.data import TrainingData, read_training_data
 from stage2_policy.fit import fit_policy

@@ -13,6 +13,7 @@ import argparse
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -339,7 +340,8 @@ def _add_solve_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_export_options(parser: argparse.ArgumentParser) -> None:
-    from pipeline.formats import FORMATS, ExportSettings
+    from pipeline.formats.all_formats import FORMATS
+    from pipeline.formats.export_format import ExportSettings
 
     _add_step_options(parser)
     parser.add_argument(
@@ -350,21 +352,25 @@ def _add_export_options(parser: argparse.ArgumentParser) -> None:
         help="also write exports/FORMAT/, for people who train elsewhere; may be given several times",
     )
     for name, meaning in (
-        ("pairs-per-prompt", "pairs of trl-preference"),
-        ("lines-per-prompt", "resampled lines of openai-jsonl"),
+        ("pairs-per-prompt", "pairs of the formats that train on preferences"),
+        ("lines-per-prompt", "resampled lines of those that train on likelihood without weights"),
     ):
         default = getattr(ExportSettings, name.replace("-", "_"))
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{meaning} ({default})")
 
 
 def _export(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from pipeline.formats import ExportSettings, write_exports
+    from pipeline.formats.export_format import ExportSettings
+    from pipeline.formats.writing import write_exports
 
     run = _read_run(options, rest)
     _perform(run, ("export",), redo_from="export" if options.redo else None)
     if options.format:
         counts = {name: getattr(options, name) for name in ("pairs_per_prompt", "lines_per_prompt")}
-        write_exports(run, options.format, ExportSettings(seed=run.config.seed, **counts))
+        command = ["dualign export", f"--config {shlex.quote(str(options.config))}", f"--run {shlex.quote(run.name)}"]
+        command += [] if options.limit is None else [f"--limit {options.limit}"]
+        command += [shlex.quote(one) for one in rest]
+        write_exports(run, options.format, ExportSettings(seed=run.config.seed, **counts), command=command)
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -516,20 +522,25 @@ def _baselines(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _add_validate_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", nargs="?", help="name of the run, or its folder (default: embedded)")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        nargs="?",
+        help="a run by name or folder, or the folder of a hand-off (default: embedded)",
+    )
     parser.add_argument("--run", dest="run_name", metavar="NAME", help="the same, as an option")
     _add_data_options(parser, holds="runs/")
 
 
 def _validate(options: argparse.Namespace, rest: Sequence[str]) -> None:
-    from pipeline.steps.validate import validate_run
+    from pipeline.steps.validate import validate
 
     _require_no_more(rest, command="validate RUN")
     name = options.run or options.run_name or "embedded"
     folder = options.data_dir / "runs" / name
     if not os.path.isdir(folder) and os.path.isdir(name):  # noqa: PTH112  # of a name too long for a file, False
         folder = Path(name)
-    found = validate_run(folder, show_progress=_shows_progress(options))
+    found = validate(folder, show_progress=_shows_progress(options))
     for link in found.chain:
         counts = ", ".join(f"{count} {what}" for what, count in link.counts.items())
         origin = f"from {', '.join(link.made_from)}" if link.made_from else ""

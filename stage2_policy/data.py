@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.contracts.artifacts import Manifest, checkpoint_sha256, file_sha256, read_json, read_manifest
+from pipeline.contracts.artifacts import Manifest, checkpoint_sha256, read_json, read_manifest, verify_artifact
 from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution
@@ -202,8 +202,8 @@ def read_training_data(
         folders |= {"pairs/samples": pairs / "samples", "pairs/tilted": pairs / "tilted"}
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
     _require_chain(manifests, folders, reference=reference)
-    for name, folder in folders.items():
-        _require_files(folder, manifests[name])
+    for folder in folders.values():
+        verify_artifact(folder)
     document = read_json(dual / "dual.json")
     solution = Solution.from_document(document, source=dual / "dual.json")
     responses = _join(samples=samples, tilted=tilted, solution=solution, solved_on=solution.n_samples)
@@ -295,12 +295,6 @@ def _require_chain(manifests: Mapping[str, Manifest], folders: Mapping[str, Path
                 f"{places[name]} was made from another `{input_name}` than {places[input_name]}: "
                 f"{recorded[:12]} then, {found[:12]} now; redo the steps from `{input_name}` on"
             )
-
-
-def _require_files(folder: Path, manifest: Manifest) -> None:
-    for name, recorded in manifest.files.items():
-        if file_sha256(folder / name) != recorded:
-            raise CorruptArtifactError(f"{folder / name} is not the file its manifest records (sha256 differs)")
 
 
 def _join(*, samples: Path, tilted: Path, solution: Solution, solved_on: int | None = None) -> TrainingResponses:

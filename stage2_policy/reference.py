@@ -17,9 +17,8 @@ from pipeline.contracts.artifacts import (
     Manifest,
     content_sha256,
     environment,
-    file_sha256,
     is_complete,
-    read_manifest,
+    verify_artifact,
     write_manifest,
 )
 from pipeline.contracts.errors import CorruptArtifactError
@@ -198,11 +197,10 @@ def _finish(store: ReferenceStore) -> None:
 
 
 def _read(store: ReferenceStore) -> dict[tuple[str, int], float]:
-    for name, recorded in read_manifest(store.table).files.items():
-        if file_sha256(store.table / name) != recorded:
-            raise CorruptArtifactError(
-                f"{store.table / name} is not the file its manifest records (sha256 differs); remove {store.table}"
-            )
+    try:
+        verify_artifact(store.table)
+    except CorruptArtifactError as error:
+        raise CorruptArtifactError(f"{error}. Remove {store.table} to compute its values anew") from error
     table = _table(store).read("train")
     keys = zip(*(table[name].to_pylist() for name in SAMPLE_KEY), strict=True)
     return dict(zip(keys, table["ref_logp"].to_pylist(), strict=True))

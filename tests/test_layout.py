@@ -23,6 +23,16 @@ COVERED_ELSEWHERE = {
     "pipeline/microworld/scorers.py": "tests/pipeline/microworld/test_world.py",
     "pipeline/microworld/size.py": "tests/pipeline/microworld/test_world.py",
     "pipeline/microworld/tokenizer.py": "tests/pipeline/microworld/test_world.py",
+    # What a format is, and what all of them read, shows in what is written of each.
+    "pipeline/formats/all_formats.py": "tests/pipeline/formats/test_writing.py",
+    "pipeline/formats/export_format.py": "tests/pipeline/formats/test_writing.py",
+    "pipeline/formats/prompt_rows.py": "tests/pipeline/formats/test_writing.py",
+    "pipeline/formats/resampling.py": "tests/pipeline/formats/test_openai_jsonl.py",
+    # Handed on by a format, and tested as it is handed on.
+    "pipeline/formats/dualign_reward.py": "tests/pipeline/formats/test_rl_reward.py",
+    # Each fault is made in a hand-off.
+    "pipeline/formats/row_checks.py": "tests/pipeline/steps/test_validate_hand_off.py",
+    "pipeline/steps/validation.py": "tests/pipeline/steps/test_validate.py",
     # The public face is where users meet these.
     "pipeline/dual/result.py": "tests/dualign/test_solve.py",
     "pipeline/run/loaded.py": "tests/dualign/test_load_run.py",

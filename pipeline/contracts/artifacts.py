@@ -12,7 +12,7 @@ import os
 import platform
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import metadata
@@ -276,7 +276,7 @@ def _faults(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"files.{shown(repr(name))}", "is not the name of a file"
 
 
-def verify_artifact(folder: Path, *, memory: Path | None = None) -> Manifest:
+def verify_artifact(folder: Path, *, memory: Path | None = None, only: Collection[str] | None = None) -> Manifest:
     """Compare the files of a finished step with its manifest.
 
     A file that has the size and the time it had when it was last found right is not read again.
@@ -284,6 +284,7 @@ def verify_artifact(folder: Path, *, memory: Path | None = None) -> Manifest:
     Args:
         folder: of the step.
         memory: where to remember what was found right; nothing is remembered without it.
+        only: names of the files to compare, relative to the folder; all of the manifest without it.
 
     Returns:
         The manifest.
@@ -294,27 +295,46 @@ def verify_artifact(folder: Path, *, memory: Path | None = None) -> Manifest:
     manifest = read_manifest(folder)
     known = _remembered(memory)
     found = dict(known)
+    for name in manifest.files if only is None else only:
+        fault = _file_fault(folder, name, manifest.files.get(name), found)
+        if fault is not None:
+            raise CorruptArtifactError(fault)
+    if memory is not None and found != known:
+        write_json(memory, found)
+    return manifest
+
+
+def artifact_faults(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """All that :func:`verify_artifact` would stop at, a sentence a file, for who reports every fault there is."""
     for name, recorded in manifest.files.items():
-        path = folder / name
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise CorruptArtifactError(
-                f"{path} cannot be read: {error.strerror or error}, but {folder / MANIFEST} records it"
-            ) from error
-        seen = [status.st_size, status.st_mtime_ns, recorded]
-        if known.get(str(path.resolve())) == seen:
-            continue
+        fault = _file_fault(folder, name, recorded, {})
+        if fault is not None:
+            yield fault
+
+
+def _file_fault(folder: Path, name: str, recorded: str | None, seen: dict[str, list[Any]]) -> str | None:
+    """What is wrong with a file; None where it is the recorded one, which is then added to those seen."""
+    path = folder / name
+    if recorded is None:
+        return f"{folder / MANIFEST} does not record {name}"
+    try:
+        status = path.stat()
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror or error}, but {folder / MANIFEST} records it"
+    sight = [status.st_size, status.st_mtime_ns, recorded]
+    if seen.get(str(path.resolve())) == sight:
+        return None
+    try:
         if file_sha256(path) != recorded:
-            raise CorruptArtifactError(
+            return (
                 f"{path} is not the file that {folder / MANIFEST} records (sha256 differs): it was changed, damaged "
                 "or put there from elsewhere. Put the right one back, or delete it and run the step again"
                 + (": only its rows are computed anew" if path.parent.name == "data" else "")
             )
-        found[str(path.resolve())] = seen
-    if memory is not None and found != known:
-        write_json(memory, found)
-    return manifest
+    except CorruptArtifactError as error:
+        return str(error)
+    seen[str(path.resolve())] = sight
+    return None
 
 
 def _remembered(memory: Path | None) -> dict[str, list[Any]]:

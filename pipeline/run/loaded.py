@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from pipeline.contracts.artifacts import Manifest, file_sha256, is_complete, read_json, read_manifest
+from pipeline.contracts.artifacts import Manifest, is_complete, read_json, verify_artifact
 from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.section import nearest
 from pipeline.contracts.shards import read_parquet
@@ -85,12 +86,10 @@ class LoadedRun:
             InputError: the step ``export`` has not finished.
             CorruptArtifactError: a file is missing or damaged.
         """
-        files = self._manifest("tilted").files
+        files = self._verified("tilted").files
         paths = [self.folder / "tilted" / name for split in SPLITS for name in sorted(files) if f"/{split}-" in name]
         if not paths:
             raise CorruptArtifactError(f"{self.folder / 'tilted'} has no table: its manifest names no file of a split")
-        for path in paths:
-            self._require_recorded(path, files[str(path.relative_to(self.folder / "tilted"))])
         columns = read_parquet(paths[0]).column_names
         # As the first file has them, not as the dual does: the table may have been handed on without it.
         names = [name.removeprefix(CONSTRAINT_PREFIX) for name in columns if name.startswith(CONSTRAINT_PREFIX)]
@@ -104,25 +103,22 @@ class LoadedRun:
         Raises:
             InputError: the step ``train`` has not finished.
         """
-        self._manifest("policy")
+        self._require_finished("policy")
         return self.folder / "policy"
 
-    def _manifest(self, artifact: str) -> Manifest:
+    def _require_finished(self, artifact: str) -> None:
         if not is_complete(self.folder / artifact):
             step = _STEP_OF[artifact]
             raise InputError(f"run `{self.name}` has no {artifact}: its step `{step}` has not finished")
-        return read_manifest(self.folder / artifact)
+
+    def _verified(self, artifact: str, *, only: Collection[str] | None = None) -> Manifest:
+        self._require_finished(artifact)
+        return verify_artifact(self.folder / artifact, only=only)
 
     def _read(self, artifact: str, name: str) -> dict[str, Any]:
-        path, recorded = self.folder / artifact / name, self._manifest(artifact).files
-        self._require_recorded(path, recorded.get(name))
-        content: dict[str, Any] = read_json(path)
+        self._verified(artifact, only=[name])
+        content: dict[str, Any] = read_json(self.folder / artifact / name)
         return content
-
-    @staticmethod
-    def _require_recorded(path: Path, recorded: str | None) -> None:
-        if file_sha256(path) != recorded:
-            raise CorruptArtifactError(f"{path} is not the file that its manifest records (sha256 differs)")
 
     def __repr__(self) -> str:
         from pipeline.report.summary import text_summary

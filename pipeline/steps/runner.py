@@ -13,7 +13,6 @@ import yaml
 from pipeline.contracts.artifacts import (
     MANIFEST,
     atomic_write_bytes,
-    file_sha256,
     is_complete,
     read_manifest,
     require_writable,
@@ -118,12 +117,13 @@ def _require_own_artifacts(run: Run) -> None:
     for folder in (run.folder / name for name in dict.fromkeys(names)):
         if not is_complete(folder) or (found := read_manifest(folder)).run == run.name:
             continue
-        for name, recorded in found.files.items():
-            if file_sha256(folder / name) != recorded:
-                raise CorruptArtifactError(
-                    f"{folder / 'manifest.json'} is of run `{found.run}` and does not describe {folder / name}: this "
-                    f"is run `{run.name}`. Move the folder away, and the step is done again"
-                )
+        try:
+            verify_artifact(folder, memory=run.folder / _VERIFIED)
+        except CorruptArtifactError as error:
+            raise CorruptArtifactError(
+                f"{folder / MANIFEST} is of run `{found.run}` and does not describe the files beside it: {error}\n"
+                f"This is run `{run.name}`. Move the folder away, and the step is done again"
+            ) from error
 
 
 def _made_folders(run: Run, step: str) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,8 +19,8 @@ from pydantic import Field
 from pipeline.contracts.artifacts import (
     MANIFEST,
     Manifest,
+    artifact_faults,
     checkpoint_sha256,
-    file_sha256,
     is_complete,
     read_json,
     read_manifest,
@@ -44,6 +44,8 @@ from pipeline.progress import progress_bar
 from pipeline.report.evaluated import read_evaluation
 from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution
 from pipeline.run.response_set import ResponseSet, known_response_sets
+from pipeline.steps.validate_hand_off import is_hand_off, validate_hand_off
+from pipeline.steps.validation import UNFORESEEN, Link, Validation
 from stage1_dual.sampling.protocol import THE_POLICY
 
 _CHANCE = 1e-9
@@ -53,51 +55,7 @@ _WEIGHT_TOLERANCE = 1e-9
 _MEAN_TOLERANCE = 1e-9
 """Of a mean that is computed again, relative to the largest score."""
 
-_UNFORESEEN = (
-    OSError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    RecursionError,
-    MemoryError,
-    pa.ArrowException,
-)
-"""What reading files that nobody foresaw raises. A run is reported on to its end, whatever one of its artifacts is."""
-
 _UPSTREAM = ("prompts", "samples", "scores", "dual", "tilted", "pairs", "policy", "evaluation")
-
-
-@dataclass(frozen=True)
-class Link:
-    """One artifact of the chain.
-
-    Attributes:
-        name: its folder relative to the run.
-        identity: its identity, or None where the step has not finished.
-        run: name of the run it was made in.
-        counts: what its manifest counts.
-        made_from: the artifacts it was made from.
-    """
-
-    name: str
-    identity: str | None
-    run: str | None
-    counts: Mapping[str, int]
-    made_from: tuple[str, ...]
-
-
-@dataclass
-class Validation:
-    """What was found.
-
-    Attributes:
-        chain: the artifacts in order.
-        faults: what is wrong, each with the file it is in.
-    """
-
-    chain: list[Link] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
 
 
 class _CheckedConstraint(ReportedConstraint):
@@ -108,6 +66,20 @@ class _CheckedSolution(ReportedSolution):
     """A solution with what can be computed again from the tilted table."""
 
     constraints: Annotated[tuple[_CheckedConstraint, ...], Field(strict=False)]
+
+
+def validate(folder: Path, *, show_progress: bool = False) -> Validation:
+    """Check a run, or a hand-off that was made of one.
+
+    Args:
+        folder: of the run, or of the hand-off.
+        show_progress: whether to show a progress bar.
+
+    Raises:
+        InputError: the folder is neither.
+    """
+    check = validate_hand_off if is_hand_off(folder) else validate_run
+    return check(folder, show_progress=show_progress)
 
 
 def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
@@ -147,7 +119,7 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
                     found.faults += find_faults()
             except DualignError as error:
                 found.faults.append(f"{description}: {error}")
-            except _UNFORESEEN as error:
+            except UNFORESEEN as error:
                 what = shown(f"{type(error).__name__}: {error}", limit=300)
                 found.faults.append(
                     f"{description}: cannot be checked, as its files hold what no step writes ({what})"
@@ -235,11 +207,7 @@ def _prefix(run: Path, name: str) -> str:
 
 
 def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
-    for name, recorded in manifest.files.items():
-        if not (folder / name).is_file():
-            yield f"{folder / name} is missing"
-        elif file_sha256(folder / name) != recorded:
-            yield f"{folder / name} is not the file that its manifest records (sha256 differs)"
+    yield from artifact_faults(folder, manifest)
     for path in sorted(folder.glob("data/*.parquet")):
         if str(path.relative_to(folder)) not in manifest.files:
             yield f"{path} is not in the manifest"

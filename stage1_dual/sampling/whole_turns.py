@@ -40,6 +40,7 @@ class WholeTurns:
         n_otherwise: responses that the tokenizer's own template would render otherwise.
         reason: why, of the first of them; empty where there is none.
         reads_clock: whether the template asks for the date, which it was given.
+        first_rendering: the text that the first of the responses was sampled after; empty where there is none.
     """
 
     prefill: str
@@ -47,6 +48,7 @@ class WholeTurns:
     n_otherwise: int
     reason: str
     reads_clock: bool
+    first_rendering: str
 
 
 def fit_turns(
@@ -74,17 +76,18 @@ def fit_turns(
         render_chat(tokenizer, messages, chat_template=served, add_generation_prompt=True, day=day)
         for messages, _ in rows
     ]
+    first = next(iter(sampled_after), "")
     prefill, n_otherwise, reason = "", sum(len(texts) for _, texts in rows), "the tokenizer has no chat template"
     if own is not None and rows:
         prefill = _prefill(tokenizer, own, rows[0][0], sampled_after[0], day)
         n_otherwise, reason = _count(tokenizer, own, rows, sampled_after, prefill, day)
     if n_otherwise == 0:
-        return WholeTurns(prefill, None, 0, "", reads_clock(served))
+        return WholeTurns(prefill, None, 0, "", reads_clock(served), first)
     whole = _BEFORE + served.removesuffix("\n") + _AFTER  # Jinja itself reads no newline at the very end
     n_wrong, why = _count(tokenizer, whole, rows, sampled_after, "", day)
     if n_wrong:
         raise InputError(f"no chat template renders {n_wrong} responses after the text they were sampled after: {why}")
-    return WholeTurns("", whole, n_otherwise, reason, reads_clock(served))
+    return WholeTurns("", whole, n_otherwise, reason, reads_clock(served), first)
 
 
 def _prefill(

@@ -115,11 +115,11 @@ def test_before_the_dual(run: Path) -> None:
 def test_files_that_are_not_what_their_step_wrote(run: Path) -> None:
     path = run / "dual" / "dual.json"
     path.write_text(path.read_text().replace('"certified"', '"guessed"'))
-    with pytest.raises(dualign.CorruptArtifactError, match=r"dual\.json is not the file that its manifest records"):
+    with pytest.raises(dualign.CorruptArtifactError, match=r"dual\.json is not the file that .*manifest"):
         _ = dualign.load_run(run).dual
     shard = next((run / "tilted" / "data").glob("test-*"))
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(dualign.CorruptArtifactError, match=rf"{shard.name} is not the file that its manifest records"):
+    with pytest.raises(dualign.CorruptArtifactError, match=rf"{shard.name} is not the file that .*manifest"):
         _ = dualign.load_run(run).tilted
     shard.unlink()
     with pytest.raises(dualign.CorruptArtifactError, match=rf"{shard.name} cannot be read"):

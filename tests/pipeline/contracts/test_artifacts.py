@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.contracts.artifacts import (
     Manifest,
+    artifact_faults,
     atomic_write_bytes,
     begin_step,
     checkpoint_sha256,
@@ -174,6 +175,24 @@ def test_files_are_compared_with_their_manifest(tmp_path):
     (tmp_path / "b").unlink()
     with pytest.raises(CorruptArtifactError, match=r"b cannot be read: No such file.*manifest\.json records it"):
         verify_artifact(tmp_path)
+
+
+def test_some_files_alone_are_compared(tmp_path):
+    write_artifact(tmp_path, a="one", b="two")
+    (tmp_path / "b").write_text("owt")
+    verify_artifact(tmp_path, only=["a"])
+    with pytest.raises(CorruptArtifactError, match=r"b is not the file"):
+        verify_artifact(tmp_path, only=["b"])
+    with pytest.raises(CorruptArtifactError, match=r"manifest\.json does not record c"):
+        verify_artifact(tmp_path, only=["c"])
+
+
+def test_every_fault_is_told_to_who_asks_for_all(tmp_path):
+    write_artifact(tmp_path, a="one", b="two", c="three")
+    (tmp_path / "a").unlink()
+    (tmp_path / "c").write_text("eerht")
+    faults = list(artifact_faults(tmp_path, read_manifest(tmp_path)))
+    assert [fault.split()[0] for fault in faults] == [str(tmp_path / name) for name in ("a", "c")]
 
 
 def test_what_was_found_right_is_remembered_by_size_and_time(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ from pipeline.contracts.keys import PromptPlaces
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import read_solution
 from pipeline.contracts.tables import PROMPTS, SAMPLES, SCORES
-from pipeline.formats import read_prompt_rows
+from pipeline.formats.prompt_rows import read_prompt_rows
 from pipeline.report.page import write_report
 from pipeline.scoring.joined import read_scores
 from pipeline.steps.validate import validate_run
