@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipeline.contracts.artifacts import atomic_write_bytes, read_json, read_manifest
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.keys import PromptPlaces, row_keys
 from pipeline.contracts.markdown import code_markdown, plain_markdown
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution
@@ -94,9 +96,9 @@ def _count_pairs(responses: ResponseSet) -> int:
 
 def _whole_pairs(rows: JoinedScores) -> JoinedScores:
     """The rows whose partner is there too."""
-    pair_n = np.stack([rows.prompt_n, rows.sample_index_n // 2])
-    _, place_n, count = np.unique(pair_n, axis=1, return_inverse=True, return_counts=True)
-    return rows.select(count[place_n.ravel()] == 2)
+    pair_n = row_keys(rows.prompt_n, rows.sample_index_n // 2)
+    _, place_n, count = np.unique(pair_n, return_inverse=True, return_counts=True)
+    return rows.select(count[place_n] == 2)
 
 
 _CARD = Path(__file__).parent / "dataset_card.md.jinja"
@@ -127,7 +129,7 @@ def write_tilted_table(
     """
     names = solution.names
     table = ShardedTable(folder=folder, schema=tilted_schema(names), metadata=metadata)
-    about = {row["prompt_id"]: row for row in prompts.select(["prompt_id", "prompt", "category"]).to_pylist()}
+    about = _AboutPrompts(PromptPlaces(prompts["prompt_id"].to_pylist()), prompts)
     n_rows = 0
     for split, rows in scored.items():
         weight_n = tilted_weights(rows, solution)
@@ -160,6 +162,14 @@ def write_dataset_card(
     atomic_write_bytes(folder / "README.md", text.encode())
 
 
+@dataclass(frozen=True, eq=False)
+class _AboutPrompts:
+    """The prompts table, and the row of each prompt in it."""
+
+    places: PromptPlaces
+    table: pa.Table
+
+
 def _read_texts(path: Path) -> pa.Table:
     return read_parquet(path, columns=[*SAMPLE_KEY, "completion"], schema=SAMPLES)
 
@@ -168,25 +178,25 @@ def _tilted_rows(
     samples: pa.Table,
     scored: JoinedScores,
     weight_n: np.ndarray,
-    about: Mapping[str, Mapping[str, Any]],
+    about: _AboutPrompts,
     names: Sequence[str],
     split: str,
 ) -> pa.Table:
     found, row_n = scored.find_in(samples)
     texts = samples.take(found)
     schema = tilted_schema(names)
-    prompts = [about[prompt_id] for prompt_id in texts["prompt_id"].to_pylist()]
+    prompts = about.table.take(about.places.of(texts["prompt_id"]))
     return pa.table(
         {
             "prompt_id": texts["prompt_id"],
             "sample_index": texts["sample_index"],
-            "prompt": pa.array([prompt["prompt"] for prompt in prompts], schema.field("prompt").type),
+            "prompt": prompts["prompt"],
             "completion": texts["completion"],
             "reward": scored.reward_n[row_n],
             **{CONSTRAINT_PREFIX + name: scored.constraints_nm[row_n, place] for place, name in enumerate(names)},
             "weight": weight_n[row_n],
-            "split": [split] * len(row_n),
-            "category": [prompt["category"] for prompt in prompts],
+            "split": pa.repeat(split, len(row_n)),
+            "category": prompts["category"],
         },
         schema=schema,
     )
