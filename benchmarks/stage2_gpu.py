@@ -53,6 +53,7 @@ from stage2_policy.data import TrainingResponses
 from stage2_policy.losses import tilted_pairwise
 from stage2_policy.step_sampler import StepSampler
 from stage2_policy.tilted_trainer import Policy, TiltedTrainer
+from stage2_policy.token_sequences import TokenSequences
 
 _WARM_UP = 2
 _PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -234,7 +235,7 @@ class Bench:
             prompt_ids=tuple(f"{place:064d}" for place in range(n // _GROUP)),
             prompt_p=np.repeat(np.arange(n // _GROUP), _GROUP),
             sample_index=np.tile(np.arange(_GROUP), n // _GROUP),
-            sequences=self._sequences,
+            sequences=TokenSequences.of(self._sequences),
             weight=np.full(n, 1 / _GROUP),
             tilt=np.random.default_rng(1).normal(size=n),
             sampler_logp=np.zeros(n),

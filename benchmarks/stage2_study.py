@@ -249,7 +249,7 @@ def _thin(data: TrainingData, ref_logp: ReferenceLogp, k: int | None) -> tuple[T
     thinned = replace(
         train,
         prompt_p=train.prompt_p[kept],
-        sequences=[train.sequences[row] for row in kept],
+        sequences=train.sequences.select(kept),
         weight=segment_softmax(train.tilt[kept] / data.beta, train.prompt_p[kept]),
         tilt=train.tilt[kept],
         sampler_logp=train.sampler_logp[kept],

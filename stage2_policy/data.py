@@ -1,14 +1,18 @@
 """The training set: sampled token ids joined with tilted weights by key, and the prompts that are held out.
 
-Neither this nor the order of training (:mod:`stage2_policy.step_sampler`) needs torch, so that a run can be planned
-where none is.
+The join is made once and kept in files that every process maps: of the numbers and token ids of millions of responses
+a process holds what it reads. Neither this nor the order of training (:mod:`stage2_policy.step_sampler`) needs torch,
+so that a run can be planned where none is.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +20,18 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.contracts.artifacts import Manifest, checkpoint_sha256, read_json, read_manifest, verify_artifact
-from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
-from pipeline.contracts.shards import ShardedTable, read_parquet
+from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError, writing_failure
+from pipeline.contracts.keys import PromptPlaces, row_keys
+from pipeline.contracts.shards import count_parquet
 from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, require_unique, tilted_schema
+from stage2_policy.joining import CopiedTokens, JoinedRows, copy_tokens, join_weights, require_room
+from stage2_policy.mapped_files import MappedFolder, map_columns, map_token_lists, write_columns
+from stage2_policy.token_sequences import TokenSequences
 
 _WEIGHT_TOLERANCE = 1e-6
-_SAMPLE_COLUMNS = (*SAMPLE_KEY, "prompt_token_ids", "completion_token_ids", "sampler_logp")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrainingResponses:
     """Scored responses of some prompts, sorted by prompt.
 
@@ -35,7 +41,7 @@ class TrainingResponses:
         prompt_ids: the prompts, in order; of pairs the prompt of each, so that one may come several times.
         prompt_p: place of each row's prompt in ``prompt_ids``, ascending, shape (n,).
         sample_index: number of each row's response among those of its prompt, shape (n,).
-        sequences: prompt and completion token ids of each row, as sampled.
+        sequences: prompt and completion token ids of each row, as sampled, read when they are asked for.
         weight: tilted weight of each row, sums to 1 within a prompt, shape (n,).
         tilt: r + <lam*, g - b> of each row, reward units, shape (n,).
         sampler_logp: log pi_ref by the sampler's arithmetic, nats, shape (n,).
@@ -44,7 +50,7 @@ class TrainingResponses:
     prompt_ids: tuple[str, ...]
     prompt_p: np.ndarray
     sample_index: np.ndarray
-    sequences: Sequence[tuple[np.ndarray, np.ndarray]]
+    sequences: TokenSequences
     weight: np.ndarray
     tilt: np.ndarray
     sampler_logp: np.ndarray
@@ -56,16 +62,26 @@ class TrainingResponses:
     @property
     def lengths(self) -> np.ndarray:
         """Tokens of each row, prompt and completion, shape (n,)."""
-        return np.array([len(prompt) + len(done) for prompt, done in self.sequences], dtype=np.int64)
+        return self.sequences.lengths
+
+    @cached_property
+    def n_responses_p(self) -> np.ndarray:
+        """How many responses each prompt has, shape (p,)."""
+        return np.bincount(self.prompt_p, minlength=len(self.prompt_ids))
 
     @property
     def n_samples(self) -> np.ndarray:
         """How many responses the prompt of each row has, shape (n,)."""
-        return np.asarray(np.bincount(self.prompt_p)[self.prompt_p])
+        return np.asarray(self.n_responses_p[self.prompt_p])
 
-    def row_keys(self) -> list[tuple[str, int]]:
-        """Key (prompt_id, sample_index) of each row."""
-        return [(self.prompt_ids[place], int(k)) for place, k in zip(self.prompt_p, self.sample_index, strict=True)]
+    def keys(self, prompts: PromptPlaces) -> np.ndarray:
+        """Key of each row as a number (:func:`pipeline.contracts.keys.row_keys`), shape (n,).
+
+        Args:
+            prompts: the places that the prompts' numbers are; all of ours are among them.
+        """
+        place_p = prompts.of(pa.chunked_array([pa.array(self.prompt_ids, pa.string())]))
+        return row_keys(place_p[self.prompt_p], self.sample_index)
 
     def select(self, prompts: Sequence[int]) -> TrainingResponses:
         """The responses of some prompts, given by their places."""
@@ -78,7 +94,7 @@ class TrainingResponses:
             prompt_ids=tuple(self.prompt_ids[place] for place in places),
             prompt_p=prompt_p,
             sample_index=self.sample_index[rows],
-            sequences=[self.sequences[row] for row in rows],
+            sequences=self.sequences.select(rows),
             weight=self.weight[rows],
             tilt=self.tilt[rows],
             sampler_logp=self.sampler_logp[rows],
@@ -178,9 +194,19 @@ class TrainingData:
 
 
 def read_training_data(
-    *, reference: Path, samples: Path, tilted: Path, dual: Path, held_out_fraction: float, pairs: Path | None = None
+    *,
+    reference: Path,
+    samples: Path,
+    tilted: Path,
+    dual: Path,
+    held_out_fraction: float,
+    pairs: Path | None = None,
+    mapped: Path | None = None,
 ) -> TrainingData:
     """Read and join the artifacts of stage 1, train split only.
+
+    The tables are checked and joined by the first process that asks; it writes what training reads to files, which
+    this and every other process map. Files of an earlier call that read the same are taken as they are.
 
     Args:
         reference: folder of the reference checkpoint.
@@ -190,58 +216,155 @@ def read_training_data(
         held_out_fraction: share of the train prompts kept back, chosen by the hash of the prompt.
         pairs: holds the tables ``samples`` and ``tilted`` of the pairs of a data set to train on; what is held out
             are still the reference's own responses.
+        mapped: folder of the mapped files, which whoever calls removes at the end; a temporary one, gone when nobody
+            maps it any more, where not given.
 
     Raises:
         CorruptArtifactError: a file is missing, damaged or not what its manifest says.
         StaleArtifactError: the artifacts were not made from each other or from this reference.
-        InputError: weights that are missing or extra or do not fit lam* and beta, too few prompts, or held-out prompts
-            whose responses have equal scores.
+        InputError: weights that are missing or extra or do not fit lam* and beta, too few prompts, held-out prompts
+            whose responses have equal scores, or a disk without room for the mapped files.
     """
     folders = {"samples": samples, "tilted": tilted, "dual": dual}
     if pairs is not None:
         folders |= {"pairs/samples": pairs / "samples", "pairs/tilted": pairs / "tilted"}
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
     _require_chain(manifests, folders, reference=reference)
-    for folder in folders.values():
-        verify_artifact(folder)
+    verify_artifact(dual)
     document = read_json(dual / "dual.json")
     solution = Solution.from_document(document, source=dual / "dual.json")
-    responses = _join(samples=samples, tilted=tilted, solution=solution, solved_on=solution.n_samples)
-    held_out = choose_held_out(responses.prompt_ids, fraction=held_out_fraction)
-    kept = sorted(set(range(len(responses.prompt_ids))) - set(held_out))
-    held_out_responses = responses.select(held_out)
-    if np.allclose(held_out_responses.weight * held_out_responses.n_samples, 1.0, rtol=0.0, atol=1e-9):
+    identities = {name: manifest.identity for name, manifest in manifests.items()}
+    with nullcontext(mapped) if mapped is not None else tempfile.TemporaryDirectory() as folder:
+        files = MappedFolder(Path(folder), {**identities, "held_out_fraction": held_out_fraction})
+        with files.lock():
+            if not files.is_whole():
+                files.clear()
+                for table in folders.values():
+                    verify_artifact(table)
+                with _full_disks_named(files.folder):
+                    _write_mapped(files.folder, folders, solution, held_out_fraction=held_out_fraction)
+                    files.seal()
+        train, held_out = (_map_responses(files.folder, part) for part in _PARTS)
+    if np.allclose(held_out.weight * held_out.n_samples, 1.0, rtol=0.0, atol=1e-9):
         raise InputError(
             f"training setting `held_out_fraction` is {held_out_fraction}: the responses to each of the "
-            f"{len(held_out)} held-out prompts have equal scores, by which no checkpoint can be chosen; hold out more "
-            "prompts, or sample more responses"
+            f"{len(held_out.prompt_ids)} held-out prompts have equal scores, by which no checkpoint can be chosen; "
+            "hold out more prompts, or sample more responses"
         )
-    train, n_held_out_pairs = responses.select(kept), 0
+    n_held_out_pairs = 0
     if pairs is not None:
-        train, n_held_out_pairs = _read_pairs(pairs, solution, held_out=held_out_responses.prompt_ids)
+        paths = folders["pairs/tilted"].glob("data/train-*.parquet")
+        n_held_out_pairs = (sum(count_parquet(path, ())[0] for path in paths) - len(train)) // 2
+        train = split_pairs(train, beta=solution.beta)
     return TrainingData(
         train=train,
-        held_out=held_out_responses,
+        held_out=held_out,
         solution=solution,
         dual=document,
-        identities={
-            "reference": manifests["samples"].inputs["reference"],
-            **{name: manifest.identity for name, manifest in manifests.items()},
-        },
+        identities={"reference": manifests["samples"].inputs["reference"], **identities},
         n_held_out_pairs=n_held_out_pairs,
     )
 
 
-def _read_pairs(folder: Path, solution: Solution, *, held_out: Sequence[str]) -> tuple[TrainingResponses, int]:
-    """The pairs to train on, and the number of those whose prompt is held out."""
-    responses = _join(samples=folder / "samples", tilted=folder / "tilted", solution=solution)
-    judging = set(held_out)
-    kept = responses.select([place for place, name in enumerate(responses.prompt_ids) if name not in judging])
-    if len(kept) == 0:
-        raise InputError(
-            f"all {len(responses) // 2} pairs in {folder} are of held-out prompts; none is left to train on"
+@contextmanager
+def _full_disks_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        failure = writing_failure(error, place=folder)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+_PARTS = ("train", "held_out")
+_NUMBERS = ("sample_index", "weight", "tilt", "sampler_logp")
+_PLACES = ("prompt_n", "completion_n", "prompt_length_n", "completion_length_n")
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """What becomes one of the parts: some of the rows of a join."""
+
+    rows: JoinedRows
+    chosen_n: np.ndarray
+    table: str
+
+
+def _write_mapped(folder: Path, tables: Mapping[str, Path], solution: Solution, *, held_out_fraction: float) -> None:
+    """Join the tables, and write what is trained on and what is held out to files."""
+    rows = join_weights(
+        samples=tables["samples"], tilted=tables["tilted"], solution=solution, solved_on=solution.n_samples
+    )
+    _require_weights(rows, beta=solution.beta, tilted=tables["tilted"])
+    held_out = choose_held_out(rows.prompt_ids, fraction=held_out_fraction)
+    is_held_out_n = np.isin(rows.prompt_p, held_out)
+    parts = {"train": _Part(rows, ~is_held_out_n, "samples"), "held_out": _Part(rows, is_held_out_n, "samples")}
+    if "pairs/samples" in tables:
+        parts["train"] = _apart(tables, solution, {rows.prompt_ids[place] for place in held_out})
+    copied = {}
+    for table in dict.fromkeys(part.table for part in parts.values()):
+        own = [part for part in parts.values() if part.table == table]
+        wanted_n = np.zeros(own[0].rows.n_samples, dtype=bool)
+        for part in own:
+            wanted_n[part.rows.source_n[part.chosen_n]] = True
+        n_prompts = sum(len(np.unique(part.rows.prompt_p[part.chosen_n])) for part in own)
+        require_room(folder, tables[table], wanted_n, n_prompts=n_prompts)
+        prefix = table.replace("/", "-")
+        copied[table] = copy_tokens(
+            tables[table],
+            wanted_n,
+            prompts=folder / f"{prefix}-prompts.arrow",
+            completions=folder / f"{prefix}-completions.arrow",
         )
-    return split_pairs(kept, beta=solution.beta), (len(responses) - len(kept)) // 2
+    for name, part in parts.items():
+        _write_part(folder, name, part, copied[part.table])
+
+
+def _apart(tables: Mapping[str, Path], solution: Solution, judging: Set[str]) -> _Part:
+    """The pairs whose prompt is not held out."""
+    rows = join_weights(samples=tables["pairs/samples"], tilted=tables["pairs/tilted"], solution=solution)
+    _require_weights(rows, beta=solution.beta, tilted=tables["pairs/tilted"])
+    apart_p = np.array([name not in judging for name in rows.prompt_ids])
+    if not apart_p.any():
+        raise InputError(
+            f"all {len(rows.weight) // 2} pairs in {tables['pairs/samples'].parent} are of held-out prompts; none is "
+            "left to train on"
+        )
+    return _Part(rows, apart_p[rows.prompt_p], "pairs/samples")
+
+
+def _write_part(folder: Path, name: str, part: _Part, copied: CopiedTokens) -> None:
+    rows, chosen = part.rows, part.chosen_n
+    kept, prompt_p = np.unique(rows.prompt_p[chosen], return_inverse=True)
+    source_n = rows.source_n[chosen]
+    write_columns(
+        folder / f"{name}.arrow",
+        {
+            "prompt_p": prompt_p,
+            **{column: getattr(rows, column)[chosen] for column in _NUMBERS},
+            **{column: getattr(copied, column)[source_n] for column in _PLACES},
+        },
+    )
+    ids = pa.array([rows.prompt_ids[place] for place in kept], pa.string())
+    write_columns(folder / f"{name}-{part.table.replace('/', '-')}.arrow", {"prompt_ids": ids})
+
+
+def _map_responses(folder: Path, name: str) -> TrainingResponses:
+    """A part of what was written, mapped."""
+    columns = {column: values.to_numpy() for column, values in map_columns(folder / f"{name}.arrow").items()}
+    (about,) = folder.glob(f"{name}-*.arrow")
+    prefix = about.stem.removeprefix(f"{name}-")
+    return TrainingResponses(
+        prompt_ids=tuple(map_columns(about)["prompt_ids"].to_pylist()),
+        prompt_p=columns["prompt_p"],
+        **{column: columns[column] for column in _NUMBERS},
+        sequences=TokenSequences(
+            prompts=map_token_lists(folder / f"{prefix}-prompts.arrow"),
+            completions=map_token_lists(folder / f"{prefix}-completions.arrow"),
+            **{column: columns[column] for column in _PLACES},
+        ),
+    )
 
 
 def count_held_out(n_prompts: int, *, fraction: float) -> int:
@@ -297,70 +420,7 @@ def _require_chain(manifests: Mapping[str, Manifest], folders: Mapping[str, Path
             )
 
 
-def _join(*, samples: Path, tilted: Path, solution: Solution, solved_on: int | None = None) -> TrainingResponses:
-    drawn = ShardedTable(folder=samples, schema=SAMPLES, metadata={}).read("train", columns=_SAMPLE_COLUMNS)
-    weighted = _read_tilted(tilted, constraint_names=solution.names)
-    drawn_keys, weighted_keys = _keys(drawn), _keys(weighted)
-    require_unique(drawn_keys, what=f"the samples in {samples}")
-    require_unique(weighted_keys, what=f"the tilted table in {tilted}")
-    place = {key: row for row, key in enumerate(weighted_keys)}
-    extra = place.keys() - set(drawn_keys)
-    if extra:
-        raise InputError(
-            f"the tilted table in {tilted} does not fit the samples in {samples}: {len(extra)} weights have no sample "
-            f"(first: {min(extra)}); each needs exactly one"
-        )
-    # Samples without a weight are those that the dual was solved without: no score, or cut off and dropped.
-    if solved_on is not None and len(weighted_keys) != solved_on:
-        raise InputError(
-            f"the tilted table in {tilted} has {len(weighted_keys)} train rows, but dual.json was solved on "
-            f"{solved_on} responses; each of them needs exactly one weight"
-        )
-    drawn = drawn.filter(pa.array([key in place for key in drawn_keys], pa.bool_()))
-    drawn_keys = [key for key in drawn_keys if key in place]
-    prompt_ids, prompt_p = np.unique([prompt for prompt, _ in drawn_keys], return_inverse=True)
-    order = np.lexsort((np.array([index for _, index in drawn_keys]), prompt_p))
-    joined = np.array([place[drawn_keys[row]] for row in order])
-    weight = weighted["weight"].to_numpy()[joined]
-    tilt = solution.tilt(weighted)[joined]
-    sample_index = np.array([index for _, index in drawn_keys])[order]
-    responses = TrainingResponses(
-        prompt_ids=tuple(str(prompt) for prompt in prompt_ids),
-        prompt_p=prompt_p[order],
-        sample_index=sample_index,
-        sequences=_sequences(drawn, order),
-        weight=weight,
-        tilt=tilt,
-        sampler_logp=drawn["sampler_logp"].to_numpy()[order],
-    )
-    _require_weights(responses, beta=solution.beta, tilted=tilted)
-    return responses
-
-
-def _read_tilted(folder: Path, *, constraint_names: Sequence[str]) -> pa.Table:
-    columns = [*SAMPLE_KEY, "reward", *(CONSTRAINT_PREFIX + name for name in constraint_names), "weight"]
-    paths = sorted(folder.glob("data/train-*.parquet"))
-    if not paths:
-        raise InputError(f"the tilted table in {folder} has no train split")
-    return pa.concat_tables(
-        [read_parquet(path, columns=columns, schema=tilted_schema(constraint_names)) for path in paths]
-    )
-
-
-def _keys(table: pa.Table) -> list[tuple[str, int]]:
-    return list(zip(*(table[name].to_pylist() for name in SAMPLE_KEY), strict=True))
-
-
-def _sequences(drawn: pa.Table, order: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    columns = []
-    for name in ("prompt_token_ids", "completion_token_ids"):
-        lists = drawn[name].combine_chunks()
-        values, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
-        columns.append([values[offsets[row] : offsets[row + 1]] for row in order])
-    return list(zip(*columns, strict=True))
-
-
-def _require_weights(responses: TrainingResponses, *, beta: float, tilted: Path) -> None:
+def _require_weights(responses: JoinedRows, *, beta: float, tilted: Path) -> None:
     """The weights must be those of this lam* and beta: w_pk proportional to exp(tilt / beta), summing to one."""
     expected = segment_softmax(responses.tilt / beta, responses.prompt_p)
     error = np.abs(responses.weight - expected)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +24,8 @@ from pipeline.contracts.artifacts import (
     write_manifest,
 )
 from pipeline.contracts.errors import CorruptArtifactError
-from pipeline.contracts.keys import PromptPlaces
-from pipeline.contracts.shards import ShardedTable
-from pipeline.contracts.tables import SAMPLE_KEY
+from pipeline.contracts.keys import PromptPlaces, find_keys, row_keys
+from pipeline.contracts.shards import ShardedTable, count_parquet, iterate_parquet
 from stage2_policy.data import TrainingData, TrainingResponses
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.objectives import find_objective
@@ -86,12 +87,26 @@ def reference_store(folder: Path, data: TrainingData, settings: TrainSettings) -
             "reference": data.identities["reference"],
             "samples": data.identities["samples"],
             **{name: identity for name, identity in data.identities.items() if name == "pairs/samples"},
-            "responses": content_sha256(sorted([*data.train.row_keys(), *data.held_out.row_keys()])),
+            "responses": _keys_sha256([data.train, data.held_out]),
             "dtype": settings.dtype,
             "weights": {"none": "float32", "lora": settings.dtype, "qlora": "4 bits"}[settings.adapter],
             "rows": "all train prompts" if whole else f"held-out prompts, {settings.held_out_fraction}",
         },
     )
+
+
+def _keys_sha256(parts: Sequence[TrainingResponses]) -> str:
+    """:func:`content_sha256` of the sorted keys of some responses, hashed prompt by prompt, without a list of them."""
+    prompts = PromptPlaces(sorted({name for part in parts for name in part.prompt_ids}))
+    key_n = np.sort(np.concatenate([part.keys(prompts) for part in parts]))
+    digest = hashlib.sha256(b"[")
+    rows_p = np.split(key_n % 2**32, np.flatnonzero(np.diff(key_n // 2**32)) + 1)
+    for place, (name, index_k) in enumerate(zip(prompts.ids, rows_p, strict=True)):
+        quoted = json.dumps(name, ensure_ascii=False)
+        text = ",".join(f"[{quoted},{index}]" for index in index_k.tolist())
+        digest.update(f"{',' if place else ''}{text}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def arithmetic(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -140,7 +155,7 @@ def score_reference(
             if responses is not None and not is_complete(store.table):
                 _write_shards(store, responses, part=name, score=score)
         _finish(store)
-        found = _read(store)
+        _require_files(store)
     values = {}
     for name, responses in parts.items():
         if responses is None:
@@ -148,7 +163,7 @@ def score_reference(
         elif store is None:
             values[name] = score(responses, description=f"reference, {name} responses")
         else:
-            values[name] = _join(responses, found, store)
+            values[name] = _join(responses, store)
     return ReferenceLogp(**values)
 
 
@@ -159,28 +174,28 @@ def _table(store: ReferenceStore) -> ShardedTable:
 def _write_shards(store: ReferenceStore, responses: TrainingResponses, *, part: str, score: Any) -> None:
     """Score what is not on disk yet, shard by shard: a killed run loses one."""
     table = _table(store)
-    keys = responses.row_keys()
-    index_n = np.array([sample_index for _, sample_index in keys])
     prompts = PromptPlaces(list(dict.fromkeys(responses.prompt_ids)))  # of pairs, a prompt may come several times
-    place_n = prompts.of(pa.chunked_array([[prompt_id for prompt_id, _ in keys]]))
+    key_n = responses.keys(prompts)
+    place_n, index_n = key_n // 2**32, key_n % 2**32
     presence = table.presence("train", prompts, n_samples=int(index_n.max(initial=-1)) + 1)
     absent = np.flatnonzero(~presence[place_n, index_n])
+    ids = pa.array(prompts.ids, pa.string())
     for rows in np.split(absent, np.arange(_SHARD_ROWS, len(absent), _SHARD_ROWS)):
         if len(rows) == 0:
             continue
         logp = score(responses.select_rows(rows), description=f"reference, {part} responses")
-        prompt_id, sample_index = zip(*(keys[row] for row in rows), strict=True)
+        prompt_id, sample_index = ids.take(pa.array(place_n[rows])), index_n[rows]
         shard = pa.table({"prompt_id": prompt_id, "sample_index": sample_index, "ref_logp": logp})
         if PartialState().is_main_process:
             # Named by a row that no shard had: another share of held-out prompts cuts the parts elsewhere.
-            table.write_shard(shard, split="train", order=f"{part}-{prompt_id[0]}-{sample_index[0]:09d}")
+            table.write_shard(shard, split="train", order=f"{part}-{prompt_id[0].as_py()}-{sample_index[0]:09d}")
     PartialState().wait_for_everyone()
 
 
 def _finish(store: ReferenceStore) -> None:
     if PartialState().is_main_process and not is_complete(store.table):
         table = _table(store)
-        counts = {"rows": table.read("train").num_rows}
+        counts = {"rows": sum(count_parquet(path, ())[0] for path in table.paths("train"))}
         write_manifest(
             store.table,
             Manifest(
@@ -196,23 +211,30 @@ def _finish(store: ReferenceStore) -> None:
     PartialState().wait_for_everyone()
 
 
-def _read(store: ReferenceStore) -> dict[tuple[str, int], float]:
+def _require_files(store: ReferenceStore) -> None:
     try:
         verify_artifact(store.table)
     except CorruptArtifactError as error:
         raise CorruptArtifactError(f"{error}. Remove {store.table} to compute its values anew") from error
-    table = _table(store).read("train")
-    keys = zip(*(table[name].to_pylist() for name in SAMPLE_KEY), strict=True)
-    return dict(zip(keys, table["ref_logp"].to_pylist(), strict=True))
 
 
-def _join(responses: TrainingResponses, found: Mapping[tuple[str, int], float], store: ReferenceStore) -> np.ndarray:
-    logp = np.array([found.get(key, np.nan) for key in responses.row_keys()])
+def _join(responses: TrainingResponses, store: ReferenceStore) -> np.ndarray:
+    """The stored value of each response, shape (n,); a shard of the table in memory at a time."""
+    prompts = PromptPlaces(list(dict.fromkeys(responses.prompt_ids)))
+    key_n = responses.keys(prompts)
+    order = np.argsort(key_n, kind="stable")
+    sorted_n, logp, found = key_n[order], np.full(len(key_n), np.nan), np.zeros(len(key_n), dtype=bool)
+    for path in _table(store).paths("train"):
+        for group in iterate_parquet(path, columns=SCHEMA.names, schema=SCHEMA, as_dictionary=["prompt_id"]):
+            stored_n = row_keys(prompts.of(group["prompt_id"]), group["sample_index"].to_numpy())
+            place_n = find_keys(sorted_n, stored_n)
+            rows = order[place_n[place_n >= 0]]
+            logp[rows], found[rows] = group["ref_logp"].to_numpy()[place_n >= 0], True
     bad = np.flatnonzero(~np.isfinite(logp))
     if len(bad):
-        keys = responses.row_keys()
-        missing = sum(keys[row] not in found for row in bad)
-        shown = ", ".join(str(keys[row]) for row in bad[:3])
+        missing = int(np.count_nonzero(~found[bad]))
+        ids = prompts.ids
+        shown = ", ".join(str((ids[key // 2**32], key % 2**32)) for key in key_n[bad[:3]].tolist())
         raise CorruptArtifactError(
             f"{store.table} lacks {missing} of {len(responses)} responses, and {len(bad) - missing} have a "
             f"log-probability that is not finite (first: {shown}); remove the folder to compute it anew"

@@ -71,14 +71,21 @@ class StepSampler:
         n_processes: int = 1,
     ) -> None:
         self._length = length_n
-        self._rows_of_prompt = np.split(np.arange(len(length_n)), np.flatnonzero(np.diff(prompt_n)) + 1)
-        self._groups_of_prompt = [
-            count_groups(len(rows), responses_per_group=responses_per_group) for rows in self._rows_of_prompt
-        ]
+        self._first_of_prompt = np.flatnonzero(np.diff(prompt_n, prepend=-1))
+        size_p = np.diff(self._first_of_prompt, append=len(length_n))
+        groups_of_size = {
+            size: count_groups(size, responses_per_group=responses_per_group) for size in np.unique(size_p).tolist()
+        }
+        self._first_of_group = np.concatenate(
+            [
+                first + np.append(0, np.cumsum(_even_sizes(size, groups_of_size[size]))[:-1])
+                for first, size in zip(self._first_of_prompt.tolist(), size_p.tolist(), strict=True)
+            ]
+        )
         self._seed = seed
         self._epoch = 0
         tokens = int(self._length.sum())
-        n_groups = sum(self._groups_of_prompt)
+        n_groups = len(self._first_of_group)
         self.n_steps = count_steps(tokens, n_groups, tokens_per_step=tokens_per_step)
         fewest_groups = n_groups // self.n_steps
         if fewest_groups < n_processes:
@@ -103,25 +110,35 @@ class StepSampler:
     def __iter__(self) -> Iterator[list[GroupedRow]]:
         """Rows of each microbatch of this process with the groups they are in, as many microbatches for each step."""
         rng = np.random.default_rng([self._seed, self._epoch])
-        groups = [
-            group
-            for rows, count in zip(self._rows_of_prompt, self._groups_of_prompt, strict=True)
-            for group in np.array_split(rng.permutation(rows), count)
-        ]
-        steps = np.array_split(rng.permutation(len(groups)), self.n_steps)
+        rows_of_prompt = np.split(np.arange(len(self._length)), self._first_of_prompt[1:])
+        row_n = np.concatenate([rng.permutation(rows) for rows in rows_of_prompt])
+        longest = np.maximum.reduceat(self._length[row_n], self._first_of_group)
+        tokens = np.add.reduceat(self._length[row_n], self._first_of_group)
+        ends = np.append(self._first_of_group[1:], len(row_n))
+        steps = np.array_split(rng.permutation(len(self._first_of_group)), self.n_steps)
         for place in rng.permutation(self.n_steps):
-            microbatches = self._cut([groups[group] for group in steps[place]])
-            yield from islice(microbatches, self._process, None, self._n_processes)
+            groups = steps[place][np.argsort(longest[steps[place]], kind="stable")]
+            microbatches = self._cut(groups, tokens[groups])
+            for part in islice(microbatches, self._process, None, self._n_processes):
+                yield [
+                    (row, number)
+                    for number, group in enumerate(part)
+                    for row in row_n[self._first_of_group[group] : ends[group]].tolist()
+                ]
 
-    def _cut(self, groups: list[np.ndarray]) -> Iterator[list[GroupedRow]]:
-        groups = sorted(groups, key=lambda rows: int(self._length[rows].max()))
-        tokens = np.cumsum([self._length[rows].sum() for rows in groups])
+    def _cut(self, groups: np.ndarray, tokens: np.ndarray) -> list[np.ndarray]:
+        """The groups of a step, by length, as so many microbatches of about as many tokens."""
+        total = np.cumsum(tokens)
         shares = np.arange(1, self.microbatches_per_step) / self.microbatches_per_step
         # At least one group each: an empty microbatch would have nothing to back-propagate.
         cuts = np.clip(
-            np.searchsorted(tokens, shares * tokens[-1]),
+            np.searchsorted(total, shares * total[-1]),
             np.arange(1, self.microbatches_per_step),
             len(groups) - np.arange(self.microbatches_per_step - 1, 0, -1),
         )
-        for part in np.split(np.arange(len(groups)), cuts):
-            yield [(int(row), place) for place, group in enumerate(part) for row in groups[group]]
+        return np.split(groups, cuts)
+
+
+def _even_sizes(n_rows: int, n_groups: int) -> np.ndarray:
+    """Sizes of the groups that rows are dealt to, the larger ones first: those of :func:`numpy.array_split`."""
+    return np.full(n_groups, n_rows // n_groups) + (np.arange(n_groups) < n_rows % n_groups)

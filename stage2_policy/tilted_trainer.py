@@ -80,13 +80,8 @@ class TiltedTrainer(Trainer):
         self._policy = model
         self._row_loss = row_loss
         self._train = train
-        self._targets = {
-            "ref_logp": torch.from_numpy(ref_logp).float(),
-            "weight": torch.from_numpy(train.weight).float(),
-            "score": torch.from_numpy(train.tilt / beta).float(),
-            "label_noise": torch.from_numpy(np.random.default_rng(label_seed).gumbel(size=len(train))).float(),
-            "n_samples": torch.from_numpy(train.n_samples),
-        }
+        self._ref_logp = ref_logp
+        self._label_noise = np.random.default_rng(label_seed).gumbel(size=len(train)).astype(np.float32)
         self._held_out = held_out
         self._held_out_ref_logp = held_out_ref_logp
         self._sampler = sampler
@@ -113,10 +108,18 @@ class TiltedTrainer(Trainer):
         return prepared
 
     def _collate(self, items: list[GroupedRow]) -> dict[str, torch.Tensor]:
-        rows = [row for row, _ in items]
+        rows = np.array([row for row, _ in items])
+        train = self._train
+        targets = {
+            "ref_logp": torch.from_numpy(self._ref_logp[rows]).float(),
+            "weight": torch.from_numpy(train.weight[rows]).float(),
+            "score": torch.from_numpy(train.tilt[rows] / self._beta).float(),
+            "label_noise": torch.from_numpy(self._label_noise[rows]),
+            "n_samples": torch.from_numpy(train.n_responses_p[train.prompt_p[rows]]),
+        }
         return {
             **vars(build_batch([self._train.sequences[row] for row in rows], share_prompts=self._share_prompts)),
-            **{name: values[rows] for name, values in self._targets.items()},
+            **targets,
             "group": torch.tensor([group for _, group in items]),
         }
 
@@ -135,8 +138,7 @@ class TiltedTrainer(Trainer):
         """
         batch = SequenceBatch(**{name: inputs[name] for name in SequenceBatch.__dataclass_fields__})
         targets = Targets(
-            **{name: inputs[name] for name in self._targets},
-            group=inputs["group"],
+            **{name: inputs[name] for name in Targets.__dataclass_fields__ if name != "beta"},
             beta=torch.tensor(self._beta),
         )
         losses = self._row_loss(sequence_logp(model, batch), targets)

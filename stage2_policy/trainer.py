@@ -34,6 +34,7 @@ from stage2_policy.data import Skipped, TrainingResponses, read_training_data, s
 from stage2_policy.fit import Fit, fit_policy
 from stage2_policy.held_out import HeldOutEstimate
 from stage2_policy.logprobs import score_sequences
+from stage2_policy.mapped_files import remove_mapped
 from stage2_policy.reference import arithmetic, reference_store, score_reference
 from stage2_policy.saving import read_provenance, save_policy, write_model_card
 from stage2_policy.settings import TrainSettings, require_comparison, require_trackers
@@ -43,6 +44,7 @@ from stage2_policy.verdict import judge_training
 
 TRAINING_LOG = "training_log.json"
 _CHECKPOINTS = "checkpoints"
+_MAPPED = "mapped"
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,8 @@ def train_policy(
         samples: folder of the samples table.
         tilted: folder of the tilted table.
         dual: folder of dual.json, which gives lam* and beta.
-        output: folder of the policy; also gets the loss curve, and checkpoints while training. An adapter is kept in
-            ``adapter/`` beside the merged weights.
+        output: folder of the policy; also gets the loss curve, and while training checkpoints and the files that the
+            processes map (``mapped/``). An adapter is kept in ``adapter/`` beside the merged weights.
         settings: of the run.
         seed: of the order of the responses, of drawn labels, of an adapter's first weights and of dropout.
         show_progress: show progress bars.
@@ -148,6 +150,7 @@ def train_policy(
         dual=dual,
         held_out_fraction=settings.held_out_fraction,
         pairs=pairs,
+        mapped=output / _MAPPED,
     )
     processes = PartialState(cpu=not torch.accelerator.is_available())
     show_progress = show_progress and processes.is_main_process
@@ -218,6 +221,7 @@ def train_policy(
             training=_card_rows(settings, seed, result),
             doubt="" if verdict.verdict == "paid" else verdict.sentence,
         )
+        remove_mapped(output / _MAPPED)
         shutil.rmtree(output / _CHECKPOINTS)  # last: a run killed before this line still continues
     processes.wait_for_everyone()
     return result

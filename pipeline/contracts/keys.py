@@ -23,6 +23,22 @@ def row_keys(place_n: np.ndarray, index_n: np.ndarray) -> np.ndarray:
     return np.asarray(place_n.astype(np.int64) * 2**32 + index_n)
 
 
+def find_keys(sorted_n: np.ndarray, wanted_n: np.ndarray) -> np.ndarray:
+    """The place of each wanted key among sorted ones, -1 where it is not there.
+
+    Args:
+        sorted_n: keys, ascending, shape (n,).
+        wanted_n: in any order, shape (w,).
+
+    Returns:
+        Shape (w,), int64.
+    """
+    if len(sorted_n) == 0:
+        return np.full(len(wanted_n), -1)
+    place_n = np.minimum(np.searchsorted(sorted_n, wanted_n), len(sorted_n) - 1)
+    return np.asarray(np.where(sorted_n[place_n] == wanted_n, place_n, -1))
+
+
 class PromptPlaces:
     """A fixed order of prompts: each prompt id and its place in it.
 

@@ -8,7 +8,8 @@ A shard's place comes from its own metadata, never from its file name.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -209,17 +210,65 @@ def read_parquet(
             columns or types.
     """
     require_file(path)
+    with _damage_named(path), _opened(path, as_dictionary) as file:
+        _require_fields(path, file.schema_arrow, columns, schema)  # before anything is read
+        table = file.read(columns=list(columns) if columns is not None else None)
+        _require_valid(path, table)
+    return table
+
+
+def iterate_parquet(
+    path: Path, *, columns: Sequence[str], schema: pa.Schema, as_dictionary: Sequence[str] = ()
+) -> Iterator[pa.Table]:
+    """Read one Parquet file a row group at a time; arguments and errors as of :func:`read_parquet`."""
+    require_file(path)
+    with _damage_named(path), _opened(path, as_dictionary) as file:
+        _require_fields(path, file.schema_arrow, columns, schema)
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=list(columns))
+            _require_valid(path, table)
+            yield table
+
+
+def count_parquet(path: Path, columns: Sequence[str]) -> tuple[int, list[int]]:
+    """Rows of one Parquet file, and the values in each of some columns of lists, from its footer alone.
+
+    Raises:
+        CorruptArtifactError: the footer is damaged.
+    """
+    require_file(path)
+    with _damage_named(path):
+        metadata = pq.read_metadata(path)
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        values = [
+            sum(
+                group.column(place).num_values
+                for group in groups
+                for place in range(group.num_columns)
+                if group.column(place).path_in_schema.partition(".")[0] == name
+            )
+            for name in columns
+        ]
+    return int(metadata.num_rows), values
+
+
+def _opened(path: Path, as_dictionary: Sequence[str]) -> pq.ParquetFile:
+    return pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=list(as_dictionary))
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=list(as_dictionary)) as file:
-            _require_fields(path, file.schema_arrow, columns, schema)  # before anything is read
-            table = file.read(columns=list(columns) if columns is not None else None)
-        table.validate(full=True)  # texts that are not UTF-8, lengths that do not fit
-        _require_no_inner_nulls(path, table)
+        yield
     except (pa.ArrowException, OSError, KeyError, ValueError, MemoryError) as error:
         raise CorruptArtifactError(
             f"{path} is damaged or not Parquet: {shown(str(error), limit=300)}; {_REPAIR}"
         ) from error
-    return table
+
+
+def _require_valid(path: Path, table: pa.Table) -> None:
+    table.validate(full=True)  # texts that are not UTF-8, lengths that do not fit
+    _require_no_inner_nulls(path, table)
 
 
 def _require_fields(path: Path, found: pa.Schema, columns: Sequence[str] | None, schema: pa.Schema | None) -> None:

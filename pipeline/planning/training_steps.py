@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config.sections import TrainingSettings
 from pipeline.contracts.artifacts import content_sha256, is_complete, read_manifest
-from pipeline.contracts.shards import ShardedTable
-from pipeline.contracts.tables import SAMPLE_KEY, SAMPLES, tilted_schema
+from pipeline.contracts.keys import PromptPlaces, row_keys
+from pipeline.contracts.shards import ShardedTable, iterate_parquet
+from pipeline.contracts.tables import SAMPLE_KEY, SAMPLES, TOKEN_IDS, tilted_schema
 from pipeline.run.response_set import ResponseSet
 from pipeline.run.run import Run
 from pipeline.sampling.pair_samples import pair_table_settings
@@ -67,10 +67,11 @@ def measure_lengths(run: Run) -> MeanLengths | None:
     """The mean lengths of the reference's samples; None where there are none yet."""
     if not is_complete(run.samples):
         return None
-    rows = pa.concat_tables(_read_lengths(run.sampled, split) for split in run.sampled.splits)
-    if rows.num_rows == 0:
+    rows = [_read_lengths(run.sampled, split) for split in run.sampled.splits]
+    prompt_n = np.concatenate([one.prompt_n for one in rows])
+    if len(prompt_n) == 0:
         return None
-    return MeanLengths(pc.mean(rows["prompt"]).as_py(), pc.mean(rows["response"]).as_py())
+    return MeanLengths(float(prompt_n.mean()), float(np.concatenate([one.response_n for one in rows]).mean()))
 
 
 def count_on_tables(run: Run) -> StepCount | None:
@@ -82,20 +83,19 @@ def count_on_tables(run: Run) -> StepCount | None:
     if not all(is_complete(responses.samples) and _are_as_asked(run, responses) for responses in sets):
         return None
     sampled, trained = _rows(run, run.sampled), _rows(run, run.trained_on)
-    prompt_ids = sorted(sampled["prompt_id"].unique().to_pylist())
-    held_out = [prompt_ids[place] for place in choose_held_out(prompt_ids, fraction=training.held_out_fraction)]
-    trained = trained.filter(pc.invert(pc.is_in(trained["prompt_id"], value_set=pa.array(held_out, pa.string()))))
-    if trained.num_rows == 0:
+    prompt_ids = sampled.prompt_ids
+    held_out = {prompt_ids[place] for place in choose_held_out(prompt_ids, fraction=training.held_out_fraction)}
+    apart_p = np.array([name not in held_out for name in trained.prompts.ids], dtype=bool)
+    trained = trained.select(apart_p[trained.place_n])
+    if len(trained.place_n) == 0:
         return None
-    place_n = np.unique(trained["prompt_id"].to_numpy(zero_copy_only=False), return_inverse=True)[1]
-    index_n = trained["sample_index"].to_numpy().astype(np.int64)
-    order = np.lexsort((index_n, place_n))
-    place_n, index_n = place_n[order], index_n[order]
+    order = np.lexsort((trained.index_n, trained.place_n))
+    place_n, index_n = trained.place_n[order], trained.index_n[order]
     if run.trained_on.paired:
-        place_n = np.unique(place_n * (index_n.max() + 1) + index_n // 2, return_inverse=True)[1]
+        place_n = place_n * (index_n.max() + 1) + index_n // 2
     sampler = StepSampler(
-        pc.add(trained["prompt"], trained["response"]).to_numpy().astype(np.int64)[order],
-        place_n,
+        (trained.prompt_n + trained.response_n)[order],
+        np.unique(place_n, return_inverse=True)[1],
         tokens_per_step=training.tokens_per_step,
         tokens_per_microbatch=training.tokens_per_microbatch,
         responses_per_group=training.responses_per_group,
@@ -170,25 +170,56 @@ def _is_tilted(responses: ResponseSet) -> bool:
     return made_from == read_manifest(responses.samples).identity
 
 
-def _rows(run: Run, responses: ResponseSet) -> pa.Table:
+@dataclass(frozen=True, eq=False)
+class _Lengths:
+    """Keys and lengths of some responses, and whether the token limit ended each; arrays of shape (n,)."""
+
+    prompts: PromptPlaces
+    place_n: np.ndarray
+    index_n: np.ndarray
+    prompt_n: np.ndarray
+    response_n: np.ndarray
+    cut_off_n: np.ndarray
+
+    @property
+    def prompt_ids(self) -> list[str]:
+        """The prompts that have rows, sorted."""
+        ids = self.prompts.ids
+        return [ids[place] for place in np.unique(self.place_n)]
+
+    def select(self, mask_n: np.ndarray) -> _Lengths:
+        """The rows where a boolean mask is true."""
+        arrays = {name: value[mask_n] for name, value in vars(self).items() if name != "prompts"}
+        return replace(self, **arrays)
+
+
+def _rows(run: Run, responses: ResponseSet) -> _Lengths:
     """Key and lengths of the train responses that take part, so far as that is known."""
     rows = _read_lengths(responses, "train")
     if _is_tilted(responses):
         tilted = ShardedTable(folder=responses.tilted, schema=tilted_schema(()), metadata={})
-        return rows.join(tilted.read("train", columns=SAMPLE_KEY), keys=list(SAMPLE_KEY), join_type="left semi")
+        keys = [np.empty(0, np.int64)]
+        keys += [row_keys(*tilted.keys(path, rows.prompts)) for path in tilted.paths("train")]
+        return rows.select(np.isin(row_keys(rows.place_n, rows.index_n), np.concatenate(keys)))
     if run.config.solve.on_length == "drop" and not responses.paired:
-        return rows.filter(pc.not_equal(rows["finish_reason"], "length"))
+        return rows.select(~rows.cut_off_n)
     return rows
 
 
-def _read_lengths(responses: ResponseSet, split: str) -> pa.Table:
-    table = ShardedTable(folder=responses.samples, schema=SAMPLES, metadata={}).read(
-        split, columns=[*SAMPLE_KEY, "prompt_token_ids", "completion_token_ids", "finish_reason"]
-    )
-    return pa.table(
-        {
-            **{name: table[name] for name in (*SAMPLE_KEY, "finish_reason")},
-            "prompt": pc.list_value_length(table["prompt_token_ids"]),
-            "response": pc.list_value_length(table["completion_token_ids"]),
-        }
-    )
+def _read_lengths(responses: ResponseSet, split: str) -> _Lengths:
+    """The lengths of a split's responses, a row group in memory at a time."""
+    table = ShardedTable(folder=responses.samples, schema=SAMPLES, metadata={})
+    prompts = PromptPlaces(table.prompt_ids(split))
+    columns = [*SAMPLE_KEY, *TOKEN_IDS, "finish_reason"]
+    groups = [
+        (
+            prompts.of(group["prompt_id"]),
+            group["sample_index"].to_numpy().astype(np.int64),
+            *(pc.list_value_length(group[name]).to_numpy().astype(np.int64) for name in TOKEN_IDS),
+            pc.equal(group["finish_reason"], "length").to_numpy(),
+        )
+        for path in table.paths(split)
+        for group in iterate_parquet(path, columns=columns, schema=SAMPLES, as_dictionary=["prompt_id"])
+    ]
+    empty = (*(np.empty(0, np.int64) for _ in range(4)), np.empty(0, dtype=bool))
+    return _Lengths(prompts, *(np.concatenate(column) for column in zip(empty, *groups, strict=True)))

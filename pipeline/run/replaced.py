@@ -40,6 +40,8 @@ _WRITTEN = (
     "parts/train-*",
     "parts/test-*",
     "checkpoints/*",
+    "mapped/sealed.json",
+    "mapped/*.arrow",
     "adapter/*",
     "*.safetensors",
     "*.safetensors.index.json",

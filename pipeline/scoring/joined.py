@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from pipeline.contracts.artifacts import read_manifest
 from pipeline.contracts.errors import CorruptArtifactError, InputError
-from pipeline.contracts.keys import PromptPlaces
+from pipeline.contracts.keys import PromptPlaces, find_keys
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.statistics import Statistic, StatisticColumns, statistic_columns
 from pipeline.contracts.tables import PROMPT_COLUMNS, SAMPLE_KEY, SCORES
@@ -43,14 +43,8 @@ class SortedKeys:
         """
         place = self.prompts.of(table["prompt_id"])
         index = table["sample_index"].to_numpy().astype(np.int64)
-        if len(self.key_n) == 0:
-            return np.full(len(index), -1)
-        wanted = place * self.width + index
-        row = np.minimum(np.searchsorted(self.key_n, wanted), len(self.key_n) - 1)
-        found: np.ndarray = np.where(
-            (place >= 0) & (index >= 0) & (index < self.width) & (self.key_n[row] == wanted), row, -1
-        )
-        return found
+        inside = (place >= 0) & (index >= 0) & (index < self.width)
+        return np.where(inside, find_keys(self.key_n, place * self.width + index), -1)
 
 
 @dataclass(frozen=True, eq=False)

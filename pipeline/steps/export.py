@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from pipeline.contracts.artifacts import atomic_write_bytes, read_json, read_manifest
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.keys import PromptPlaces, row_keys
 from pipeline.contracts.markdown import code_markdown, plain_markdown
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.solution import Solution
@@ -97,9 +99,9 @@ def _count_pairs(responses: ResponseSet) -> int:
 
 def _whole_pairs(rows: JoinedScores) -> JoinedScores:
     """The rows whose partner is there too."""
-    pair_n = np.stack([rows.prompt_n, rows.sample_index_n // 2])
-    _, place_n, count = np.unique(pair_n, axis=1, return_inverse=True, return_counts=True)
-    return rows.select(count[place_n.ravel()] == 2)
+    pair_n = row_keys(rows.prompt_n, rows.sample_index_n // 2)
+    _, place_n, count = np.unique(pair_n, return_inverse=True, return_counts=True)
+    return rows.select(count[place_n] == 2)
 
 
 _CARD = Path(__file__).parent / "dataset_card.md.jinja"
@@ -129,7 +131,7 @@ def write_tilted_table(
         The path of each file relative to the folder and its sha256, and the number of rows.
     """
     table = ShardedTable(folder=folder, schema=solution.tilted_schema, metadata=metadata)
-    about = {row["prompt_id"]: row for row in prompts.select(["prompt_id", "prompt", "category"]).to_pylist()}
+    about = _AboutPrompts(PromptPlaces(prompts["prompt_id"].to_pylist()), prompts)
     n_rows = 0
     for split, rows in scored.items():
         weight_n = tilted_weights(rows, solution)
@@ -164,6 +166,14 @@ def write_dataset_card(
     atomic_write_bytes(folder / "README.md", text.encode())
 
 
+@dataclass(frozen=True, eq=False)
+class _AboutPrompts:
+    """The prompts table, and the row of each prompt in it."""
+
+    places: PromptPlaces
+    table: pa.Table
+
+
 def _read_texts(path: Path) -> pa.Table:
     return read_parquet(path, columns=[*SAMPLE_KEY, "completion"], schema=SAMPLES)
 
@@ -173,7 +183,7 @@ def _tilted_rows(
     scored: JoinedScores,
     column_nm: np.ndarray,
     weight_n: np.ndarray,
-    about: Mapping[str, Mapping[str, Any]],
+    about: _AboutPrompts,
     solution: Solution,
     split: str,
 ) -> pa.Table:
@@ -181,19 +191,19 @@ def _tilted_rows(
     texts = samples.take(found)
     schema = solution.tilted_schema
     added = [name.removeprefix(SCORE_PREFIX) for name in schema.names if name.startswith(SCORE_PREFIX)]
-    prompts = [about[prompt_id] for prompt_id in texts["prompt_id"].to_pylist()]
+    prompts = about.table.take(about.places.of(texts["prompt_id"]))
     return pa.table(
         {
             "prompt_id": texts["prompt_id"],
             "sample_index": texts["sample_index"],
-            "prompt": pa.array([prompt["prompt"] for prompt in prompts], schema.field("prompt").type),
+            "prompt": prompts["prompt"],
             "completion": texts["completion"],
             "reward": scored.reward_n[row_n],
             **{CONSTRAINT_PREFIX + name: column_nm[row_n, j] for j, name in enumerate(solution.names)},
             **{SCORE_PREFIX + name: scored.score_n(name)[row_n] for name in added},
             "weight": weight_n[row_n],
-            "split": [split] * len(row_n),
-            "category": [prompt["category"] for prompt in prompts],
+            "split": pa.repeat(split, len(row_n)),
+            "category": prompts["category"],
         },
         schema=schema,
     )

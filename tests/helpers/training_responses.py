@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from stage2_policy.data import TrainingResponses
+from stage2_policy.token_sequences import TokenSequences
 
 
 def responses_of(counts: Sequence[int], *, seed: int = 0) -> TrainingResponses:
@@ -19,10 +20,14 @@ def responses_of(counts: Sequence[int], *, seed: int = 0) -> TrainingResponses:
         prompt_ids=tuple(f"p{place}" for place in range(len(counts))),
         prompt_p=prompt_p,
         sample_index=np.concatenate([np.arange(count) for count in counts]),
-        sequences=[
-            (np.zeros(5, dtype=np.int32), np.zeros(size, dtype=np.int32)) for size in rng.integers(1, 30, size=n)
-        ],
+        sequences=TokenSequences.of(([0] * 5, [0] * size) for size in rng.integers(1, 30, size=n)),
         weight=weight,
         tilt=np.log(weight),
         sampler_logp=np.zeros(n),
     )
+
+
+def keys_of(responses: TrainingResponses) -> list[tuple[str, int]]:
+    """Key (prompt_id, sample_index) of each row."""
+    places = zip(responses.prompt_p, responses.sample_index, strict=True)
+    return [(responses.prompt_ids[place], int(index)) for place, index in places]

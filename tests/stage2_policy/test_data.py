@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers.tiny_models import save_tiny_policy
-from helpers.training_responses import responses_of
+from helpers.training_responses import keys_of, responses_of
 
 from pipeline.contracts.artifacts import file_sha256, read_manifest, write_json, write_manifest
 from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
@@ -62,11 +62,11 @@ def test_samples_that_the_dual_was_solved_without_are_left_out(
         write_stage_one(tmp_path / "run", rows, tilted_rows=tilted, n_unscored=len(rows) - len(without)),
     )
 
-    keys = {key for part in (data.train, data.held_out) for key in part.row_keys()}
+    keys = {key for part in (data.train, data.held_out) for key in keys_of(part)}
     assert keys == {(row["prompt_id"], row["sample_index"]) for row in without}
     tokens = {(row["prompt_id"], row["sample_index"]): row["completion_token_ids"] for row in rows}
     for part in (data.train, data.held_out):
-        for key, (_, done) in zip(part.row_keys(), part.sequences, strict=True):
+        for key, (_, done) in zip(keys_of(part), part.sequences, strict=True):
             assert done.tolist() == tokens[key]
 
 
@@ -203,10 +203,10 @@ def test_lam_and_beta_retyped_in_the_dual_are_noticed(
 def test_no_prompt_loses_more_than_the_negligible_mass(mass: float) -> None:
     responses = responses_of((30, 8, 61, 1))
     kept, skipped = skip_negligible(responses, mass=mass)
-    rows = dict(zip(responses.row_keys(), responses.weight, strict=True))
+    rows = dict(zip(keys_of(responses), responses.weight, strict=True))
     lost = dict.fromkeys(responses.prompt_ids, 1.0)
     least = dict.fromkeys(responses.prompt_ids, 2.0)
-    for key in kept.row_keys():
+    for key in keys_of(kept):
         lost[key[0]] -= rows[key]
         least[key[0]] = min(least[key[0]], rows[key])
 

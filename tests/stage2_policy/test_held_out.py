@@ -7,6 +7,7 @@ import pytest
 
 from stage2_policy.data import TrainingResponses, segment_softmax
 from stage2_policy.held_out import HeldOutEstimate, estimate_held_out
+from stage2_policy.token_sequences import TokenSequences
 
 BETA = 0.5
 
@@ -20,7 +21,7 @@ def responses() -> TrainingResponses:
         prompt_ids=("a", "b", "c"),
         prompt_p=prompt_p,
         sample_index=np.concatenate([np.arange(count) for count in (5, 20, 9)]),
-        sequences=[(np.array([1]), np.array([2]))] * 34,
+        sequences=TokenSequences.of([([1], [2])] * 34),
         weight=segment_softmax(tilt / BETA, prompt_p),
         tilt=tilt,
         sampler_logp=np.zeros(34),
@@ -73,7 +74,7 @@ def test_the_standard_error_is_that_of_the_closed_fraction_over_prompts() -> Non
             prompt_ids=tuple(map(str, range(n_prompts))),
             prompt_p=prompt_p,
             sample_index=np.tile(np.arange(n_samples), n_prompts),
-            sequences=[(np.array([1]), np.array([2]))] * len(prompt_p),
+            sequences=TokenSequences.of([([1], [2])] * len(prompt_p)),
             weight=segment_softmax(tilt / BETA, prompt_p),
             tilt=tilt,
             sampler_logp=np.zeros(len(prompt_p)),

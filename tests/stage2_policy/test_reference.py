@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 import torch
 from helpers.train_settings import changed
+from helpers.training_responses import keys_of
 from transformers import PreTrainedModel
 
-from pipeline.contracts.artifacts import read_manifest, write_manifest
+from pipeline.contracts.artifacts import content_sha256, read_manifest, write_manifest
 from pipeline.contracts.errors import CorruptArtifactError
 from stage2_policy import reference
 from stage2_policy.data import TrainingData, read_training_data
@@ -92,6 +93,14 @@ def test_what_changes_values_or_rows_has_its_own_table(
     change: dict[str, Any], data: TrainingData, store: ReferenceStore
 ) -> None:
     assert reference_store(store.folder, data, changed(SETTINGS, **change)).table != store.table
+
+
+def test_a_table_of_an_earlier_version_is_found(data: TrainingData) -> None:
+    """Its folder is named by the hash of all keys as one list of JSON."""
+    of_pairs = replace(data, train=replace(data.train, prompt_ids=(data.train.prompt_ids[0],) * 6))
+    for one in (data, of_pairs):
+        keys = sorted([*keys_of(one.train), *keys_of(one.held_out)])
+        assert reference_store(Path(), one, SETTINGS).key["responses"] == content_sha256(keys)
 
 
 @pytest.mark.parametrize("name", ["reference", "samples"])

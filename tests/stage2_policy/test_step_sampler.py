@@ -54,6 +54,39 @@ def test_groups_are_whole_of_one_prompt_and_about_as_large_as_asked(sizes: dict[
         assert dealt[-1] - dealt[0] <= 1
 
 
+def deal_slowly(responses: TrainingResponses, sampler: StepSampler, *, responses_per_group: int, epoch: int) -> Any:
+    """The order of the first versions, a list of groups at a time: runs that were begun then go on in it."""
+    length, prompt_p = responses.lengths, responses.prompt_p
+    rng = np.random.default_rng([0, epoch])
+    groups = [
+        group
+        for rows in np.split(np.arange(len(length)), np.flatnonzero(np.diff(prompt_p)) + 1)
+        for group in np.array_split(rng.permutation(rows), max(1, round(len(rows) / responses_per_group)))
+    ]
+    steps = np.array_split(rng.permutation(len(groups)), sampler.n_steps)
+    size = sampler.microbatches_per_step
+    for place in rng.permutation(sampler.n_steps):
+        own = sorted((groups[group] for group in steps[place]), key=lambda rows: int(length[rows].max()))
+        tokens = np.cumsum([length[rows].sum() for rows in own])
+        cuts = np.clip(
+            np.searchsorted(tokens, np.arange(1, size) / size * tokens[-1]),
+            np.arange(1, size),
+            len(own) - np.arange(size - 1, 0, -1),
+        )
+        for part in np.split(np.arange(len(own)), cuts):
+            yield [(int(row), number) for number, group in enumerate(part) for row in own[group]]
+
+
+@pytest.mark.parametrize("sizes", SAMPLERS)
+def test_the_order_of_a_seed_is_what_it_was(sizes: dict[str, int]) -> None:
+    responses = responses_of((3, 17, 8, 1, 40, 12))
+    sampler = sampler_of(responses, **sizes, seed=0)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        slow = deal_slowly(responses, sampler, responses_per_group=sizes["responses_per_group"], epoch=epoch)
+        assert list(sampler) == list(slow)
+
+
 def test_how_a_step_is_cut_does_not_change_what_it_reads() -> None:
     def steps(tokens_per_microbatch: int) -> list[set[frozenset[int]]]:
         sampler = sampler_of(

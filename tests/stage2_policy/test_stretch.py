@@ -18,6 +18,7 @@ from stage2_policy.data import TrainingResponses, segment_softmax
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.settings import TrainSettings
 from stage2_policy.stretch import WIDEST, matching_factor, stretch_weights
+from stage2_policy.token_sequences import TokenSequences
 from stage2_policy.trainer import train_policy
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,7 @@ def draw_responses(rng: np.random.Generator, *, n_prompts: int = 200, k: int = 6
         prompt_ids=tuple(f"{place:04d}" for place in range(n_prompts)),
         prompt_p=prompt_p,
         sample_index=np.tile(np.arange(k), n_prompts),
-        sequences=[(np.array([1]), np.array([2]))] * len(prompt_p),
+        sequences=TokenSequences.of([([1], [2])] * len(prompt_p)),
         weight=segment_softmax(tilt, prompt_p),
         tilt=tilt,
         sampler_logp=np.zeros(len(prompt_p)),

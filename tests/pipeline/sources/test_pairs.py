@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.tiny_models import build_tokenizer
 from helpers.tiny_runs import dualign, replace_file, rows_of, run_folder, write_recipe
+from helpers.training_responses import keys_of
 
 from pipeline.config.loading import load_config
 from pipeline.contracts.artifacts import file_sha256, read_json, read_manifest
@@ -206,7 +207,7 @@ def test_the_labels_follow_the_scores_at_the_duals_lambda(finished: Path) -> Non
     }
     multiplier = dual["constraints"][0]["multiplier"]
     data = training_data(finished)
-    value = np.array([scores["helpful"][key] + multiplier * scores["harmless"][key] for key in data.train.row_keys()])
+    value = np.array([scores["helpful"][key] + multiplier * scores["harmless"][key] for key in keys_of(data.train)])
     np.testing.assert_allclose(np.diff(data.train.tilt)[::2], np.diff(value)[::2], atol=1e-12)
 
 
