@@ -226,8 +226,8 @@ def write_merged(
 def write_scaled(checkpoint: str | Path, output: Path, *, factor: float, what: str) -> None:
     """Write a causal language model with all its logits multiplied by a number, and prove that they are.
 
-    The weights of the last norm are multiplied, which costs nothing; a head without a norm before it gets its own matrix,
-    multiplied. They are written in float32: rounded to fewer bits they would be another model.
+    The weights of the last norm are multiplied, which costs nothing; a head without a norm before it gets its own
+    matrix, multiplied. They are written in float32: rounded to fewer bits they would be another model.
 
     Args:
         checkpoint: folder of the model.
@@ -251,8 +251,8 @@ def write_scaled(checkpoint: str | Path, output: Path, *, factor: float, what: s
             break
     else:
         raise InputError(
-            f"{what}: the logits of {checkpoint} ({type(model).__name__}) cannot be multiplied by {factor:.4g} by one of its "
-            "weights: what its head computes is changed after it"
+            f"{what}: the logits of {checkpoint} ({type(model).__name__}) cannot be multiplied by {factor:.4g} by one "
+            "of its weights: what its head computes is changed after it"
         )
     with quiet():
         model.save_pretrained(output)

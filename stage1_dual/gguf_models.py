@@ -1,8 +1,8 @@
 """References in a GGUF file: dequantised once into an ordinary checkpoint, and compared with the file.
 
 transformers makes the network and the tokenizer; whether both are what the file holds is decided here, with the reader
-of the package ``gguf`` (https://github.com/ggml-org/llama.cpp/tree/master/gguf-py): every tensor of the file is a weight of
-the network and every weight a tensor, their numbers are the same ones, and so are the tokens.
+of the package ``gguf`` (https://github.com/ggml-org/llama.cpp/tree/master/gguf-py): every tensor of the file is a
+weight of the network and every weight a tensor, their numbers are the same ones, and so are the tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ log = logging.getLogger("dualign")
 _MAGIC = b"GGUF"
 _TOKENIZER = "tokenizer.ggml.tokens"
 _TEMPLATE = "tokenizer.chat_template"
-_UNREAD = ("rope.scaling.", "rope.dimension_sections", "logit_scale", "residual_scale", "embedding_scale", "softcapping")
+_UNREAD = (
+    "rope.scaling.",
+    "rope.dimension_sections",
+    "logit_scale",
+    "residual_scale",
+    "embedding_scale",
+    "softcapping",
+)
 """Settings of a network that transformers' reader of GGUF leaves out for most architectures, and without which it is
 another one."""
 _TIED_HEAD = "output.weight"
@@ -50,25 +57,27 @@ def check_gguf_file(path: str | Path, *, template: str | None) -> None:
 
     if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
         raise InputError(
-            f"`reference.model` is {str(path)!r}, of the architecture {architecture!r}, which transformers does not read "
-            f"from GGUF (it reads {', '.join(sorted(map(str, GGUF_SUPPORTED_ARCHITECTURES)))})"
+            f"`reference.model` is {str(path)!r}, of the architecture {architecture!r}, which transformers does not "
+            f"read from GGUF (it reads {', '.join(sorted(map(str, GGUF_SUPPORTED_ARCHITECTURES)))})"
         )
     unread = sorted(
         key
         for key in reader.fields
-        if key.startswith(f"{architecture}.") and any(part in key for part in _UNREAD) and _value(reader, key) != "none"
+        if key.startswith(f"{architecture}.")
+        and any(part in key for part in _UNREAD)
+        and _value(reader, key) != "none"
     )
     if unread:
         raise InputError(
-            f"`reference.model` is {str(path)!r}, whose network depends on {', '.join(unread)}, which are lost where a "
-            "GGUF file is read here: give the checkpoint it was made from"
+            f"`reference.model` is {str(path)!r}, whose network depends on {', '.join(unread)}, which are lost where "
+            "a GGUF file is read here: give the checkpoint it was made from"
         )
     if _TOKENIZER not in reader.fields:
         raise InputError(f"`reference.model` is {str(path)!r}, which has no tokenizer ({_TOKENIZER})")
     if template is None and not _value(reader, _TEMPLATE):
         raise InputError(
-            f"`reference.model` is {str(path)!r}, which has no chat template ({_TEMPLATE}); give `reference.template`: "
-            "a text with {prompt}, or the path of a chat template file"
+            f"`reference.model` is {str(path)!r}, which has no chat template ({_TEMPLATE}); give "
+            "`reference.template`: a text with {prompt}, or the path of a chat template file"
         )
 
 
@@ -130,8 +139,8 @@ def _read(path: Path) -> GGUFReader:
         reader = GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
         raise InputError(
-            f"`reference.model` is {str(path)!r}, which is damaged or cut off ({path.stat().st_size:,} bytes are there): "
-            f"{error}"
+            f"`reference.model` is {str(path)!r}, which is damaged or cut off ({path.stat().st_size:,} bytes are "
+            f"there): {error}"
         ) from error
     if not reader.tensors or "general.architecture" not in reader.fields:
         raise InputError(f"`reference.model` is {str(path)!r}, which holds no model: no tensors, or no architecture")
@@ -147,8 +156,8 @@ def _value(reader: GGUFReader, key: str) -> Any:
 def _compare_weights(reader: GGUFReader, model: Any, path: Path) -> int:
     """Require that the network has the numbers of the file, all of them and no others; gives how many tensors.
 
-    Tensors and weights are paired by the package's own table of names. A weight may be laid out otherwise than its tensor
-    (the rows of query and key heads are), so that what is compared is which numbers it has, to the last bit.
+    Tensors and weights are paired by the package's own table of names. A weight may be laid out otherwise than its
+    tensor (the rows of query and key heads are), so that what is compared is which numbers it has, to the last bit.
     """
     import numpy as np
     from gguf import MODEL_ARCH_NAMES, dequantize, get_tensor_name_map
@@ -169,7 +178,10 @@ def _compare_weights(reader: GGUFReader, model: Any, path: Path) -> int:
             f"`reference.model` is {str(path)!r}: "
             + "; ".join(
                 f"{len(found)} {kind} ({', '.join(found[:3])})"
-                for found, kind in ((lost, "tensors of it are no weights of the network"), (extra, "weights are not in it"))
+                for found, kind in (
+                    (lost, "tensors of it are no weights of the network"),
+                    (extra, "weights are not in it"),
+                )
                 if found
             )
             + ". The model that is read would not be the one in the file"
@@ -201,7 +213,7 @@ def _without_foreign_tokens(reader: GGUFReader, tokenizer: Any) -> Any:
     state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < len(tokens)]
     roles = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
     places = {role: _value(reader, f"tokenizer.ggml.{name}_token_id") for role, name in roles.items()}
-    own = PreTrainedTokenizerFast(
+    own = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         **{role: tokens[place] for role, place in places.items() if place is not None},
         clean_up_tokenization_spaces=False,

@@ -168,10 +168,14 @@ class Run:
     def _require_written(self, reference: ReferenceSettings) -> None:
         folder = self.written_reference
         if not is_complete(folder):
-            what = "`reference.adapter`" if reference.adapter is not None else "`reference`"
+            if reference.adapter is not None:
+                raise InputError(
+                    f"`reference.adapter` is {reference.adapter!r}, which is not merged into the reference yet; "
+                    "`dualign prepare` merges it"
+                )
             raise InputError(
-                f"{what} is {(reference.adapter or reference.model)!r}, of which {folder} has no checkpoint yet; "
-                "`dualign prepare` writes it"
+                f"`reference.model` is {reference.model!r}, of which `dualign prepare` writes the checkpoint that is "
+                f"sampled; there is none yet in {folder}"
             )
         found = read_manifest(folder)
         if reference.adapter is not None and found.inputs.get("adapter") != checkpoint_sha256(Path(reference.adapter)):
@@ -181,7 +185,8 @@ class Run:
             )
         if is_gguf(reference.model) and found.inputs.get("base") != file_sha256(find_gguf(reference.model)):
             raise StaleArtifactError(
-                f"`reference.model` is {reference.model!r}, but {folder} was made from another file\n{remedy('prepare')}"
+                f"`reference.model` is {reference.model!r}, but {folder} was made from another file\n"
+                f"{remedy('prepare')}"
             )
         if found.settings != reference_settings(reference):
             raise StaleArtifactError(

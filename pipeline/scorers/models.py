@@ -22,8 +22,8 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
 class ModelSettings(Section):
-    """A checkpoint: ``embedded:NAME``, a local folder, or a Hub id (the only thing that uses the network); the reference
-    also a GGUF file, ``FILE.gguf`` or ``package:NAME/FILE.gguf`` in an installed Python package.
+    """A checkpoint: ``embedded:NAME``, a local folder, or a Hub id (the only thing that uses the network); the
+    reference also a GGUF file, ``FILE.gguf`` or ``package:NAME/FILE.gguf`` in an installed Python package.
 
     Code that comes with a model is never run.
     """

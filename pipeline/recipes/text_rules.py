@@ -33,8 +33,9 @@ def warmth(rows: Sequence[ScoreRequest]) -> list[float]:
 def reading_ease(rows: Sequence[ScoreRequest]) -> list[float | None]:
     """Flesch's reading ease of each completion, within its scale of 0 (hardest) to 100 (easiest), shape (n,).
 
-    None where there is no word. Formula and syllables by the package readability; a sentence ends at a full stop, an
-    exclamation or question mark, or a line break.
+    None where there is no word. Formula and syllables by the package readability, whose rules (of the Perl module
+    Lingua::EN::Syllable) miss some: "people" has one, "likes" two. A sentence ends at a full stop, an exclamation or
+    question mark, or a line break.
 
     Source: Flesch, "A new readability yardstick" (1948), doi:10.1037/h0057532.
     """
@@ -52,7 +53,10 @@ def _reading_ease(text: str) -> float | None:
         return None
     count = LANGDATA["en"]["syllables"]
     sentences = sum(_WORD.search(part) is not None for part in _SENTENCE_END.split(text))
-    ease = FleschReadingEase(sum(count(word) for word in found), len(found), sentences)
+    # In lower case, as the package's rules are written: it finds no vowel in capitals, and words of no syllable would
+    # read easier than any.
+    syllables = sum(max(1, count(word.lower())) for word in found)
+    ease = FleschReadingEase(syllables, len(found), sentences)
     return float(min(100.0, max(0.0, ease)))
 
 
