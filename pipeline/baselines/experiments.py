@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pipeline.baselines.costs import cost
 from pipeline.baselines.demands import constraint_satisfaction, two_constraints
 from pipeline.baselines.dual_experiments import convergence, geometry, sample_sizes
+from pipeline.baselines.real_model import real_model
 from pipeline.baselines.results import Result
 from pipeline.baselines.study import Study
 from pipeline.baselines.trade_off import preference_calibration, trade_off
@@ -30,4 +31,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "preference_calibration": Experiment("calibration of the implicit rewards", preference_calibration),
     "cost": Experiment("wall time and tokens of each method", cost),
     "geometry": Experiment("frontier, supporting line and trained policies, three sizes", geometry),
+    "real_model": Experiment("a published model: realised against demanded", real_model),
 }
