@@ -198,7 +198,7 @@ def real_model_figure(table: pa.Table) -> Figure:
             demanded = rows["demanded"].to_pylist()
             if None not in demanded:
                 level = float(np.mean(np.array(demanded) / sd))
-                label = None if any(line.get_label() == "demanded" for line in axes.collections) else "demanded"
+                label = "" if any(line.get_label() == "demanded" for line in axes.collections) else "demanded"
                 axes.hlines(level, place - 0.35, place + 0.35, color=INK, linewidth=0.8, label=label)
         axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes.set_xlim(-0.6, len(names) - 0.4)
