@@ -30,8 +30,11 @@ help:  ## list the targets
 	@echo "  make stage1 stage2                    the whole run on the embedded default"
 	@echo "  make stage1 CONFIG=my.yaml RUN=mine   stage 1 of your own recipe"
 
+# Some recipes come with packages of their own (requirements/recipe-NAME.txt), each by its hash.
+RECIPE_STAMP = $(if $(wildcard requirements/recipe-$(CONFIG).txt),$(VENV)/.recipe-$(CONFIG))
+
 .PHONY: setup
-setup: $(STAMP)  ## make .venv from the full version lock (requirements/)
+setup: $(STAMP) $(RECIPE_STAMP)  ## make .venv from the full version lock (requirements/)
 
 $(STAMP): $(LOCKFILE) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
@@ -47,6 +50,10 @@ $(STAMP): $(LOCKFILE) pyproject.toml
 	  || { cat $(VENV)/torch.log >&2; exit 1; }
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps -r $(VENV)/rest.txt
 	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.recipe-%: requirements/recipe-%.txt $(STAMP)
+	@$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation --require-hashes -r $<
 	@touch $@
 
 .PHONY: stage1
@@ -66,7 +73,7 @@ report: setup  ## write the figures and the page of a run
 	@$(BIN)/dualign report $(RUN_ARGS)
 
 .PHONY: baselines
-baselines: setup  ## the experiments of the papers on the embedded world (ARGS="--only trade_off", ARGS=--quick)
+baselines: setup $(VENV)/.recipe-smollm2  ## the experiments of the papers on the embedded world (ARGS="--only trade_off", ARGS=--quick)
 	@$(BIN)/dualign baselines $(ARGS)
 
 .PHONY: bench

@@ -56,6 +56,7 @@ from pipeline.contracts.solution import (
     Solution,
     SolvedConstraint,
     SolvedReward,
+    StatedStatistic,
 )
 from pipeline.contracts.tables import SAMPLES, tilted_schema
 from stage2_policy.adapters import load_reference

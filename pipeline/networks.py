@@ -26,6 +26,9 @@ MERGE_LIMIT = 0.1
 token: what `sampling.logp_limit` allows between sampler and training stack by default. Rounding merged weights to
 bfloat16 makes 0.001 to 0.01 on models of random weights, an adapter on a tied head 0.64."""
 
+_SCALE_LIMIT = 1e-4
+"""Largest difference of a scaled logit to what it should be, relative to the largest logit: rounding of float32 makes
+about 1e-6 of thirty layers."""
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PROBE_ROWS, _PROBE_TOKENS = 4, 32
 
@@ -225,6 +228,60 @@ def write_merged(
             "be the model with its adapter"
         )
     log.info("merged %s into %s: log-probabilities differ by %.2g nats a token", adapter, checkpoint, difference)
+
+
+def write_scaled(checkpoint: str | Path, output: Path, *, factor: float, what: str) -> None:
+    """Write a causal language model with all its logits multiplied by a number, and prove that they are.
+
+    The weights of the last norm are multiplied, which costs nothing; a head without a norm before it gets its own
+    matrix, multiplied. They are written in float32: rounded to fewer bits they would be another model.
+
+    Args:
+        checkpoint: folder of the model.
+        output: folder to write.
+        factor: of the logits.
+        what: such as ``"`reference.temperature`"``, for messages.
+
+    Raises:
+        InputError: the model cannot be loaded, or its logits are not multiplied by either.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    for scale in (_scale_last_norm, _scale_head):
+        model = load_network(AutoModelForCausalLM, checkpoint, dtype=torch.float32, what="the reference")
+        with torch.no_grad():
+            expected = factor * model(input_ids=_probe(model)).logits
+            scale(model, factor)
+            difference = float((model(input_ids=_probe(model)).logits - expected).abs().max())
+        if difference <= _SCALE_LIMIT * float(expected.abs().max()):
+            break
+    else:
+        raise InputError(
+            f"{what}: the logits of {checkpoint} ({type(model).__name__}) cannot be multiplied by {factor:.4g} by one "
+            "of its weights: what its head computes is changed after it"
+        )
+    with quiet():
+        model.save_pretrained(output)
+    make_readable(output)
+
+
+def _scale_last_norm(model: Any, factor: float) -> None:
+    """Multiply the weights of the norm before the head, in place; nothing where there is none of that name."""
+    norm = getattr(model.get_decoder(), "norm", None) or getattr(model.get_decoder(), "ln_f", None)
+    for weight in () if norm is None else norm.parameters():
+        weight.mul_(factor)
+
+
+def _scale_head(model: Any, factor: float) -> None:
+    """Give the head a matrix of its own, multiplied, in place."""
+    import torch
+
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.detach() * factor, requires_grad=False)
+    if getattr(head, "bias", None) is not None:
+        head.bias.mul_(factor)
+    model.config.get_text_config().tie_word_embeddings = model.config.tie_word_embeddings = False
 
 
 def require_safe_adapter(adapter: str | Path, *, what: str) -> None:

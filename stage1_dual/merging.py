@@ -1,4 +1,4 @@
-"""LoRA adapters that are part of a model: the reference with one is written as one ordinary checkpoint."""
+"""References that are a checkpoint and a LoRA adapter, or at a temperature: written as one ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from pipeline.contracts.errors import InputError, import_failure
-from pipeline.networks import write_merged
+from pipeline.networks import write_merged, write_scaled
 from stage1_dual.sampling.rendering import load_tokenizer
 
 log = logging.getLogger("dualign")
@@ -51,4 +51,20 @@ def write_merged_checkpoint(checkpoint: str, adapter: str, output: Path) -> None
         write_merged(checkpoint, adapter, output, what="`reference.adapter`")
     except ImportError as error:
         raise import_failure(error, package="transformers", extra="train", purpose="merging an adapter") from error
+    tokenizer.save_pretrained(output)
+
+
+def write_at_temperature(checkpoint: str, temperature: float, output: Path) -> None:
+    """Write a causal language model whose logits are those of another one divided by a temperature.
+
+    Args:
+        checkpoint: folder of the model.
+        temperature: the divisor.
+        output: folder to write.
+
+    Raises:
+        InputError: the model cannot be loaded, or no weight of it multiplies its logits.
+    """
+    tokenizer = load_tokenizer(checkpoint)
+    write_scaled(checkpoint, output, factor=1 / temperature, what="`reference.temperature`")
     tokenizer.save_pretrained(output)

@@ -89,7 +89,7 @@ def estimate_held_out(
         kl=kl,
         lagrangian=lagrangian,
         closed_fraction=(lagrangian - ref_tilt) / (optimum - ref_tilt),
-        closed_fraction_error=_ratio_error(
+        closed_fraction_error=ratio_error(
             lagrangian_p(policy_weight) - lagrangian_p(uniform), lagrangian_p(responses.weight) - lagrangian_p(uniform)
         ),
         ratio=float(np.sum(np.exp(logp - ref_logp) * uniform)) / n_prompts,
@@ -97,7 +97,7 @@ def estimate_held_out(
     )
 
 
-def _ratio_error(numerator_p: np.ndarray, denominator_p: np.ndarray) -> float | None:
+def ratio_error(numerator_p: np.ndarray, denominator_p: np.ndarray) -> float | None:
     """Standard error of a ratio of means over prompts, one observation a prompt, shape (p,)."""
     n_prompts = len(numerator_p)
     if n_prompts < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import time
@@ -32,6 +33,7 @@ from stage2_policy.adapters import (
 )
 from stage2_policy.data import Skipped, TrainingResponses, read_training_data, skip_negligible
 from stage2_policy.fit import Fit, fit_policy
+from stage2_policy.foresight import Forecast, forecast
 from stage2_policy.held_out import HeldOutEstimate
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.mapped_files import remove_mapped
@@ -41,6 +43,8 @@ from stage2_policy.settings import TrainSettings, require_comparison, require_tr
 from stage2_policy.stretch import WIDEST, matching_factor, stretch_adapter, stretch_weights
 from stage2_policy.tilted_trainer import Policy
 from stage2_policy.verdict import judge_training
+
+log = logging.getLogger("dualign")
 
 TRAINING_LOG = "training_log.json"
 _CHECKPOINTS = "checkpoints"
@@ -58,6 +62,7 @@ class TrainResult:
         held_out: estimate of the checkpoint that was kept, before it was stretched.
         held_out_reference: the same for the reference policy.
         verdict: whether training paid, of the same checkpoint.
+        forecast: what was known before training of what it may reach.
         stretch: factor by which the kept policy was moved along the ray from the reference; 1 where not asked for.
         n_train_prompts: prompts trained on.
         n_held_out_pairs: pairs of a data set that were not trained on, because their prompt is held out.
@@ -75,6 +80,7 @@ class TrainResult:
     held_out: HeldOutEstimate
     held_out_reference: HeldOutEstimate
     verdict: TrainingVerdict
+    forecast: Forecast | None
     stretch: float
     n_train_prompts: int
     n_held_out_pairs: int
@@ -163,6 +169,16 @@ def train_policy(
         show_progress=show_progress,
         store=None if reference_logp is None else reference_store(reference_logp, data, settings),
     )
+    foreseen = forecast(
+        base,
+        data.train,
+        data.held_out,
+        beta=data.beta,
+        token_budget=settings.tokens_per_microbatch,
+        show_progress=show_progress,
+    )
+    if foreseen is not None and processes.is_main_process:
+        log.info("train: forecast: %s", foreseen.sentence)
     train, skipped = skip_negligible(data.train, mass=settings.negligible_mass)
     if skipped.n_responses:  # of an objective that reads no reference: there are only zeros to leave out
         ref_logp = replace(ref_logp, train=np.zeros(len(train)))
@@ -192,6 +208,7 @@ def train_policy(
         n_train_prompts=n_train_prompts,
         n_responses=len(train),
         n_held_out_prompts=n_held_out_prompts,
+        forecast=foreseen,
     )
     result = TrainResult(
         steps=fit.steps,
@@ -200,6 +217,7 @@ def train_policy(
         held_out=fit.held_out,
         held_out_reference=fit.held_out_reference,
         verdict=verdict,
+        forecast=foreseen,
         stretch=stretch,
         n_train_prompts=n_train_prompts,
         n_held_out_pairs=data.n_held_out_pairs,
@@ -329,6 +347,7 @@ def _card_rows(settings: TrainSettings, seed: int, result: TrainResult) -> dict[
         ),
         "step kept": f"{result.best_step} of {result.steps} ({result.stop_reason})",
         "closed fraction of that step, estimated on held-out prompts": f"{result.held_out.closed_fraction:.3f}",
+        "forecast before training": "none" if result.forecast is None else result.forecast.sentence,
         "whether training paid": f"{result.verdict.verdict}: {result.verdict.reasons[0]}",
         "moved along the ray from the reference by": f"{result.stretch:.3f}",
         "mean difference of log pi_ref, training against sampler": f"{result.sampler_gap:.2g} nats a response",

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from scipy.special import stdtrit
 
 from pipeline.contracts.training_verdict import TrainingVerdict
+from stage2_policy.foresight import Forecast
 from stage2_policy.settings import TrainSettings
 
 _ERROR_RATE = 0.05
@@ -38,6 +39,7 @@ def judge_training(
     n_train_prompts: int,
     n_responses: int,
     n_held_out_prompts: int,
+    forecast: Forecast | None = None,
 ) -> TrainingVerdict:
     """Judge a finished run by the rule of this module.
 
@@ -48,6 +50,7 @@ def judge_training(
         n_train_prompts: prompts trained on.
         n_responses: responses trained on.
         n_held_out_prompts: prompts that chose the checkpoint.
+        forecast: made before training, where one was.
     """
     reference, *checkpoints = [entry for entry in curve if "eval_loss" in entry]
     kept = next(entry for entry in checkpoints if entry["step"] == best_step)
@@ -82,6 +85,8 @@ def judge_training(
             reference, checkpoints, settings=settings, best_step=best_step, n_train_prompts=n_train_prompts
         )
         reasons += (cause, _tried(curve, settings, n_train_prompts=n_train_prompts, n_responses=n_responses))
+        if forecast is not None:
+            reasons += (f"Before training, {forecast.sentence}",)
         advice = (*remedies, *_advise_on_prompts(fraction, ends, n_held_out_prompts))
     return TrainingVerdict(
         verdict=outcome,

@@ -14,9 +14,11 @@ from pipeline.config.loading import load_config
 from pipeline.contracts.artifacts import require_writable, run_lock
 from pipeline.contracts.errors import InputError, StaleArtifactError
 from pipeline.microworld.size import WorldSize
+from pipeline.run.run import Run
 from pipeline.run.step import log
 
 RECIPE = "baselines"
+REAL_MODEL = "smollm2"
 
 _MARGINS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 _PAIRS = ((0.2, 0.2), (0.2, 0.6), (0.4, 0.4), (0.6, 0.2), (0.6, 0.6), (0.8, 0.4), (1.0, 0.2), (0.4, 0.8))
@@ -45,6 +47,21 @@ _QUICK = {
 }
 """Every step is the real one and every number a rough one."""
 
+_QUICK_REAL_MODEL = {
+    "prompts.limit": 6,
+    "sampling.samples_per_prompt": 6,
+    "sampling.max_new_tokens": 16,
+    "sampling.logp_rows": 8,
+    "solve.bootstrap_replicates": 100,
+    "solve.frontier_points": 3,
+    "constraints.reading_ease.margin": 2.0,
+    "training.epochs": 1.0,
+    "training.evaluations": 1,
+    "evaluation.samples_per_prompt": 2,
+    "evaluation.bootstrap_replicates": 100,
+}
+"""Of the published model, which takes hundreds of times as long a token as the embedded one."""
+
 
 def build_study(*, data_dir: Path, n_seeds: int, quick: bool, show_progress: bool) -> Study:
     """The study of the shipped recipe.
@@ -60,7 +77,7 @@ def build_study(*, data_dir: Path, n_seeds: int, quick: bool, show_progress: boo
     """
     if n_seeds < 1:
         raise InputError(f"--seeds is {n_seeds}; it must be at least 1")
-    config = load_config(Path(RECIPE))
+    config, real_model = load_config(Path(RECIPE)), load_config(Path(REAL_MODEL))
     return Study(
         config=change_config(config, _QUICK) if quick else config,
         data_dir=data_dir,
@@ -70,6 +87,7 @@ def build_study(*, data_dir: Path, n_seeds: int, quick: bool, show_progress: boo
         pairs=_PAIRS[2:3] if quick else _PAIRS,
         dpo_epochs=0.5 if quick else 3.0,  # 3: as in arXiv 2405.19544, table 2
         sizes=_QUICK_SIZES if quick else _SIZES,
+        real_model=change_config(real_model, _QUICK_REAL_MODEL) if quick else real_model,
         show_progress=show_progress,
     )
 
@@ -110,7 +128,7 @@ def run_experiments(study: Study, names: Sequence[str]) -> list[Result]:
                 raise StaleArtifactError(
                     f"{made_from}\nThe experiments' recipe has changed since: remove {study.folder} to make them anew"
                 ) from error
-            metadata = study.base(study.seeds[0]).table_metadata() | {"run": study.name}
+            metadata = Run(study.config, study.name, study.data_dir).table_metadata()
             page = write_result(result, folder, origin=origin, metadata=metadata)[1]
             write_index(folder, EXPERIMENTS, origin=origin)
             log.info("%s: %.0f s, %s", name, time.monotonic() - started, page)

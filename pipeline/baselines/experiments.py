@@ -9,6 +9,7 @@ from pipeline.baselines.constraint_kinds import constraint_kinds
 from pipeline.baselines.costs import cost
 from pipeline.baselines.demands import constraint_satisfaction, two_constraints
 from pipeline.baselines.dual_experiments import convergence, geometry, sample_sizes
+from pipeline.baselines.real_model import real_model
 from pipeline.baselines.results import Result
 from pipeline.baselines.study import Study
 from pipeline.baselines.trade_off import preference_calibration, trade_off
@@ -32,4 +33,5 @@ EXPERIMENTS: dict[str, Experiment] = {
     "preference_calibration": Experiment("calibration of the implicit rewards", preference_calibration),
     "cost": Experiment("wall time and tokens of each method", cost),
     "geometry": Experiment("frontier, supporting line and trained policies, three sizes", geometry),
+    "real_model": Experiment("a published model: realised against demanded", real_model),
 }

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 
 from pipeline.baselines import policies
@@ -209,6 +210,41 @@ def cost_figure(table: pa.Table) -> Figure:
         axes.set_xlabel("wall time (s)")
         legend_above(figure, axes, columns=2)
     return figure
+
+
+def real_model_figure(table: pa.Table) -> Figure:
+    """Improvements of each score in standard deviations of the reference, by seed, with what was demanded of it."""
+    with paper_style():
+        figure = new_figure(height_inches=2.6)
+        axes = figure.subplots()
+        names = list(dict.fromkeys(table["score"].to_pylist()))
+        for place, name in enumerate(names):
+            rows = table.filter(pc.equal(table["score"], name))
+            sd = rows["sd"].to_numpy()
+            value, low, high = (rows[column].to_numpy() / sd for column in ("realised", "ci95_low", "ci95_high"))
+            x = place + 0.15 * (np.arange(len(sd)) - (len(sd) - 1) / 2)
+            bars = interval_bars(value, low, high)
+            axes.errorbar(
+                x, value, yerr=bars, fmt="o", color=BLUE, markersize=3, elinewidth=0.7, label=_once("realised", place)
+            )
+            predicted = rows["predicted"].to_numpy() / sd
+            axes.plot(x, predicted, "_", color=VERMILLION, markersize=8, label=_once("predicted", place))
+            demanded = rows["demanded"].to_pylist()
+            if None not in demanded:
+                level = float(np.mean(np.array(demanded) / sd))
+                label = "" if any(line.get_label() == "demanded" for line in axes.collections) else "demanded"
+                axes.hlines(level, place - 0.35, place + 0.35, color=INK, linewidth=0.8, label=label)
+        axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names])
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.set_ylabel("improvement (sd)")
+        axes.axhline(0, color=GREY, linewidth=0.5)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        legend_above(figure, axes, columns=3)
+    return figure
+
+
+def _once(label: str, place: int) -> str | None:
+    return label if place == 0 else None
 
 
 def _points(axes: Axes, x: np.ndarray, rows: pa.Table, name: str, method: str) -> None:

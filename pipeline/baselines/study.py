@@ -52,6 +52,7 @@ class Study:
         pairs: demanded of harmlessness and humour together.
         dpo_epochs: of training on drawn labels, which learns less from a response than all its scores do.
         sizes: of other reference policies, by name.
+        real_model: the recipe of a published model; None where there is no experiment on one.
         show_progress: show progress bars.
     """
 
@@ -63,6 +64,7 @@ class Study:
     pairs: tuple[tuple[float, float], ...]
     dpo_epochs: float
     sizes: Mapping[str, WorldSize]
+    real_model: RunConfig | None = None
     show_progress: bool = True
 
     @property

@@ -19,7 +19,7 @@ from pipeline.contracts.problem import Constraint, Direction, Safeguard
 from pipeline.contracts.section import Positive, Section
 from pipeline.contracts.statistics import Kind, Statistic
 from pipeline.published import PublishedPoint, read_points
-from pipeline.scorers.models import ModelSettings
+from pipeline.scorers.models import ModelSettings, is_gguf
 from stage1_dual.sampling.protocol import Distribution
 from stage2_policy.settings import TrainSettings, require_comparison
 
@@ -76,8 +76,16 @@ class ReferenceSettings(ModelSettings):
     tokens: they are kept, and counted in a warning, or left out as prompts that cannot be sampled from."""
     adapter: str | None = None
     """Folder of a LoRA adapter that is part of the reference."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """The reference is the model at this temperature: `prepare` divides its logits by it once, in its weights, so that
+    drawing at temperature 1, training and log-probabilities are all of one ordinary checkpoint."""
     quantization: str | None = None
     """vLLM's name of a quantisation to load the reference with."""
+
+    @property
+    def is_written(self) -> bool:
+        """Whether `prepare` writes it, from a GGUF file, with an adapter's weights or at a temperature."""
+        return is_gguf(self.model) or self.adapter is not None or self.temperature is not None
 
 
 class SamplingSettings(Section):

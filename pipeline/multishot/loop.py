@@ -239,7 +239,7 @@ def share_stage1(run: Run, child: Run) -> None:
     links that survive moving both.
     """
     run.reference_logp.mkdir(exist_ok=True)  # whoever computes log pi_ref first serves all
-    shared = [run.merged_reference.name, run.reference_logp.name]
+    shared = [run.written_reference.name, run.reference_logp.name]
     for responses in known_response_sets(run.folder):
         if responses.made_by and responses.root.is_dir():
             (child.folder / responses.prefix / "scores").mkdir(parents=True, exist_ok=True)

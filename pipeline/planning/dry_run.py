@@ -42,12 +42,12 @@ from pipeline.planning.estimates import (
     training_bytes,
     weight_bytes,
 )
-from pipeline.planning.model_sizes import embedded_size, read_size
+from pipeline.planning.model_sizes import embedded_size, read_gguf_size, read_size
 from pipeline.planning.training_steps import StepCount, bound_steps, count_on_tables, measure_lengths
 from pipeline.published import read_data_set_facts, read_model_facts
 from pipeline.run.run import Run
 from pipeline.run.step import log
-from pipeline.scorers.models import EMBEDDED, ModelSettings, find_model, is_hub_id
+from pipeline.scorers.models import EMBEDDED, ModelSettings, find_gguf, find_model, is_gguf, is_hub_id
 from pipeline.scoring.demands import demands_on
 from pipeline.scoring.groups import check_new_responses
 from pipeline.sources.pairs import pair_reader, read_pairs
@@ -353,6 +353,10 @@ def _plan_model(setting: str, model: ModelSettings, embedded: Mapping[str, Path]
     elif (folder := find_model(model, embedded, setting=setting)) is not None:
         size = read_size(Path(folder))
         place = f"here, {_folder_bytes(Path(folder)) / 1e9:.3g} GB"
+    elif is_gguf(model.model):
+        path = find_gguf(model.model)
+        size = read_gguf_size(path)
+        place = f"a GGUF file here, {path.stat().st_size / 1e9:.3g} GB, dequantised by `dualign prepare`"
     elif is_hub_id(model.model):
         place = "on the Hub, to be fetched"
         if facts is not None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import InputError, require_extra
 from pipeline.microworld.size import WorldSize
 from pipeline.planning.estimates import Size
 from stage1_dual.checkpoints import count_weights
@@ -43,6 +43,33 @@ def read_size(folder: Path) -> Size:
         kv_width=kv_width,
         intermediate=found["intermediate"],
         decoder=not any(str(name).startswith(_ENCODERS) for name in config.get("architectures") or []),
+    )
+
+
+def read_gguf_size(path: Path) -> Size:
+    """The size of the model of a GGUF file, from its metadata.
+
+    Raises:
+        MissingExtraError: the package `gguf` is not installed.
+    """
+    require_extra("gguf", "gguf", purpose="the size of a GGUF file")
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+
+    def value(name: str) -> Any:
+        field = reader.get_field(name)
+        return None if field is None else field.contents()
+
+    architecture = value("general.architecture")
+    hidden, heads = value(f"{architecture}.embedding_length"), value(f"{architecture}.attention.head_count")
+    kv_heads = value(f"{architecture}.attention.head_count_kv") or heads
+    return Size(
+        parameters=sum(int(tensor.n_elements) for tensor in reader.tensors),
+        layers=value(f"{architecture}.block_count"),
+        hidden=hidden,
+        kv_width=kv_heads * (hidden // heads) if hidden and heads else None,
+        intermediate=value(f"{architecture}.feed_forward_length"),
     )
 
 

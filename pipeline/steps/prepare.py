@@ -1,9 +1,11 @@
-"""The step ``prepare``: the prompts table, the embedded world, a merged reference."""
+"""The step ``prepare``: the prompts table, the embedded world, a reference that is no checkpoint as it stands."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -22,9 +24,9 @@ from pipeline.contracts.errors import require_extra
 from pipeline.contracts.shards import write_table
 from pipeline.contracts.tables import SPLITS
 from pipeline.microworld import build_world
-from pipeline.run.run import Run
+from pipeline.run.run import Run, reference_settings
 from pipeline.run.step import derived_step_is_current, finish_step, log, remedy
-from pipeline.scorers.models import ModelSettings
+from pipeline.scorers.models import ModelSettings, find_gguf, is_gguf
 from pipeline.sources.prompts import PromptRow, build_prompt_table, limit_prompts, read_prompts
 
 WORLD_SEED = 0
@@ -55,8 +57,8 @@ def prepare(run: Run) -> None:
         everything, repeated = read_prompts(run.config.prompts)
     prompts = limit_prompts(everything, run.config.prompts.limit)
     left_out = everything.num_rows - prompts.num_rows
-    if run.config.reference.adapter is not None:
-        _merge_reference(run)
+    if run.config.reference.is_written:
+        _write_reference(run)
     counts = {split: pc.sum(pc.equal(prompts["split"], split)).as_py() for split in SPLITS}
     counts |= {"repeated": repeated, "left_out": left_out}
     log.info("prepare: %d train and %d test prompts", counts["train"], counts["test"])
@@ -103,23 +105,42 @@ def _recorded_settings(prompts: PromptSettings) -> dict[str, Any]:
     return prompts.model_dump(mode="json", exclude={"category_column", "limit"} | same)
 
 
-def _merge_reference(run: Run) -> None:
-    """Write the reference with its adapter merged, once: what is sampled is then what is trained."""
-    require_extra("train", "torch", "transformers", "peft", purpose="`reference.adapter`")
-    from stage1_dual.merging import write_merged_checkpoint
+def _write_reference(run: Run) -> None:
+    """Write the reference that is no checkpoint as it stands, once: what is sampled is then what is trained."""
+    reference = run.config.reference
+    require_extra("sample", "torch", "transformers", purpose="`reference`")
+    if reference.adapter is not None:
+        require_extra("train", "peft", purpose="`reference.adapter`")
+    from stage1_dual.gguf_models import write_dequantised_checkpoint
+    from stage1_dual.merging import write_at_temperature, write_merged_checkpoint
 
     started = time.monotonic()
-    folder, reference = run.merged_reference, run.config.reference
-    assert reference.adapter is not None
-    base = run.model(ModelSettings(model=reference.model, revision=reference.revision), "reference")
-    inputs = {"base": checkpoint_sha256(Path(base)), "adapter": checkpoint_sha256(Path(reference.adapter))}
-    begin_step(folder, settings={}, inputs=inputs, remedy=remedy("prepare"))
+    folder, adapter, temperature = run.written_reference, reference.adapter, reference.temperature
+    writers: list[Callable[[str, Path], None]] = []
+    if is_gguf(reference.model):
+        base = str(find_gguf(reference.model))
+        inputs = {"base": file_sha256(Path(base))}
+        writers.append(write_dequantised_checkpoint)
+    else:
+        base = run.model(ModelSettings(model=reference.model, revision=reference.revision), "reference")
+        inputs = {"base": checkpoint_sha256(Path(base))}
+    if adapter is not None:
+        inputs["adapter"] = checkpoint_sha256(Path(adapter))
+        writers.append(lambda base, output: write_merged_checkpoint(base, adapter, output))
+    if temperature is not None:
+        writers.append(lambda base, output: write_at_temperature(base, temperature, output))
+    settings = reference_settings(reference)
+    begin_step(folder, settings=settings, inputs=inputs, remedy=remedy("prepare"))
     if is_complete(folder):
         return
-    write_merged_checkpoint(base, reference.adapter, folder / "checkpoint")
+    with TemporaryDirectory(dir=folder, prefix=".unfinished-") as between:
+        for place, write in enumerate(writers, start=1):
+            target = folder / "checkpoint" if place == len(writers) else Path(between) / str(place)
+            write(base, target)
+            base = str(target)
     paths = sorted((folder / "checkpoint").iterdir())
     files = {str(path.relative_to(folder)): file_sha256(path) for path in paths}
-    finish_step(run.name, folder, "prepare", settings={}, inputs=inputs, files=files, started=started)
+    finish_step(run.name, folder, "prepare", settings=settings, inputs=inputs, files=files, started=started)
 
 
 def _prompts_identity(prompts: pa.Table) -> str:

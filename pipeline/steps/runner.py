@@ -128,7 +128,7 @@ def _require_own_artifacts(run: Run) -> None:
 
 def _made_folders(run: Run, step: str) -> list[str]:
     """The folders that a step makes, or once made, within the run, whatever its recipe asks for by now."""
-    merged = [run.merged_reference.name] if step == "prepare" else []
+    merged = [run.written_reference.name] if step == "prepare" else []
     return [*merged, *_folders(step, known_response_sets(run.folder))]
 
 

@@ -16,6 +16,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -33,6 +35,7 @@ from pipeline.networks import (
     require_safe_adapter,
     without_dropout,
     write_merged,
+    write_scaled,
 )
 from stage1_dual.checkpoints import check_causal_checkpoint, check_policy_checkpoint
 from stage1_dual.merging import write_merged_checkpoint
@@ -146,6 +149,44 @@ def test_a_merge_that_is_another_model_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("pipeline.networks._separate_tied_head", lambda tuned: None)
     with pytest.raises(InputError, match=r"`x` is .*adapter: merged into .* gives other log-probabilities"):
         write_merged(base, adapter, tmp_path / "merged", what="`x`")
+
+
+def test_logits_at_a_temperature_are_those_of_the_model_divided(tmp_path: Path) -> None:
+    tied = tied_policy(tmp_path / "tied")
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    neox = GPTNeoXForCausalLM(config)  # its last norm has another name: the head is multiplied
+    neox.save_pretrained(tmp_path / "neox")
+    for name, key in (("tied", "model.norm.weight"), ("neox", "lm_head.weight")):
+        write_scaled(tmp_path / name, tmp_path / f"{name}-scaled", factor=2.0, what="`reference.temperature`")
+        before, after = load(tmp_path / name), load(tmp_path / f"{name}-scaled")
+        ids = torch.arange(8, 40)[None]
+        with torch.no_grad():
+            torch.testing.assert_close(after(input_ids=ids).logits, 2 * before(input_ids=ids).logits)
+        changed = [name for name, weight in before.state_dict().items() if not weight.equal(after.state_dict()[name])]
+        assert changed == [key]
+    assert tied.is_dir()
+
+
+def test_a_model_whose_logits_no_weight_multiplies_is_refused(tmp_path: Path) -> None:
+    config = Gemma2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=0.05,
+    )
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path / "capped")
+    with pytest.raises(
+        InputError, match=r"`reference\.temperature`: the logits of .*capped .* cannot be multiplied by 2"
+    ):
+        write_scaled(tmp_path / "capped", tmp_path / "scaled", factor=2.0, what="`reference.temperature`")
 
 
 def test_weights_of_an_adapter_are_safetensors(tmp_path: Path) -> None:

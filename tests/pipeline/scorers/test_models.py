@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from helpers.gguf_files import tiny_network, write_gguf
 from helpers.tiny_models import save_tiny_policy
 from helpers.tiny_runs import dualign, rows_of, run_folder, write_recipe
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipeline.config.loading import build_config
 from pipeline.contracts.artifacts import read_manifest
 from pipeline.contracts.errors import InputError
 from pipeline.run.run import Run
-from pipeline.scorers.models import ModelSettings, resolve_model
+from pipeline.scorers.models import ModelSettings, find_gguf, resolve_model
 from pipeline.scoring.groups import group_scorers
 from pipeline.steps.validate import validate_run
 
@@ -112,6 +113,52 @@ def test_an_adapter_that_is_not_the_merged_one_is_refused_and_redone(tmp_path, c
     assert "`dualign prepare --redo` with the same --config" in capsys.readouterr().err
     assert dualign("prepare", recipe, *second, "--redo") == 0
     assert dualign("sample", recipe, *second, "--dry-run") == 0
+
+
+def test_a_gguf_file_at_a_temperature_is_written_once_and_sampled(tmp_path, capsys):
+    """The same tokens as from a checkpoint whose logits somebody divided by hand."""
+    network = tiny_network()
+    path = write_gguf(tmp_path / "tiny.gguf", network)
+    recipe = write_recipe(tmp_path, reference={"model": str(path), "temperature": 0.5})
+    assert dualign("stage1", recipe, "--dry-run") == 0
+    assert "a GGUF file here" in capsys.readouterr().out
+    assert dualign("stage1", recipe) == 0
+    assert validate_run(run_folder(recipe)).faults == []
+    by_hand = tmp_path / "by-hand"
+    with torch.no_grad():
+        network.model.norm.weight.mul_(2)
+    network.save_pretrained(by_hand)
+    AutoTokenizer.from_pretrained(run_folder(recipe) / "reference" / "checkpoint").save_pretrained(by_hand)
+    plain = ("--reference.model", str(by_hand), "--reference.temperature", "null")
+    assert dualign("stage1", recipe, *plain, run="by-hand") == 0
+    tokens = [
+        [row["completion_token_ids"] for row in rows_of(run_folder(recipe, run) / "samples")]
+        for run in ("tiny", "by-hand")
+    ]
+    assert tokens[0] == tokens[1]
+    assert dualign("sample", recipe, "--reference.temperature", "0.6") == 2
+    assert "`reference.temperature` is 0.6, but" in capsys.readouterr().err
+    write_gguf(path, network)
+    assert dualign("sample", recipe) == 2
+    assert "was made from another file" in capsys.readouterr().err
+
+
+def test_a_gguf_file_is_found_in_an_installed_package_whose_code_is_not_run(tmp_path, monkeypatch):
+    package = tmp_path / "tiny_weights"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('run')")
+    (package / "tiny.gguf").write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert find_gguf("package:tiny_weights/tiny.gguf") == package / "tiny.gguf"
+    for name, message in {
+        "package:no_such_weights/tiny.gguf": "no Python package 'no_such_weights' is installed",
+        "package:tiny_weights/other.gguf": "there is no such GGUF file",
+        "other.gguf": "there is no such GGUF file",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            find_gguf(name)
+    with pytest.raises(InputError, match=r"`scorers\.x\.model` .* only the reference can be a GGUF file"):
+        resolve_model(ModelSettings(model="other.gguf"), {}, setting="scorers.x")
 
 
 def test_workers_get_whole_paths_of_what_the_recipe_names_by_relative_ones(tmp_path, monkeypatch):
