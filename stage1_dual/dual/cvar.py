@@ -46,6 +46,8 @@ _CLOSED = 1e-3
 _MOST_SOLVES = 200
 # From a policy to its own quantile and on to the best policy for that, so many times.
 _ASCENTS = 3
+# A CVaR that falls short by no more than this many standard deviations is met: what certificates allow.
+_ROUNDING = 1e-8
 # A tail of fewer responses than this, in the sense of their effective number, is not one.
 _FEWEST_IN_TAIL = 10.0
 
@@ -97,7 +99,7 @@ def reference_tail(samples: SampleScores, place: int, level: float) -> tuple[flo
     counts_p = samples.counts_p
     weights_n = np.repeat(1.0 / counts_p, counts_p)
     at = scores.quantile(weights_n, level)
-    return at, at - scores.mean_below(weights_n, -np.inf, at) / level
+    return at, at - scores.mean_below(weights_n, at) / level
 
 
 def fix_tails(problem: DualProblem, tails: Sequence[Tail], at_c: FloatArray) -> DualProblem:
@@ -205,16 +207,15 @@ class _Box:
         high_c: shape (c,).
         bound: no t in the box gives more, reward units.
         at_c: quantiles of the policy that attains the bound, shape (c,).
-        excess_c: how far that policy's mean of v lies above its mean of u_h, score units, shape (c,).
-        weight_c: the multipliers of the tails there, reward per score unit, shape (c,).
+        missing_c: by how much that policy's own CVaR falls short of its bound, in standard deviations of the score
+            within prompts, shape (c,).
     """
 
     low_c: FloatArray
     high_c: FloatArray
     bound: float
     at_c: FloatArray
-    excess_c: FloatArray
-    weight_c: FloatArray
+    missing_c: FloatArray
 
 
 class _BoxSearch:
@@ -281,14 +282,10 @@ class _BoxSearch:
     def _split(self, box: _Box) -> list[_Box]:
         """The halves of a box that may hold more than is known."""
         self._ascend(box.at_c)
-        loose_c = box.weight_c * box.excess_c
-        if not bool(np.any(loose_c > 0)):
-            loose_c = box.excess_c / self._problem.score_scale_m[[tail.place for tail in self._tails]]
-        c = int(np.argmax(loose_c))
+        c = int(np.argmax(box.missing_c))
         cut = 0.5 * (box.low_c[c] + box.high_c[c])
-        if not loose_c[c] > 0 or not box.low_c[c] < cut < box.high_c[c]:
-            # The bound is attained at the upper ends.
-            self._try(box.high_c)
+        if box.missing_c[c] <= _ROUNDING or not box.low_c[c] < cut < box.high_c[c]:
+            # The policy that attains the bound meets every CVaR, at the levels just tried.
             return []
         is_cut = np.arange(len(self._tails)) == c
         halves = [
@@ -315,14 +312,14 @@ class _BoxSearch:
                 raise
             return [replace(around, low_c=low_c, high_c=high_c)]
         weights_n = self._weights(relaxed, columns)
-        excess_c = [
-            scores.mean_below(weights_n, low, high) / tail.level
-            for scores, tail, low, high in zip(self._scores, self._tails, low_c, high_c, strict=True)
+        at_c = self._quantiles(weights_n)
+        missing_c = [
+            (self._problem.thresholds_m[tail.place] - at + scores.mean_below(weights_n, at) / tail.level)
+            / self._problem.score_scale_m[tail.place]
+            for scores, tail, at in zip(self._scores, self._tails, at_c, strict=True)
         ]
         bound = relaxed.primal_value if around is None else min(relaxed.primal_value, around.bound)
-        weight_c = relaxed.multipliers[[tail.place for tail in self._tails]]
-        at_c = self._quantiles(weights_n)
-        return [_Box(low_c, high_c, bound, at_c, np.array(excess_c), weight_c)]
+        return [_Box(low_c, high_c, bound, at_c, np.array(missing_c))]
 
     def _ascend(self, at_c: FloatArray) -> None:
         """Try levels, then the quantiles of the policies they lead to: no step of it loses."""
@@ -389,11 +386,10 @@ class _SortedScores:
         mass_n = np.cumsum(weights_n[self.order_n])
         return float(self.scores_n[np.searchsorted(mass_n, level * mass_n[-1] * (1.0 - 1e-12))])
 
-    def mean_below(self, weights_n: FloatArray, low: float, high: float) -> float:
-        """The weighted mean of high - g over responses with low < g < high, and of 0 over the others."""
-        first, last = np.searchsorted(self.scores_n, low, side="right"), np.searchsorted(self.scores_n, high)
-        between_n = weights_n[self.order_n[first:last]]
-        return float(between_n @ (high - self.scores_n[first:last]) / np.sum(weights_n))
+    def mean_below(self, weights_n: FloatArray, at: float) -> float:
+        """The weighted mean of (at - g)_+; weights of shape (n,), as read."""
+        last = np.searchsorted(self.scores_n, at)
+        return float(weights_n[self.order_n[:last]] @ (at - self.scores_n[:last]) / np.sum(weights_n))
 
 
 def _with_columns(problem: DualProblem, columns: Sequence[_Column]) -> DualProblem:

@@ -366,7 +366,9 @@ def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray, is_fr
     tiny = np.finfo(np.float64).tiny
     lowest = np.where(is_free, -np.inf, -mu)
     if len(mu) == 1:
-        return np.asarray(np.maximum(lowest, -gradient / np.maximum(hessian[0], tiny)), dtype=np.float64)
+        # A curvature that has underflown must not make the step infinite.
+        curvature = np.maximum(hessian[0], np.maximum(tiny, 1e-300 * np.abs(gradient)))
+        return np.asarray(np.maximum(lowest, -gradient / curvature), dtype=np.float64)
     # The ridge picks one of many minimisers when constraints are dependent, and is far below what slows Newton down.
     diagonal = np.diag(hessian)
     ridge = 1e-10 * diagonal + 1e-13 * float(np.max(diagonal)) + tiny
