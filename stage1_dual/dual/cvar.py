@@ -410,7 +410,9 @@ def _replace_columns(block: SampleBlock, *, columns: tuple[_Column, ...]) -> Sam
 
 def _raw_scores(block: SampleBlock, *, place: int) -> FloatArray:
     """A score of all responses of a block, score units, shape (n,)."""
-    return block.scores_mn[place] + np.repeat(block.score_shift_mp[place], block.segments.counts_p)
+    return np.asarray(
+        block.scores_mn[place] + np.repeat(block.score_shift_mp[place], block.segments.counts_p), dtype=np.float64
+    )
 
 
 def _best_scores(block: SampleBlock, *, place: int) -> FloatArray:
