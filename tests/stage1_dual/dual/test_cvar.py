@@ -14,7 +14,6 @@ from stage1_dual.dual import (
     InputError,
     Tail,
     UngroupedScores,
-    bootstrap_intervals,
     climb_ladder,
     evaluate_dual,
     fix_tails,
@@ -230,37 +229,6 @@ def test_tails_that_make_no_sense_are_refused(tails: list[Tail], message: str) -
 def test_a_level_lies_between_0_and_1(level: float) -> None:
     with pytest.raises(InputError, match="level of a CVaR"):
         Tail(0, level)
-
-
-def test_a_margin_over_the_references_cvar_is_estimated_again_with_the_prompts() -> None:
-    r_pk, g_pkm = draw_scores(n_prompts=200, n_responses=16, n_constraints=1, seed=3)
-    # Prompts that differ far more than their responses: what is a tail is so for reference and policy alike.
-    g_pkm += 3.0 * np.random.default_rng(0).normal(size=(200, 1, 1))
-    loose = DualProblem.from_arrays(r_pk, g_pkm, thresholds=0.0, beta=1.0)
-    at_reference, cvar = reference_tail(loose.samples, 0, 0.1)
-    problem = loose.with_thresholds(cvar + 0.3)
-    plain, relative = (maximise_over_tails(problem, [Tail(0, 0.1, flag)]) for flag in (False, True))
-    # The same policy: what the column loses has no mean.
-    np.testing.assert_allclose(relative.solution.multipliers, plain.solution.multipliers, atol=1e-9)
-    np.testing.assert_allclose(relative.solution.predicted_constraints, plain.solution.predicted_constraints)
-    lost_p = np.subtract(*(one.problem.samples.reference_means_mp()[0] for one in (plain, relative)))
-    own_pk = at_reference - np.maximum(at_reference - g_pkm[..., 0], 0) / 0.1
-    np.testing.assert_allclose(lost_p, own_pk.mean(axis=1) - cvar, atol=1e-12)
-    at = plain.at_c[0]
-    weights_pk = replace_rows(plain.problem, problem).tilted_weights(plain.solution.multipliers)
-    u_p = np.sum(weights_pk * (at - np.maximum(at - g_pkm[..., 0], 0) / 0.1), axis=1)
-    slack_b = []
-    for counts_p in np.random.default_rng(1).multinomial(200, np.full(200, 1 / 200), size=300):
-        rows = np.repeat(np.arange(200), counts_p)
-        again = DualProblem.from_arrays(r_pk[rows], g_pkm[rows], thresholds=0.0, beta=1.0)
-        slack_b.append(counts_p @ u_p / 200 - reference_tail(again.samples, 0, 0.1)[1] - 0.3)
-    ends = np.quantile(slack_b, [0.025, 0.975], method="inverted_cdf")
-    widths = []
-    for one in (relative, plain):
-        found = bootstrap_intervals(one.problem, one.solution, rng=np.random.default_rng(1), n_replicates=300)
-        widths.append(np.ptp(found.policy.slack[0]))
-    assert widths[0] == pytest.approx(np.ptp(ends), rel=0.15)
-    assert widths[0] < 0.5 * widths[1]
 
 
 def test_scores_in_files_give_the_same_and_can_be_thinned_out(tmp_path: Path) -> None:
