@@ -46,7 +46,11 @@ _CLOSED = 1e-3
 _MOST_SOLVES = 200
 # From a policy to its own quantile and on to the best policy for that, so many times.
 _ASCENTS = 3
-# A tail of fewer responses than this, in the sense of their effective number, is not one.
+# A CVaR that falls short by no more than this many standard deviations is met: what certificates allow.
+_ROUNDING = 1e-8
+# A tail of fewer responses than this, in the sense of their effective number, is not one. Over 1,200 draws from a
+# world of 600,000 responses the 95% interval of the slack covered 81% below 6 of them, 88% from 6 to 15, 92% from 15
+# to 50.
 _FEWEST_IN_TAIL = 10.0
 
 
@@ -57,13 +61,10 @@ class Tail:
     Attributes:
         place: which of the problem's constraints; its column is the score itself, its threshold the bound.
         level: the share of responses that are the worst, between 0 and 1.
-        is_relative: the bound is a margin over the reference's own CVaR, so that this is estimated again with the
-            prompts. The threshold is absolute all the same.
     """
 
     place: int
     level: float
-    is_relative: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.level < 1.0:
@@ -97,16 +98,12 @@ def reference_tail(samples: SampleScores, place: int, level: float) -> tuple[flo
     counts_p = samples.counts_p
     weights_n = np.repeat(1.0 / counts_p, counts_p)
     at = scores.quantile(weights_n, level)
-    return at, at - scores.mean_below(weights_n, -np.inf, at) / level
+    return at, at - scores.mean_below(weights_n, at) / level
 
 
 def fix_tails(problem: DualProblem, tails: Sequence[Tail], at_c: FloatArray) -> DualProblem:
     """The problem at fixed t, shape (c,): the score of each tail becomes u_t, whose mean the threshold bounds."""
-    columns = []
-    for tail, at in zip(tails, at_c, strict=True):
-        reference = reference_tail(problem.samples, tail.place, tail.level) if tail.is_relative else None
-        columns.append(_Column(tail.place, tail.level, float(at), float(at), reference))
-    return _with_columns(problem, columns)
+    return _with_columns(problem, _columns(tails, at_c, at_c))
 
 
 def maximise_over_tails(problem: DualProblem, tails: Sequence[Tail]) -> TailSolution:
@@ -127,9 +124,6 @@ def maximise_over_tails(problem: DualProblem, tails: Sequence[Tail]) -> TailSolu
     search = _BoxSearch(problem, tails)
     solution = search.run()
     at_c = search.best_at_c
-    fixed = fix_tails(problem, tails, at_c).with_beta(solution.beta)
-    if any(tail.is_relative for tail in tails):
-        solution = solve_dual(fixed, initial_multipliers=solution.multipliers)
     responses_c = np.array([_tail_responses(problem, tails, at_c, solution, c) for c in range(len(tails))])
     for tail, at, count in zip(tails, at_c, responses_c, strict=True):
         if count < _FEWEST_IN_TAIL:
@@ -139,7 +133,7 @@ def maximise_over_tails(problem: DualProblem, tails: Sequence[Tail]) -> TailSolu
                 f"them needs {_FEWEST_IN_TAIL:g}: use more prompts, draw more responses, or raise the level"
             )
     return TailSolution(
-        problem=fixed.with_beta(solution.beta),
+        problem=fix_tails(problem, tails, at_c).with_beta(solution.beta),
         solution=solution,
         at_c=at_c,
         largest_gain=search.largest_gain,
@@ -152,8 +146,7 @@ def _tail_responses(
     problem: DualProblem, tails: Sequence[Tail], at_c: FloatArray, solution: DualSolution, c: int
 ) -> float:
     """The effective number of responses at or below a tail's level, over all prompts."""
-    columns = [_Column(tail.place, tail.level, float(at), float(at)) for tail, at in zip(tails, at_c, strict=True)]
-    weights_n = _policy_weights(problem, columns, solution)
+    weights_n = _policy_weights(problem, _columns(tails, at_c, at_c), solution)
     raw_n = np.concatenate(list(problem.samples.map(partial(_raw_scores, place=tails[c].place))))
     tail_n = weights_n[raw_n <= at_c[c]]
     return float(tail_n.sum() ** 2 / (tail_n @ tail_n))
@@ -182,18 +175,21 @@ def _quantile(values_n: FloatArray, weights_n: FloatArray, level: float) -> floa
 class _Column:
     """What stands for the score g of a tail: high - (high - g) / level where g <= low, and high above.
 
-    With ``low`` equal to ``high`` it is u_t at t = ``high``. Where there is a ``reference``, its t and its CVaR, the
-    column loses what the reference's u_t of a prompt differs from that CVaR: nothing in the mean.
+    With ``low`` equal to ``high`` it is u_t at t = ``high``.
     """
 
     place: int
     level: float
     low: float
     high: float
-    reference: tuple[float, float] | None = None
 
     def values(self, raw_n: FloatArray) -> FloatArray:
         return np.where(raw_n <= self.low, self.high - (self.high - raw_n) / self.level, self.high)
+
+
+def _columns(tails: Sequence[Tail], low_c: FloatArray, high_c: FloatArray) -> list[_Column]:
+    ends = zip(tails, low_c, high_c, strict=True)
+    return [_Column(tail.place, tail.level, float(low), float(high)) for tail, low, high in ends]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,16 +201,15 @@ class _Box:
         high_c: shape (c,).
         bound: no t in the box gives more, reward units.
         at_c: quantiles of the policy that attains the bound, shape (c,).
-        excess_c: how far that policy's mean of v lies above its mean of u_h, score units, shape (c,).
-        weight_c: the multipliers of the tails there, reward per score unit, shape (c,).
+        missing_c: by how much that policy's own CVaR falls short of its bound, in standard deviations of the score
+            within prompts, shape (c,).
     """
 
     low_c: FloatArray
     high_c: FloatArray
     bound: float
     at_c: FloatArray
-    excess_c: FloatArray
-    weight_c: FloatArray
+    missing_c: FloatArray
 
 
 class _BoxSearch:
@@ -281,14 +276,10 @@ class _BoxSearch:
     def _split(self, box: _Box) -> list[_Box]:
         """The halves of a box that may hold more than is known."""
         self._ascend(box.at_c)
-        loose_c = box.weight_c * box.excess_c
-        if not bool(np.any(loose_c > 0)):
-            loose_c = box.excess_c / self._problem.score_scale_m[[tail.place for tail in self._tails]]
-        c = int(np.argmax(loose_c))
+        c = int(np.argmax(box.missing_c))
         cut = 0.5 * (box.low_c[c] + box.high_c[c])
-        if not loose_c[c] > 0 or not box.low_c[c] < cut < box.high_c[c]:
-            # The bound is attained at the upper ends.
-            self._try(box.high_c)
+        if box.missing_c[c] <= _ROUNDING or not box.low_c[c] < cut < box.high_c[c]:
+            # The policy that attains the bound meets every CVaR, at the levels just tried.
             return []
         is_cut = np.arange(len(self._tails)) == c
         halves = [
@@ -299,7 +290,7 @@ class _BoxSearch:
 
     def _bound(self, low_c: FloatArray, high_c: FloatArray, around: _Box | None) -> list[_Box]:
         """The box with its bound, or nothing where it holds no feasible level."""
-        columns = self._columns(low_c, high_c)
+        columns = _columns(self._tails, low_c, high_c)
         try:
             relaxed = self._solve(columns)
         except InfeasibleError as error:
@@ -314,15 +305,15 @@ class _BoxSearch:
             if around is None:
                 raise
             return [replace(around, low_c=low_c, high_c=high_c)]
-        weights_n = self._weights(relaxed, columns)
-        excess_c = [
-            scores.mean_below(weights_n, low, high) / tail.level
-            for scores, tail, low, high in zip(self._scores, self._tails, low_c, high_c, strict=True)
+        weights_n = _policy_weights(self._problem, columns, relaxed)
+        at_c = self._quantiles(weights_n)
+        missing_c = [
+            (self._problem.thresholds_m[tail.place] - at + scores.mean_below(weights_n, at) / tail.level)
+            / self._problem.score_scale_m[tail.place]
+            for scores, tail, at in zip(self._scores, self._tails, at_c, strict=True)
         ]
         bound = relaxed.primal_value if around is None else min(relaxed.primal_value, around.bound)
-        weight_c = relaxed.multipliers[[tail.place for tail in self._tails]]
-        at_c = self._quantiles(weights_n)
-        return [_Box(low_c, high_c, bound, at_c, np.array(excess_c), weight_c)]
+        return [_Box(low_c, high_c, bound, at_c, np.array(missing_c))]
 
     def _ascend(self, at_c: FloatArray) -> None:
         """Try levels, then the quantiles of the policies they lead to: no step of it loses."""
@@ -330,7 +321,7 @@ class _BoxSearch:
             solution = self._try(at_c)
             if solution is None:
                 return
-            at_c = self._quantiles(self._weights(solution, self._columns(at_c, at_c)))
+            at_c = self._quantiles(_policy_weights(self._problem, _columns(self._tails, at_c, at_c), solution))
 
     def _try(self, at_c: FloatArray) -> DualSolution | None:
         """The solution at fixed levels; None where there is none, or they were tried before."""
@@ -338,7 +329,7 @@ class _BoxSearch:
             return None
         self._tried.add(tuple(at_c))
         try:
-            solution = self._solve(self._columns(at_c, at_c))
+            solution = self._solve(_columns(self._tails, at_c, at_c))
         except (InfeasibleError, KlBudgetError, NotCertifiedError):
             return None
         if self.best is None or solution.primal_value > self.best.primal_value:
@@ -353,13 +344,6 @@ class _BoxSearch:
         else:
             self._near = solve_dual(problem.with_beta(near.beta), initial_multipliers=near.multipliers)
         return self._near
-
-    def _columns(self, low_c: FloatArray, high_c: FloatArray) -> list[_Column]:
-        ends = zip(self._tails, low_c, high_c, strict=True)
-        return [_Column(tail.place, tail.level, float(low), float(high)) for tail, low, high in ends]
-
-    def _weights(self, solution: DualSolution, columns: Sequence[_Column]) -> FloatArray:
-        return _policy_weights(self._problem, columns, solution)
 
     def _quantiles(self, weights_n: FloatArray) -> FloatArray:
         pairs = zip(self._scores, self._tails, strict=True)
@@ -389,11 +373,10 @@ class _SortedScores:
         mass_n = np.cumsum(weights_n[self.order_n])
         return float(self.scores_n[np.searchsorted(mass_n, level * mass_n[-1] * (1.0 - 1e-12))])
 
-    def mean_below(self, weights_n: FloatArray, low: float, high: float) -> float:
-        """The weighted mean of high - g over responses with low < g < high, and of 0 over the others."""
-        first, last = np.searchsorted(self.scores_n, low, side="right"), np.searchsorted(self.scores_n, high)
-        between_n = weights_n[self.order_n[first:last]]
-        return float(between_n @ (high - self.scores_n[first:last]) / np.sum(weights_n))
+    def mean_below(self, weights_n: FloatArray, at: float) -> float:
+        """The weighted mean of (at - g)_+; weights of shape (n,), as read."""
+        last = np.searchsorted(self.scores_n, at)
+        return float(weights_n[self.order_n[:last]] @ (at - self.scores_n[:last]) / np.sum(weights_n))
 
 
 def _with_columns(problem: DualProblem, columns: Sequence[_Column]) -> DualProblem:
@@ -402,19 +385,16 @@ def _with_columns(problem: DualProblem, columns: Sequence[_Column]) -> DualProbl
 
 def _replace_columns(block: SampleBlock, *, columns: tuple[_Column, ...]) -> SampleBlock:
     for column in columns:
-        raw_n = _raw_scores(block, place=column.place)
-        values_n = column.values(raw_n)
-        if column.reference is not None:
-            at, cvar = column.reference
-            own_p = block.segments.mean(_Column(column.place, column.level, at, at).values(raw_n)) - cvar
-            values_n = block.segments.subtract(values_n, own_p)
+        values_n = column.values(_raw_scores(block, place=column.place))
         block = block.with_scores(column.place, values_n)
     return block
 
 
 def _raw_scores(block: SampleBlock, *, place: int) -> FloatArray:
     """A score of all responses of a block, score units, shape (n,)."""
-    return block.scores_mn[place] + np.repeat(block.score_shift_mp[place], block.segments.counts_p)
+    return np.asarray(
+        block.scores_mn[place] + np.repeat(block.score_shift_mp[place], block.segments.counts_p), dtype=np.float64
+    )
 
 
 def _best_scores(block: SampleBlock, *, place: int) -> FloatArray:

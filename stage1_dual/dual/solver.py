@@ -128,11 +128,13 @@ class _ScaledDual:
         self.n_evaluations += 1
         evaluation = evaluate_dual(self._problem, self.to_lam(mu))
         gradient = evaluation.slack_m[self._varying] / self._scale
+        with np.errstate(under="ignore"):
+            hessian = evaluation.hess_mm[self._block] * self._unit
         return _Point(
             mu=mu,
             value=evaluation.centred_value / self._problem.beta,
             gradient=gradient,
-            hessian=evaluation.hess_mm[self._block] * self._unit,
+            hessian=hessian,
             residual=float(np.abs(np.where(self.is_free, gradient, np.minimum(mu, gradient))).max(initial=0.0)),
         )
 
@@ -366,7 +368,9 @@ def newton_step(mu: FloatArray, gradient: FloatArray, hessian: FloatArray, is_fr
     tiny = np.finfo(np.float64).tiny
     lowest = np.where(is_free, -np.inf, -mu)
     if len(mu) == 1:
-        return np.asarray(np.maximum(lowest, -gradient / np.maximum(hessian[0], tiny)), dtype=np.float64)
+        # A curvature that has underflown must not make the step infinite.
+        curvature = np.maximum(hessian[0], 1e-150 * np.maximum(1.0, np.abs(gradient)))
+        return np.asarray(np.maximum(lowest, -gradient / curvature), dtype=np.float64)
     # The ridge picks one of many minimisers when constraints are dependent, and is far below what slows Newton down.
     diagonal = np.diag(hessian)
     ridge = 1e-10 * diagonal + 1e-13 * float(np.max(diagonal)) + tiny
@@ -421,7 +425,8 @@ def _search(dual: _ScaledDual, start: _Point, step: FloatArray, max_evaluations:
         # Overshot: the minimum along the step lies between 0 and here. Newton on the slope from here; where that leads
         # out, the secant, kept near the middle: from plateau to plateau slopes do not tell where the cliff between is.
         longest_left = fraction
-        curvature = float(step @ trial.hessian @ step)
+        with np.errstate(under="ignore"):
+            curvature = float(step @ trial.hessian @ step)
         proposal = fraction - slope / curvature if curvature > 0 else 0.0
         if not 0.0 < proposal < fraction:
             secant = fraction * slope_start / (slope_start - slope)

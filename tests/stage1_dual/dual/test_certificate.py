@@ -211,3 +211,15 @@ def test_a_solver_that_stops_early_is_caught(problem: DualProblem, monkeypatch: 
     monkeypatch.setattr(solver, "_WARM_EVALUATIONS", 2)
     with pytest.raises(NotCertifiedError, match="not certified"):
         solve_dual(problem)
+
+
+def test_an_equality_is_judged_by_its_slack_whatever_its_multiplier(problem: DualProblem) -> None:
+    lam_m = np.array([-0.5, 0.4])
+    tight = problem.with_thresholds(np.mean(tilt(problem, lam_m).scores_mp, axis=1))
+    assert certify(tight.with_equalities([True, False]), lam_m).is_valid
+    assert certify(tight.with_equalities([False, True]), lam_m).kkt_residual == np.inf
+    # Below its threshold or above it: a bound with no multiplier would not mind the latter.
+    for off in (-1e-3, 1e-3):
+        moved = tight.with_thresholds(tight.thresholds_m + off * tight.score_scale_m * np.array([1.0, 0.0]))
+        found = certify(moved.with_equalities([True, False]), lam_m)
+        assert found.kkt_residual == pytest.approx(1e-3, rel=1e-6)

@@ -120,3 +120,15 @@ def test_the_middle_of_a_long_table_is_left_out() -> None:
     assert lines[-1].split() == ["row", "99", "99"]
     (gap,) = [line for line in lines if "..." in line]
     assert gap.split() == ["...", str(100 - (len(lines) - 4)), "more"]
+
+
+def test_equalities_and_a_kl_budget_are_said() -> None:
+    problem = _problem(["share", "other"]).with_equalities([True, False]).with_kl_budget(0.4)
+    assert "equal to their threshold  share" in repr(problem)
+    assert re.search(r"KL budget +0\.4 nats", repr(problem))
+    solution = solve_dual(problem)
+    assert re.search(r"beta +[\d.]+, found for a KL budget of 0\.4 nats", repr(solution))
+    assert "equal to their threshold  share" in repr(solution)
+    intervals = bootstrap_intervals(problem, solution, rng=np.random.default_rng(0), n_replicates=20)
+    assert re.search(r"beta +\[[\d.]+, [\d.]+\]", repr(intervals))
+    assert "equal to" not in repr(_problem(["share", "other"]))

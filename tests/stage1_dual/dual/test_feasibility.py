@@ -189,3 +189,77 @@ def test_the_boundary_is_seen_from_every_start(start: float | None) -> None:
     with pytest.raises(InfeasibleError, match="boundary"):
         solve_dual(problem, initial_multipliers=None if start is None else [start])
     assert solve_frontier(problem, [0.5, 0.9, 1.0]).status_g.tolist() == ["certified", "certified", "boundary"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equalities_are_judged_as_by_the_full_program(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    r_pk, g_pkm = draw_scores(n_prompts=6, n_responses=4, n_constraints=3, seed=seed)
+    is_equality_m = np.array([True, seed % 2 == 0, False])
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=np.zeros(3), beta=1.0).with_equalities(is_equality_m)
+    attainable, reference_m = AttainableMeans(problem), problem.reference_means_m
+    statuses = set()
+    for _ in range(8):
+        margin_m = rng.normal(size=3)
+        # An equality is two opposed bounds to the full program.
+        signed_pkm = np.concatenate([g_pkm, -g_pkm[..., is_equality_m]], axis=2)
+        to_signed = np.vstack([np.eye(3), -np.eye(3)[is_equality_m]])
+        largest = _full_program(signed_pkm, to_signed @ reference_m, to_signed @ margin_m)
+        for scale in (0.2, 0.99, 1.01, 3.0):
+            here = problem.with_thresholds(reference_m + scale * largest * margin_m)
+            verdict = attainable.judge(here)
+            assert verdict.status == ("feasible" if scale < 1 else "infeasible")
+            statuses.add(verdict.status)
+            if scale > 1:
+                with pytest.raises(InfeasibleError) as caught:
+                    solve_dual(here)
+                certificate = caught.value.certificate
+                v_m = certificate.direction
+                assert np.all((v_m >= 0) | is_equality_m)
+                assert np.abs(v_m).sum() == pytest.approx(1.0)
+                by_hand = np.mean(np.max((g_pkm - here.thresholds_m) @ v_m, axis=1))
+                assert certificate.support_value == pytest.approx(by_hand, abs=1e-12)
+                assert by_hand < 0
+                assert certificate.largest_feasible_scale == pytest.approx(1 / scale, rel=1e-6)
+                worst_m = np.where(is_equality_m, g_pkm.min(axis=1).mean(axis=0), np.nan)
+                np.testing.assert_allclose(certificate.worst_attainable, worst_m)
+            else:
+                solve_dual(here)
+    assert statuses == {"feasible", "infeasible"}
+
+
+def test_an_equality_at_the_edge_is_named_with_where_its_mean_can_go() -> None:
+    g_pk = np.array([[0.0, 1.0], [2.0, 4.0]])  # means from 1 to 2.5
+    problem = DualProblem.from_arrays(
+        np.zeros((2, 2)), g_pk, thresholds=1.0, beta=1.0, constraint_names=["share"]
+    ).with_equalities([True])
+    with pytest.raises(InfeasibleError, match=r"boundary[^$]*share: exactly 1 asked, attainable alone 1 to 2\.5"):
+        solve_dual(problem)
+    with pytest.raises(InfeasibleError, match=r"cannot be met[^$]*exactly 0\.9 asked[^$]*Move a threshold") as caught:
+        solve_dual(problem.with_thresholds(0.9))
+    np.testing.assert_array_equal(caught.value.certificate.direction, [-1.0])
+    # A bound there is met by the reference.
+    assert solve_dual(problem.with_thresholds(0.9).with_equalities([False])).multipliers[0] == 0.0
+
+
+def test_equalities_that_contradict_each_other_are_infeasible_however_little() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=8, n_responses=5, n_constraints=1, seed=1)
+    twice = np.concatenate([g_pkm, -2 * g_pkm], axis=2)
+    b = g_pkm.mean() + 0.2
+    problem = DualProblem.from_arrays(r_pk, twice, thresholds=[b, -2 * b], beta=1.0).with_equalities([True, True])
+    solution = solve_dual(problem)
+    alone = DualProblem.from_arrays(r_pk, g_pkm, thresholds=b, beta=1.0).with_equalities([True])
+    assert solution.multipliers @ [1.0, -2.0] == pytest.approx(solve_dual(alone).multipliers[0], abs=1e-8)
+    assert solution.dependent_constraints == ("constraint_0", "constraint_1")
+    with pytest.raises(InfeasibleError, match="together"):
+        solve_dual(problem.with_thresholds([b, -2 * b - 1e-7]))
+
+
+def test_an_equality_no_policy_changes_is_met_exactly_or_not() -> None:
+    g_pk = np.array([[1.0, 1.0], [3.0, 3.0]])
+    problem = DualProblem.from_arrays(np.array([[0.0, 1.0]] * 2), g_pk, thresholds=2.0, beta=1.0)
+    assert solve_dual(problem.with_equalities([True])).multipliers[0] == 0.0
+    assert solve_dual(problem.with_thresholds(1.9)).multipliers[0] == 0.0
+    for threshold in (1.9, 2.1):
+        with pytest.raises(InfeasibleError, match="attainable alone 2 to 2"):
+            solve_dual(problem.with_equalities([True]).with_thresholds(threshold))

@@ -173,3 +173,33 @@ def test_a_common_offset_does_not_slow_a_frontier() -> None:
         problem = DualProblem.from_arrays(r_pk, g_pkm + offset, thresholds=offset, beta=1.0)
         counts.append(solve_frontier(problem, problem.reference_means_m + margins_g).n_evaluations_g.sum())
     assert counts[1] <= counts[0] + 2
+
+
+def test_an_equality_goes_from_the_worst_to_the_best_mean() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=20, n_constraints=1, seed=2)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=0.0, beta=1.0).with_equalities([True])
+    worst, best = g_pkm.min(axis=1).mean(), g_pkm.max(axis=1).mean()
+    thresholds_g = np.concatenate([[worst - 0.1], np.linspace(worst + 0.1, best - 0.1, 21), [best + 0.1]])
+    frontier = solve_frontier(problem, thresholds_g)
+    assert frontier.status_g.tolist() == ["infeasible", *["certified"] * 21, "infeasible"]
+    multipliers_g = frontier.multipliers_gm[1:-1, 0]
+    assert np.all(np.diff(multipliers_g) > 0)
+    assert multipliers_g[0] < 0 < multipliers_g[-1]
+    for row in (1, 8, 15, 21):
+        alone = solve_dual(problem.with_thresholds(thresholds_g[row]))
+        np.testing.assert_allclose(frontier.multipliers_gm[row], alone.multipliers, rtol=1e-9, atol=1e-10)
+
+
+def test_a_kl_budget_finds_its_beta_at_every_point() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=20, n_constraints=1, seed=2)
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=0.0, beta=1.0).with_kl_budget(0.3)
+    thresholds_g = problem.reference_means_m[0] + np.array([-0.5, 0.1, 0.3, 0.5, 1.2, 3.0])
+    frontier = solve_frontier(problem, thresholds_g)
+    # 1.2 can be attained, at more than 0.3 nats.
+    assert frontier.status_g.tolist() == [*["certified"] * 4, "infeasible", "infeasible"]
+    np.testing.assert_allclose(frontier.kl_g[:4], 0.3, rtol=1e-9)
+    assert np.all(np.diff(frontier.reward_g[:4]) < 0)
+    for row in range(4):
+        alone = solve_dual(problem.with_thresholds(thresholds_g[row]))
+        assert frontier.beta_g[row] == pytest.approx(alone.beta, rel=1e-8)
+        np.testing.assert_allclose(frontier.multipliers_gm[row], alone.multipliers, rtol=1e-7)

@@ -29,12 +29,18 @@ def _resolve(
     margin_m = problem.thresholds_m - problem.reference_means_m
     g = g_pkm[rows]
     b_m = g.mean(axis=(0, 1)) + margin_m if relative else problem.thresholds_m
-    return DualProblem.from_arrays(r_pk[rows], g, thresholds=b_m, beta=problem.beta)
+    again = DualProblem.from_arrays(r_pk[rows], g, thresholds=b_m, beta=problem.beta)
+    return again.with_equalities(problem.is_equality_m)
 
 
+@pytest.mark.parametrize("is_equality_m", [[False, False], [True, False]])
 @pytest.mark.parametrize("relative", [False, True])
-def test_replicates_match_full_solves(relative: bool) -> None:
+def test_replicates_match_full_solves(relative: bool, is_equality_m: list[bool]) -> None:
     r_pk, g_pkm, problem = _problem()
+    if is_equality_m[0]:
+        # Where its multiplier is about 0 and of either sign in the replicates.
+        unmoved_m = np.mean(tilt(problem, np.array([0.0, 0.3])).scores_mp, axis=1)
+        problem = problem.with_thresholds([unmoved_m[0], problem.thresholds_m[1]]).with_equalities(is_equality_m)
     solution = solve_dual(problem)
     n_replicates = 120
     intervals = bootstrap_intervals(
@@ -53,6 +59,8 @@ def test_replicates_match_full_solves(relative: bool) -> None:
     full_bm = np.array([replicate.multipliers for replicate in full])
     spread_m = full_bm.std(axis=0)
     error_bm = np.abs(intervals.multiplier_replicates_bm - full_bm) / spread_m
+    if is_equality_m[0] and not relative:
+        assert full_bm[:, 0].min() < 0 < full_bm[:, 0].max()
     # Measured: median 0.001, 95% quantile 0.008 of a standard error.
     assert np.median(error_bm) < 0.005
     assert np.quantile(error_bm, 0.95) < 0.03
@@ -244,3 +252,16 @@ def test_one_pass_over_the_prompts_serves_bootstrap_and_sandwich() -> None:
     np.testing.assert_array_equal(together.multiplier_replicates_bm, alone.multiplier_replicates_bm)
     errors = sandwich_standard_errors(problem, solution, thresholds_are_relative_m=[True, False])
     np.testing.assert_array_equal(sample.standard_errors().policy.slack, errors.policy.slack)
+
+
+def test_an_equality_out_of_reach_has_an_infinite_multiplier_of_its_sign() -> None:
+    # One prompt in ten reaches below 0: sets without it cannot come down to a mean of -0.05.
+    g_pk = np.tile([0.0, 1.0], (30, 1))
+    g_pk[:3, 0] = -1.0
+    problem = DualProblem.from_arrays(np.zeros((30, 2)), g_pk, thresholds=-0.02, beta=1.0).with_equalities([True])
+    intervals = bootstrap_intervals(problem, solve_dual(problem), rng=np.random.default_rng(0), n_replicates=400)
+    counts_bp = np.random.default_rng(0).multinomial(30, np.full(30, 1 / 30), size=400)
+    out_of_reach_b = -counts_bp[:, :3].sum(axis=1) / 30 >= -0.02
+    np.testing.assert_array_equal(intervals.multiplier_replicates_bm[out_of_reach_b, 0], -np.inf)
+    assert np.isfinite(intervals.multiplier_replicates_bm[~out_of_reach_b]).all()
+    assert intervals.infeasible_fraction == pytest.approx(out_of_reach_b.mean())

@@ -207,3 +207,19 @@ def test_intervals_moved_by_the_bias_cover_and_plain_ones_do_not() -> None:
     assert policy_moved / trials >= 0.70
     assert plain / trials <= 0.5
     assert policy_plain / trials <= 0.5
+
+
+def test_the_beta_of_a_kl_budget_is_corrected_towards_the_populations() -> None:
+    # The reward alone, Gaussian: kappa nats are spent at beta = 1 / sqrt(2 kappa).
+    truth, plug_in, corrected = 1.0, [], []
+    for seed in range(8):
+        r_pk = np.random.default_rng(seed).normal(size=(1_000, 32))
+        problem = DualProblem.from_arrays(r_pk, np.zeros((1_000, 32, 0)), thresholds=[], beta=1.0).with_kl_budget(0.5)
+        ladder = _ladder(problem)
+        assert [rung.kl for rung in ladder.rungs] == pytest.approx([0.5, 0.5, 0.5])
+        assert ladder.corrected_beta is not None
+        assert ladder.beta_drift == pytest.approx(ladder.rungs[1].beta / ladder.rungs[0].beta - 1)
+        plug_in.append(ladder.rungs[0].beta)
+        corrected.append(ladder.corrected_beta)
+    assert np.mean(plug_in) < truth - 0.02
+    assert abs(np.mean(corrected) - truth) < 0.4 * (truth - np.mean(plug_in))

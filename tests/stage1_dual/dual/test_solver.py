@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from helpers.dual_oracles import cvxpy_dual, cvxpy_primal
-from helpers.dual_problems import draw_scores, problem_at_depth, problem_inside, two_responses
+from helpers.dual_problems import GaussianPopulation, draw_scores, problem_at_depth, problem_inside, two_responses
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -488,3 +488,110 @@ def test_rounding_of_a_collapsed_variance_does_not_lead_uphill() -> None:
     step = solver_module.newton_step(mu, gradient, hessian, np.zeros(len(mu), dtype=bool))
     assert np.all(mu + step >= 0)
     assert gradient @ step < 0
+
+
+@pytest.mark.parametrize("oracle", [cvxpy_dual, cvxpy_primal])
+@pytest.mark.parametrize(
+    ("margins", "equal"), [([0.3], (0,)), ([-0.6], (0,)), ([0.3, -0.2], (0,)), ([0.2, 0.1, -0.4], (0, 2))]
+)
+def test_equalities_agree_with_cvxpy(oracle, margins: list[float], equal: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
+    r_pk, g_pkm = draw_scores(n_prompts=20, n_responses=12, n_constraints=len(margins), seed=3)
+    b_m = g_pkm.mean(axis=(0, 1)) + margins
+    problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=b_m, beta=0.7)
+    solution = solve_dual(problem.with_equalities(np.isin(np.arange(len(margins)), equal)))
+    answer = oracle(r_pk, g_pkm, b_m=b_m, beta=0.7, equal=equal)
+    assert solution.kkt_residual <= 1e-10
+    assert solution.dual_value == pytest.approx(answer.value, abs=1e-8)
+    np.testing.assert_allclose(solution.multipliers, answer.lam_m, atol=1e-5)
+    np.testing.assert_allclose(solution.slack[list(equal)], 0.0, atol=1e-9)
+
+
+def test_an_equality_of_two_responses_has_a_multiplier_of_either_sign() -> None:
+    # Scores (1, -1), rewards (0, 1): a mean of m needs 2 lam - 1 = beta log((1 + m) / (1 - m)).
+    for mean in (-0.8, -0.4621171572600098, 0.0, 0.7):
+        problem = DualProblem.from_arrays([[0.0, 1.0]], [[1.0, -1.0]], thresholds=mean, beta=1.0)
+        solution = solve_dual(problem.with_equalities([True]))
+        assert solution.multipliers[0] == pytest.approx(0.5 + 0.5 * np.log((1 + mean) / (1 - mean)), abs=1e-9)
+        bound = solve_dual(problem).multipliers[0]
+        assert bound == pytest.approx(max(solution.multipliers[0], 0.0), abs=1e-9)
+
+
+def test_a_gaussian_equality_has_the_multiplier_in_closed_form() -> None:
+    # lam = margin beta - Cov(r, g), here below 0: what a bound would leave alone, an equality pulls down.
+    population = GaussianPopulation(correlation=0.5, margin=0.2)
+    r_pk, g_pk = population.draw(np.random.default_rng(0), n_prompts=400, n_responses=400)
+    problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=g_pk.mean() + 0.2, beta=1.0).with_equalities([True])
+    assert solve_dual(problem).multipliers[0] == pytest.approx(0.2 - 0.5, abs=0.02)
+
+
+def test_an_equality_that_a_bound_would_meet_with_equality_changes_nothing() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=40, n_responses=16, n_constraints=2, seed=6)
+    problem = problem_at_depth(r_pk, g_pkm, depth=0.4, beta=0.5)
+    bounds = solve_dual(problem)
+    assert np.all(bounds.multipliers > 0)
+    np.testing.assert_allclose(
+        solve_dual(problem.with_equalities([True, True])).multipliers, bounds.multipliers, rtol=1e-9
+    )
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    shape=CONDITIONS, log_beta=st.floats(-2.0, 1.0), kind=st.sampled_from(sorted(RESHAPE)), pattern=st.integers(1, 15)
+)
+def test_equalities_are_certified_wherever_a_policy_attains_them(
+    shape: dict[str, int], log_beta: float, kind: str, pattern: int
+) -> None:
+    r_pk, g_pkm = draw_scores(**shape)
+    # Means that a random policy attains, which gives every response weight.
+    inside = problem_inside(r_pk, RESHAPE[kind](g_pkm), inside=0.0, beta=10**log_beta, seed=shape["seed"])
+    is_equality_m = np.array([bool(pattern >> j & 1) for j in range(shape["n_constraints"])])
+    problem = inside.with_equalities(is_equality_m)
+    problem = problem.with_thresholds(inside.thresholds_m - np.where(is_equality_m, 0.0, 0.05) * inside.score_scale_m)
+    with np.errstate(all="raise"):
+        solution = solve_dual(problem)
+    assert solution.kkt_residual <= 1e-8
+    assert np.all((solution.multipliers >= 0) | is_equality_m)
+    # More is asked than of bounds: the optimum is no better, and one of its multipliers may show why.
+    assert solution.dual_value <= solve_dual(problem.with_equalities(~is_equality_m & False)).dual_value + 1e-8 * max(
+        problem.beta, problem.reward_scale
+    )
+
+
+def test_a_step_with_free_multipliers_minimises_the_model() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(40):
+        root = rng.normal(size=(4, 4))
+        hessian, gradient, mu = root @ root.T + 0.1 * np.eye(4), 3 * rng.normal(size=4), np.array([0.5, 0.0, 0.0, 1.0])
+        is_free = rng.random(4) < 0.5
+        step = solver_module.newton_step(mu, gradient, hessian, is_free)
+        slope = gradient + hessian @ step
+        # The conditions of the model's minimum: no slope where free, complementarity elsewhere.
+        np.testing.assert_allclose(np.where(is_free, slope, np.minimum(mu + step, slope)), 0.0, atol=1e-8)
+
+
+def test_categories_are_solved_as_if_each_were_alone() -> None:
+    # The column (g - b_G) 1_G with threshold 0, for each G: lam_G is the multiplier of the category's own problem.
+    r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=12, n_constraints=1, seed=5)
+    category_p = np.arange(60) % 3
+    b_c = [g_pkm[category_p == c].mean() + margin for c, margin in enumerate((0.2, 0.4, -1.0))]
+    columns = np.stack([(g_pkm[..., 0] - b) * (category_p == c)[:, None] for c, b in enumerate(b_c)], axis=-1)
+    problem = DualProblem.from_arrays(r_pk, columns, thresholds=np.zeros(3), beta=1.0)
+    joint = solve_dual(problem)
+    assert_certified(problem, joint)
+    np.testing.assert_allclose(joint.hessian - np.diag(np.diag(joint.hessian)), 0.0, atol=1e-15)
+    for c, b in enumerate(b_c):
+        own = category_p == c
+        alone = solve_dual(DualProblem.from_arrays(r_pk[own], g_pkm[own], thresholds=b, beta=1.0))
+        assert joint.multipliers[c] == pytest.approx(alone.multipliers[0], abs=1e-9)
+
+
+def test_a_band_is_two_bounds_of_which_one_binds() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=40, n_responses=16, n_constraints=1, seed=6)
+    reference = g_pkm.mean()
+    both = np.concatenate([g_pkm, -g_pkm], axis=2)
+    for low, high, binds in ((0.2, 0.5, 0), (-1.5, -0.8, 1)):
+        thresholds = [reference + low, -(reference + high)]
+        band = solve_dual(DualProblem.from_arrays(r_pk, both, thresholds=thresholds, beta=1.0))
+        alone = DualProblem.from_arrays(r_pk, both[..., binds], thresholds=thresholds[binds], beta=1.0)
+        assert band.multipliers[binds] == pytest.approx(solve_dual(alone).multipliers[0], abs=1e-9)
+        assert band.multipliers[1 - binds] == 0.0

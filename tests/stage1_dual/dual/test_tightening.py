@@ -164,3 +164,40 @@ def test_a_refused_correction_changes_nothing() -> None:
     problem = DualProblem.from_arrays(r_pk, g_pk, thresholds=g_pk.mean() + 0.3, beta=1.0)
     tightened = solve_tightened(problem, _demand())
     assert correct_response_bias(tightened, climb_ladder(problem, tightened.solution)) is tightened
+
+
+@pytest.mark.parametrize("asked", [{"reserve": 0.1}, {"assurance": 0.9}, {"score_error": 0.1}])
+def test_an_equality_has_no_safe_side(asked: dict[str, float]) -> None:
+    (setting,) = asked
+    problem = _problem().with_equalities([True])
+    with pytest.raises(InputError, match=f"`{setting}` of constraint_0: an equality has no safe side"):
+        solve_tightened(problem, _demand(**asked))
+    assert solve_tightened(problem, _demand()).solution.slack[0] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_under_a_kl_budget_beta_settles_with_the_tightening() -> None:
+    problem = _problem().with_kl_budget(0.5)
+    plain = solve_dual(problem)
+    found = solve_tightened(problem, _demand(reserve=0.05, assurance=0.9))
+    assert found.solution.predicted_kl == pytest.approx(0.5, rel=1e-9)
+    assert found.problem.beta == found.solution.beta != plain.beta
+    assert found.price == pytest.approx(plain.predicted_reward - found.solution.predicted_reward)
+    # It has settled: from what it found the same follows.
+    again = solve_tightened(found.problem.with_thresholds(problem.thresholds_m), _demand(reserve=0.05, assurance=0.9))
+    assert again.assurance_m[0] == pytest.approx(found.assurance_m[0], rel=1e-3)
+    assert again.solution.beta == pytest.approx(found.solution.beta, rel=1e-3)
+    sizes = [solve_tightened(problem, _demand(assurance=a)).assurance_m[0] for a in (0.5, 0.9)]
+    assert 0 < sizes[0] < sizes[1]
+
+
+def test_a_corrected_beta_spends_less_on_the_samples_and_is_certified_for_that() -> None:
+    problem = _problem().with_kl_budget(0.5)
+    tightened = solve_tightened(problem, _demand())
+    ladder = climb_ladder(tightened.problem, tightened.solution)
+    corrected = correct_response_bias(tightened, ladder)
+    assert ladder.corrected_beta is not None
+    assert corrected.solution.beta == pytest.approx(ladder.corrected_beta, rel=1e-7)
+    assert corrected.problem.beta == corrected.solution.beta > tightened.solution.beta
+    assert corrected.response_bias_kl < 0
+    assert corrected.solution.predicted_kl == pytest.approx(0.5 + corrected.response_bias_kl, rel=1e-8)
+    assert corrected.solution.kkt_residual <= 1e-8

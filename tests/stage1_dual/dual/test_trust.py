@@ -128,3 +128,34 @@ def test_no_tilt_asks_for_nothing() -> None:
     assert math.isnan(trust.signs["drift"])
     assert math.isnan(trust.signs["pareto_k_fraction"])
     assert trust.verdict == "ok"
+
+
+def test_an_equality_is_violated_on_either_side() -> None:
+    r_pk, g_pk = _draw(n_prompts=200, n_responses=64)
+    heldout = _problem(*_draw(n_prompts=200, n_responses=64, seed=1))
+    problem = _problem(r_pk, g_pk).with_equalities([True])
+    lam = solve_dual(problem).multipliers
+    reached = predict_heldout(heldout, lam).constraints
+    for off, violated in ((0.0, False), (0.5, True), (-0.5, True)):
+        there = heldout.with_thresholds(reached + off).with_equalities([True])
+        sign = _judge(problem, there).signs["heldout_violation"]
+        assert (sign > 0) == violated
+        # Of a bound, a mean that lies above its threshold is no violation.
+        bound = there.with_equalities([False])
+        judged = judge_trust(
+            bound,
+            solution := solve_dual(problem),
+            diagnostics=diagnose(problem, solution),
+            ladder=climb_ladder(problem, solution),
+            heldout=predict_heldout(bound, lam),
+        )
+        assert (judged.signs["heldout_violation"] > 0) == (off > 0)
+
+
+def test_too_strong_a_tilt_under_a_kl_budget_is_answered_with_a_smaller_budget() -> None:
+    r_pk, g_pk = _draw(n_prompts=100, n_responses=16)
+    trust = _judge(_problem(r_pk, g_pk, margin=0.1).with_kl_budget(0.95))
+    assert trust.verdict != "ok"
+    (advice,) = [line for line in trust.advice if "KL budget" in line]
+    lower = float(re.search(r"from 0\.95 to about ([\d.]+) nats", advice).group(1))  # type: ignore[union-attr]
+    assert _judge(_problem(r_pk, g_pk, margin=0.1).with_kl_budget(0.95 * lower)).signs["ess_fraction_below_2"] <= 0.05
