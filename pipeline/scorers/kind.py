@@ -60,8 +60,24 @@ class ScorerSettings(Section, ABC):
         """Padded tokens of a batch of its models; 0 where it has none."""
         return 0
 
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether what it computes costs money or the like: :meth:`start` then gives a call that takes ``cache=``, a
+        folder in which it keeps every answer before it is used.
+        """
+        return False
+
+    @property
+    def repeated_share(self) -> float:
+        """Share of the rows that are scored twice to measure its noise, by ``score_again`` of its scorer."""
+        return 0.0
+
     def reads(self) -> tuple[str, ...]:
         """Columns of the samples table it needs besides prompt_id, sample_index and completion."""
+        return ()
+
+    def info_columns(self) -> tuple[str, ...] | None:
+        """The columns of ``prompts.info_columns`` that it reads, which are then ``row.info``; None for all of them."""
         return ()
 
     def check(self, models: Models) -> Iterator[Check]:

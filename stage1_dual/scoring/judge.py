@@ -151,8 +151,8 @@ class JudgeReader:
         if self._as_chat:
             if not tokenizer.chat_template:
                 raise InputError(
-                    f"the tokenizer of {tokenizer.name_or_path} has no chat template; `as_message: false` has the judge "
-                    "go on from the filled rubric as it stands"
+                    f"the tokenizer of {tokenizer.name_or_path} has no chat template; `as_message: false` has the "
+                    "judge go on from the filled rubric as it stands"
                 )
             require_repeatable(str(tokenizer.chat_template), setting="model")
         self._value_of_token = self._find_answers()
@@ -183,13 +183,13 @@ class JudgeReader:
         distinct = list(dict.fromkeys(text for text in rendered if isinstance(text, str)))
         ids = dict(zip(distinct, self._encode(distinct), strict=True))
         found: list[JudgeText | RowFailure] = []
-        for row, text in zip(rows, rendered, strict=True):
-            if isinstance(text, RowFailure):
-                found.append(text)
-            elif len(ids[text]) > max_length:
-                found.append(RowFailure(f"the judge's text has {len(ids[text])} tokens; it reads {max_length}"))
+        for row, one in zip(rows, rendered, strict=True):
+            if isinstance(one, RowFailure):
+                found.append(one)
+            elif len(ids[one]) > max_length:
+                found.append(RowFailure(f"the judge's text has {len(ids[one])} tokens; it reads {max_length}"))
             else:
-                found.append(JudgeText(ids[text], hashlib.sha256(text.encode()).hexdigest(), row.prompt_id))
+                found.append(JudgeText(ids[one], hashlib.sha256(one.encode()).hexdigest(), row.prompt_id))
         return found
 
     def value_of(self, logp_a: np.ndarray) -> float:
@@ -253,8 +253,9 @@ class JudgeReader:
             token = ids[len(before)]
             if values.setdefault(token, value) != value:
                 raise InputError(
-                    f"`answers` has {owner[token]!r} and {answer!r} of different values, and both begin with the token "
-                    f"{self._tokenizer.convert_ids_to_tokens(token)!r}: the judge's next token does not tell them apart"
+                    f"`answers` has {owner[token]!r} and {answer!r} of different values, and both begin with the "
+                    f"token {self._tokenizer.convert_ids_to_tokens(token)!r}: the judge's next token does not tell "
+                    "them apart"
                 )
             owner.setdefault(token, answer)
         return values

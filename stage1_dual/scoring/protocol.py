@@ -76,3 +76,11 @@ class Scorer(Protocol):
     def close(self) -> None:
         """Free the model; the scorer is of no use afterwards."""
         ...
+
+
+class RepeatableScorer(Scorer, Protocol):
+    """A scorer whose scores have noise that another call does not repeat."""
+
+    def score_again(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
+        """The scores of another, independent call, as :meth:`score` gives them."""
+        ...

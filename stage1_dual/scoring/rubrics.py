@@ -45,7 +45,8 @@ class Rubric:
         for place in self._places:
             if place not in (_PROMPT, _COMPLETION, _INFO) and not place.startswith(f"{_INFO}."):
                 raise InputError(
-                    f"the rubric has {{{place}}}; its places are {{prompt}}, {{completion}}, {{info}} and {{info.NAME}}"
+                    f"the rubric has {{{place}}}; its places are {{prompt}}, {{completion}}, {{info}} and "
+                    "{info.NAME}"
                 )
 
     @cached_property
@@ -53,13 +54,10 @@ class Rubric:
         return tuple(_PLACE.findall(self.text))
 
     @property
-    def reads_info(self) -> bool:
-        """Whether it has a place for columns of the prompt's table."""
-        return any(place == _INFO or place.startswith(f"{_INFO}.") for place in self._places)
-
-    @property
-    def info_columns(self) -> tuple[str, ...]:
-        """The columns that it names."""
+    def info_columns(self) -> tuple[str, ...] | None:
+        """The columns of the prompts that it has places for; None where it reads all of them."""
+        if _INFO in self._places:
+            return None
         return tuple(dict.fromkeys(p.removeprefix(f"{_INFO}.") for p in self._places if p.startswith(f"{_INFO}.")))
 
     def fill(self, row: ScoreRequest) -> str:
@@ -198,8 +196,8 @@ class AnswerScale:
             for other, its in self.answers:
                 if other != answer and other.startswith(answer) and its != value:
                     raise InputError(
-                        f"`answers` has {answer!r} and {other!r}, of which one begins the other: the first token of an "
-                        "endpoint's answer would be of either. Use letters, or ratings of one digit"
+                        f"`answers` has {answer!r} and {other!r}, of which one begins the other: the first token of "
+                        "an endpoint's answer would be of either. Use letters, or ratings of one digit"
                     )
 
 
@@ -220,6 +218,11 @@ class Question:
     scale: AnswerScale
     as_message: bool = True
     prefix: str = ""
+
+    @property
+    def info_columns(self) -> tuple[str, ...] | None:
+        """The columns of the prompts that it reads; None for all of them."""
+        return () if self.rubric is None else self.rubric.info_columns
 
     def conversation(self, row: ScoreRequest) -> list[dict[str, str]]:
         """The messages that the judge is given.
