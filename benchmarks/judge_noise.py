@@ -1,6 +1,6 @@
 """A judge whose ratings are drawn, as a constraint: agreement with gold, noise, and what the reserve gives back.
 
-    python benchmarks/judge_noise.py [--data-dir data] [--margin 0.5] [--draws 1] [--seed 0]
+    python benchmarks/judge_noise.py [--data-dir data] [--margin 0.5] [--draws 1] [--samples 64] [--limit N] [--seed 0]
 
 Trains a small causal language model on the embedded world's gold harmlessness to rate replies from 1 to 5 (once; kept
 under models/), and serves it on this machine as an OpenAI-compatible endpoint that gives no log-probabilities, so that
@@ -195,7 +195,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--margin", type=float, default=0.5)
     parser.add_argument("--draws", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=64, help="responses a prompt, of the evaluation too")
+    parser.add_argument("--limit", type=int, help="prompts of each split, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--serve", help="serve this judge and do nothing else")
     args = parser.parse_args()
@@ -219,7 +220,9 @@ def build_runs(args: argparse.Namespace, judge: str, url: str) -> tuple[Run, dic
         load_config(Path("embedded")),
         {
             "seed": args.seed,
+            "prompts.limit": args.limit,
             "sampling.samples_per_prompt": args.samples,
+            "evaluation.samples_per_prompt": args.samples,
             "scorers.judge": {
                 "kind": "judge",
                 "model": judge,

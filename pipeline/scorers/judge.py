@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.contracts.artifacts import content_sha256
 from pipeline.contracts.errors import InputError, MissingExtraError
 from pipeline.contracts.section import Positive, Section
-from pipeline.scorers.kind import Check, ScorerSettings
+from pipeline.scorers.kind import Check, Remote, ScorerSettings
 from pipeline.scorers.models import Models, ModelSettings
 from stage1_dual.chat_templates import read_template, template_file
 from stage1_dual.checkpoints import check_causal_checkpoint, is_text_template
@@ -200,6 +200,18 @@ class JudgeSettings(ScorerSettings, ModelSettings):
     def tokens_at_once(self) -> int:
         """Padded tokens of a batch."""
         return self.batch_tokens if self.endpoint is None else 0
+
+    def remote(self) -> Remote | None:
+        """The requests of an endpoint."""
+        if self.endpoint is None:
+            return None
+        return Remote(
+            url=self.endpoint.base_url,
+            model=self.model,
+            requests=self.endpoint.draws or 1,
+            characters=len(self._rubric_text()),
+            per_minute=self.endpoint.requests_per_minute,
+        )
 
     @property
     def keeps_answers(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from pipeline.contracts.section import Section
@@ -12,6 +13,25 @@ from stage1_dual.scoring.outputs import Affine
 from stage1_dual.scoring.protocol import Scorer
 
 Check = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What a scorer sends elsewhere.
+
+    Attributes:
+        url: where to.
+        model: as it is called there.
+        requests: for each row, one score of it.
+        characters: of each request besides prompt and response.
+        per_minute: most requests a minute; None for no limit.
+    """
+
+    url: str
+    model: str
+    requests: int
+    characters: int
+    per_minute: float | None
 
 
 class ScorerSettings(Section, ABC):
@@ -59,6 +79,10 @@ class ScorerSettings(Section, ABC):
     def tokens_at_once(self) -> int:
         """Padded tokens of a batch of its models; 0 where it has none."""
         return 0
+
+    def remote(self) -> Remote | None:
+        """What it sends elsewhere; None for a scorer that computes on this machine."""
+        return None
 
     @property
     def keeps_answers(self) -> bool:
