@@ -23,6 +23,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -124,6 +125,8 @@ def serve(judge: str) -> None:
     # The message is the whole text, as the client has filled it in.
     reader = JudgeReader(load_tokenizer(judge), Question(Rubric("{completion}"), QUESTION.scale))
 
+    one_at_a_time = threading.Lock()
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -132,9 +135,10 @@ def serve(judge: str) -> None:
             row = ScoreRequest("", 0, [], json.loads(raw)["messages"][0]["content"])
             (text,) = reader.read([row], max_length=256)
             assert isinstance(text, JudgeText)
-            logp = next_token_logp(
-                model, [text.token_ids], groups=[0], token_ids=reader.first_token_ids, token_budget=4096
-            )
+            with one_at_a_time:
+                logp = next_token_logp(
+                    model, [text.token_ids], groups=[0], token_ids=reader.first_token_ids, token_budget=4096
+                )
             reached = list(itertools.accumulate((np.exp(logp[0]) / np.exp(logp[0]).sum()).tolist()))
             drawn = int(hashlib.sha256(raw).hexdigest()[:13], 16) / 16**13
             answer = list(RATINGS)[min(bisect.bisect(reached, drawn), len(reached) - 1)]

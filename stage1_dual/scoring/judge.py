@@ -271,7 +271,8 @@ def next_token_logp(
 ) -> np.ndarray:
     """Log-probability of some tokens as the next one of each text, nats, float64, shape (n, tokens).
 
-    The logits of a text's last token alone are computed, by the model's own head with whatever it does to them.
+    The logits of a text's last token alone are computed, by the model's own head with whatever it does to them. One
+    call at a time: the head is hooked meanwhile.
 
     Args:
         model: a causal language model of transformers, on its device.
