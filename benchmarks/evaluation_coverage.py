@@ -119,7 +119,11 @@ def ratio_case() -> Case:
         claims_pk = 1 + rng.poisson(np.exp(1 + 0.5 * rng.normal(size=(n, 1))) * np.ones((1, k)))
         supported_pk = rng.binomial(claims_pk, rng.beta(18, 2, size=(n, 1)))
         return both(
-            estimated(Statistic("supported", per="claims"), supported=1.0 * supported_pk, claims=1.0 * claims_pk)
+            estimated(
+                Statistic("supported", per="claims"),
+                supported=supported_pk.astype(np.float64),
+                claims=claims_pk.astype(np.float64),
+            )
         )
 
     return Case("ratio of means 0.9", 0.9, draw)

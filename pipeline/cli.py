@@ -684,7 +684,8 @@ def _safeguards(options: argparse.Namespace) -> dict[str, Safeguard]:
             except ValueError:
                 raise InputError(f"{given}: it must be NAME=NUMBER") from None
             value = require_safeguard(field, value, given=given)
-            found[name] = replace(found.get(name, Safeguard()), **{field: value})
+            changes: dict[str, Any] = {field: value}
+            found[name] = replace(found.get(name, Safeguard()), **changes)
     return found
 
 

@@ -271,28 +271,35 @@ class Safeguard:
         assurance: probability that the final evaluation calls the constraint satisfied, or None.
         score_error: root mean square error of the scorer's differences between two responses, score units: the margin
             grows by what such an error can hide.
+        score_noise: standard deviation of noise in the score that another rating of the same response would not
+            repeat, score units.
+        measures_noise: ``score_noise`` is still to be taken from the rows that were scored twice.
     """
 
     reserve: float = 0.0
     assurance: float | None = None
     score_error: float = 0.0
+    score_noise: float = 0.0
+    measures_noise: bool = False
 
     def require_fit(self, constraint: Constraint) -> None:
         """Check that the constraint can have such a safeguard.
 
         Raises:
-            InputError: an equality has any, or a statistic other than the mean over all prompts a score error.
+            InputError: an equality has any, or another statistic than the mean over all prompts an error or noise.
         """
         if constraint.is_equality and self != Safeguard():
             raise InputError(
-                f"constraint `{constraint.name}`: an equality takes no `reserve`, `assurance` or `score_error`: it "
-                "has no safe side"
+                f"constraint `{constraint.name}`: an equality takes no `reserve`, `assurance`, `score_error` or "
+                "`score_noise`: it has no safe side"
             )
-        if self.score_error and not (constraint.statistic.is_plain and constraint.each is None):
-            raise InputError(
-                f"constraint `{constraint.name}`: `score_error` is of the mean of a score over all prompts; what it "
-                "does to another statistic is not known"
-            )
+        used = {"score_error": self.score_error, "score_noise": self.score_noise or self.measures_noise}
+        for name in (name for name, value in used.items() if value):
+            if not (constraint.statistic.is_plain and constraint.each is None):
+                raise InputError(
+                    f"constraint `{constraint.name}`: `{name}` is of the mean of a score over all prompts; what it "
+                    "does to another statistic is not known"
+                )
 
 
 def require_few_constraints(count: int) -> None:

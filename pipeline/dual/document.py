@@ -93,6 +93,8 @@ def _solution(question: Question, answer: Answer) -> Solution:
                     assurance_level=safeguard.assurance,
                     score_error=float(tightened.score_error_m[j]),
                     response_bias=unit.asked(float(tightened.response_bias_m[j])),
+                    score_noise=float(tightened.score_noise_m[j]),
+                    score_noise_sigma=safeguard.score_noise,
                 ),
                 reference=unit.reference,
                 certified_at=posed.plan.at.get(constraint.name),

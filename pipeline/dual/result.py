@@ -90,7 +90,8 @@ def _read_safeguards(asked: Mapping[SafeguardName, Mapping[str, float] | None]) 
                 number = require_safeguard(field, float(value), given=given)
             except (TypeError, ValueError):
                 raise InputError(f"{given}: it must be a number") from None
-            found[name] = replace(found.get(name, Safeguard()), **{field: number})
+            changes: dict[str, Any] = {field: number}
+            found[name] = replace(found.get(name, Safeguard()), **changes)
     return found
 
 

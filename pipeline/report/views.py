@@ -18,7 +18,7 @@ from pipeline.contracts.statistics import Statistic
 from pipeline.contracts.training_verdict import TrainingVerdict
 from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution, Trust
 
-_GUARDS = ("reserve", "assurance", "score_error", "response_bias")
+_GUARDS = ("reserve", "assurance", "score_error", "score_noise", "response_bias")
 
 Tone = Literal["good", "doubtful", "bad", "neutral"]
 

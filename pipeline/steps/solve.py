@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.scoring.categories import prompt_categories, statistics_by_categor
 from pipeline.scoring.demands import Demands, read_demands
 from pipeline.scoring.joined import JoinedScores, all_scores, apply_length_rule, reference_scores
 from pipeline.scoring.quality import describe_faults, describe_truncation
+from pipeline.scoring.repeats import measured_sigma
 from stage1_dual.dual import DualProblem
 
 
@@ -68,7 +70,12 @@ def solve(run: Run) -> None:
         pose(train, constraints=demands.constraints, beta=start).within(config.kl_budget),
         heldout=heldout,
         reward_name=config.reward,
-        safeguards=demands.safeguards,
+        safeguards=[
+            replace(guard, score_noise=measured_sigma(run.scores / one.statistic.score), measures_noise=False)
+            if guard.measures_noise
+            else guard
+            for one, guard in zip(demands.constraints, demands.safeguards, strict=True)
+        ],
         evaluation=EvaluationSize(heldout.problem.n_prompts, config.evaluation.samples_per_prompt),
         corrects_response_bias=config.solve.correct_response_bias,
         n_replicates=config.solve.bootstrap_replicates,
@@ -77,7 +84,8 @@ def solve(run: Run) -> None:
     dual = _describe_samples(run, solved.content, demands, train, everything=everything, n_unscored=n_unscored)
     solution = Solution.from_document(dual)
     for bound in solution.constraints:
-        added = bound.safeguard.reserve + bound.safeguard.assurance + bound.safeguard.score_error
+        guard = bound.safeguard
+        added = guard.reserve + guard.assurance + guard.score_error + guard.score_noise
         if added:
             log.info("solve: %s is asked for %.3g beyond the demand, as its safeguards say", bound.name, added)
     frontier = sweep_constraints(solved.posed, n_points=config.solve.frontier_points)

@@ -262,9 +262,7 @@ def _require_own_draws(rows: int, *, n_tokens: int) -> None:
         raise RuntimeError(f"vLLM gave {n_tokens} tokens, of which only {rows} were drawn from the policy")
 
 
-def cpu_cache_bytes(
-    checkpoint: str, revision: str | None, dtype: Dtype, max_positions: int, max_num_seqs: int
-) -> int:
+def cpu_cache_bytes(checkpoint: str, revision: str | None, dtype: Dtype, max_positions: int, max_num_seqs: int) -> int:
     """Memory for the keys and values of completions of full length; vLLM fills all of it with zeros at the start."""
     import torch
     from transformers import AutoConfig
