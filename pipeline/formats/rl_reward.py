@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
         ),
         pa.field(
             "extra_info",
-            pa.struct([pa.field("index", pa.int64()), pa.field("prompt_id", pa.string())]),
+            pa.struct([pa.field("prompt_id", pa.string())]),
             nullable=False,
         ),
         pa.field("prompt_id", pa.string(), nullable=False),
@@ -106,7 +106,7 @@ def build_prompts(
         "label": label,
         "data_source": "dualign",
         "reward_model": {"style": "rule", "ground_truth": label},
-        "extra_info": {"index": 0, "prompt_id": rows.prompt_id},
+        "extra_info": {"prompt_id": rows.prompt_id},
         "prompt_id": rows.prompt_id,
     }
 
