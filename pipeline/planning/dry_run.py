@@ -32,6 +32,7 @@ from pipeline.planning.estimates import (
     Work,
     adapter_parameters,
     draw,
+    mapped_bytes,
     policy_bytes,
     read,
     scoring_bytes,
@@ -604,6 +605,17 @@ def _disk(
         tokens = rows * (lengths.prompt + lengths.response)
         found["samples, scores and tilted table"] = table_bytes(
             tokens=tokens, rows=rows, n_scorers=len(config.scorers)
+        )
+    if "train" in sequences:
+        # A prompt is written once for the responses that follow each other: about once for those of a run.
+        prompts = sequences["held_out"] / config.sampling.samples_per_prompt + (
+            sequences["train"] / (2 if sequences["pairs"] else config.sampling.samples_per_prompt)
+        )
+        found["responses that training maps, while it runs"] = mapped_bytes(
+            rows=sequences["train"] + sequences["held_out"],
+            response=lengths.response,
+            prompts=prompts,
+            prompt=lengths.prompt,
         )
     reference = next(model.size for model in models if model.setting == "reference")
     if "train" in steps and reference is not None and trained is not None:

@@ -220,6 +220,18 @@ def table_bytes(*, tokens: float, rows: float, n_scorers: int) -> float:
     return 6 * tokens + 44 * rows * n_scorers
 
 
+def mapped_bytes(*, rows: float, response: float, prompts: float, prompt: float) -> float:
+    """What training maps while it runs: 4 bytes a token, prompts once each, 72 bytes a response (docs/stage2.md).
+
+    Args:
+        rows: responses.
+        response: tokens of one.
+        prompts: how many there are.
+        prompt: tokens of one.
+    """
+    return rows * (4 * response + 72) + 4 * prompts * prompt
+
+
 def policy_bytes(size: Size, *, trained: int) -> float:
     """The merged policy in float32, and while it trains two checkpoints of weights and moments."""
     return 4 * size.parameters + 2 * 12 * trained

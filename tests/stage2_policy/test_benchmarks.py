@@ -57,6 +57,35 @@ def test_rate_and_memory_of_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(json.loads(output.read_text())) == 6
 
 
+def test_a_step_on_a_checkpoint(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = load("stage2_step", monkeypatch)
+    monkeypatch.setattr(step, "SHAPES", {"chat": (8, 8)})
+    arguments = ["--model", str(reference), "--shape", "chat", "--turns", "1", "--steps", "1"]
+    step.main([*arguments, "--output", str(tmp_path / "rows.json")])
+
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [(row["adapter"], row["dtype"]) for row in rows] == [
+        (adapter, dtype) for adapter in ("none", "lora") for dtype in ("float32", "bfloat16")
+    ]
+    assert all(row["ratio"] == pytest.approx(row["plain"] / row["ours"]) for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == 6
+
+
+def test_data_of_training_up_to_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(_FOLDER.parent))
+    sizes = ["--responses", "600", "--tokens", "4", "--prompt-tokens", "3"]
+    load("stage2_data", monkeypatch).main([*sizes, "--output", str(tmp_path / "found.json")])
+
+    found = json.loads((tmp_path / "found.json").read_text())["found"]
+    assert list(found) == ["first process", "next process"]
+    assert all(row["in all"] > row["first step"] > 0 < row["VmHWM"] for row in found.values())
+    assert "600 responses of 4 tokens" in capsys.readouterr().out
+
+
 def test_every_row_of_the_study_can_be_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(_FOLDER))
     study = load("stage2_study", monkeypatch)

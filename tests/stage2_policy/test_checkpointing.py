@@ -71,6 +71,7 @@ def interrupted(stage_one: Any, undisturbed: Path, tmp_path_factory: pytest.Temp
             train_policy(**vars(stage_one), output=output, settings=SETTINGS, seed=SEED, show_progress=False)
     assert stage2_policy.fit.StopOnDivergence is original
     assert len(list((output / "checkpoints").iterdir())) == 2
+    assert (output / "mapped" / "sealed.json").is_file()
     return output
 
 
@@ -116,6 +117,7 @@ def test_a_killed_run_with_a_damaged_checkpoint_ends_as_an_undisturbed_one(
     assert ("is not used" in caplog.text and str(last) in caplog.text) == (damage != "nothing")
     assert log_of(output) == log_of(undisturbed)
     assert (output / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
+    assert {path.name for path in output.iterdir() if path.is_dir()} == set()
 
 
 def test_the_mean_loss_is_that_of_all_steps(undisturbed: Path) -> None:

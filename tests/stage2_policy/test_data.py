@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from helpers.tiny_models import save_tiny_policy
 from helpers.training_responses import keys_of, responses_of
 
+import stage2_policy.data as data_module
 from pipeline.contracts.artifacts import file_sha256, read_manifest, write_json, write_manifest
 from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArtifactError
 from stage2_policy.data import (
@@ -21,6 +23,7 @@ from stage2_policy.data import (
     skip_negligible,
     split_pairs,
 )
+from stage2_policy.joining import copy_tokens
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -197,6 +200,62 @@ def test_lam_and_beta_retyped_in_the_dual_are_noticed(
 
     with pytest.raises(InputError, match=r"the weights in .* are not those of dual.json"):
         read(broken)
+
+
+def content_of(data: TrainingData) -> list[Any]:
+    return [
+        (
+            keys_of(part),
+            part.weight.tolist(),
+            part.tilt.tolist(),
+            part.sampler_logp.tolist(),
+            [(prompt.tolist(), done.tolist()) for prompt, done in part.sequences],
+        )
+        for part in (data.train, data.held_out)
+    ]
+
+
+def test_mapped_files_are_made_once_and_anew_where_they_are_not_what_was_asked_for(
+    rows: Rows, write_stage_one: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage_one, mapped = write_stage_one(tmp_path / "run", rows), tmp_path / "mapped"
+    made: list[Path] = []
+    monkeypatch.setattr(
+        data_module,
+        "copy_tokens",
+        lambda table, wanted, **files: made.append(table) or copy_tokens(table, wanted, **files),
+    )
+
+    def asked(fraction: float = 0.25) -> TrainingData:
+        return read_training_data(**vars(stage_one), held_out_fraction=fraction, mapped=mapped)
+
+    first = content_of(read(stage_one))
+    made.clear()
+    assert content_of(asked()) == first
+    assert content_of(asked()) == first
+    assert len(made) == 1
+    assert len(asked(0.5).held_out.prompt_ids) == 4
+    assert content_of(asked()) == first
+    assert len(made) == 3
+    for damage in (b"", b"0" * 2_000):
+        (mapped / "samples-completions.arrow").write_bytes(damage)
+        assert content_of(asked()) == first
+    (mapped / "sealed.json").unlink()  # as a killed call leaves it
+    assert content_of(asked()) == first
+    assert len(made) == 6
+
+
+def test_a_full_disk_is_named(
+    rows: Rows, write_stage_one: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage_one = write_stage_one(tmp_path / "run", rows)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(data_module, "copy_tokens", full)
+    with pytest.raises(InputError, match=r"mapped cannot be written or read: No space left on device"):
+        read_training_data(**vars(stage_one), held_out_fraction=0.25, mapped=tmp_path / "mapped")
 
 
 @pytest.mark.parametrize("mass", [0.0, 0.01, 0.2, 0.9])

@@ -8,7 +8,7 @@ from datasets import load_dataset
 
 from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.keys import PromptPlaces
-from pipeline.contracts.shards import ShardedTable, write_table
+from pipeline.contracts.shards import ShardedTable, count_parquet, iterate_parquet, write_table
 from pipeline.contracts.tables import SCORES
 
 
@@ -97,6 +97,30 @@ def test_truncated_and_bit_flipped_shards_are_named(table):
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 0x10]) + whole[middle + 1 :])
     with pytest.raises(CorruptArtifactError, match=path.name):
         table.read("train")
+
+
+def test_a_file_is_read_a_row_group_at_a_time_with_the_same_checks(table):
+    noisy = rows("a", range(9000)).set_column(2, "value", pa.array(np.random.default_rng(0).normal(size=9000)))
+    path = table.write_shard(noisy.cast(SCORES), split="train", order="000000-x")
+    columns = ["sample_index", "value"]
+    groups = list(iterate_parquet(path, columns=columns, schema=SCORES))
+    assert [group.num_rows for group in groups] == [4096, 4096, 808]
+    assert pa.concat_tables(groups).equals(noisy.cast(SCORES).select(columns))
+    with pytest.raises(CorruptArtifactError, match="has the columns"):
+        list(iterate_parquet(path, columns=["value"], schema=pa.schema([pa.field("value", pa.int64())])))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20_000] + bytes([whole[20_000] ^ 0x10]) + whole[20_001:])
+    with pytest.raises(CorruptArtifactError, match=path.name):
+        list(iterate_parquet(path, columns=columns, schema=SCORES))
+
+
+def test_values_of_lists_are_counted_in_the_footer(tmp_path):
+    lists = pa.array([[1, 2], [3], [4, 5, 6]], pa.list_(pa.int32()))
+    pq.write_table(pa.table({"tokens": lists, "tokens_more": lists}), tmp_path / "a.parquet", row_group_size=2)
+    assert count_parquet(tmp_path / "a.parquet", ["tokens"]) == (3, [6])
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(CorruptArtifactError, match="damaged or not Parquet"):
+        count_parquet(tmp_path / "a.parquet", [])
 
 
 def test_a_foreign_parquet_file_is_named(table):

@@ -110,6 +110,9 @@ def test_the_figures_of_a_plan_by_hand(alone):
     assert found.trained == 6_291_456
     weights = 6_738_423_808 + 2 * 6_607_351_808
     assert found.disk["models to be fetched"] == 2 * weights
+    # Responses of 256 tokens in 4 bytes and 72 bytes each; prompts of 100 tokens of 26,900 pairs and 100 prompts.
+    mapped = found.disk["responses that training maps, while it runs"]
+    assert mapped == 66_600 * (4 * 256 + 72) + 27_000 * 4 * 100
     assert sum(work.seconds(DEVICES[0]) for work in found.works) == total_seconds(found, DEVICES[0])
 
 

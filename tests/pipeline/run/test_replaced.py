@@ -157,6 +157,9 @@ def test_an_unfinished_successor_does_not_push_out_what_is_aside(tmp_path: Path)
 def test_what_a_killed_step_wrote_is_known_without_a_manifest(tmp_path: Path) -> None:
     for name in (
         "checkpoints/checkpoint-3/optimizer.pt",
+        "mapped/sealed.json",
+        "mapped/samples-prompts.arrow",
+        "mapped/.lock",
         "model.safetensors",
         "tokenizer.json",
         "parts/train-000.parquet",
