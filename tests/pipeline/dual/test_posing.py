@@ -148,9 +148,7 @@ def test_each_category_equals_separate_solves(rows: Rows) -> None:
             {name: score_n[mask_n] for name, score_n in rows.scores.items()},
             {},
         )
-        alone = pose(
-            own, constraints=[Constraint(constraint.name, ">=", margin=0.3, statistic=Statistic("g"))], beta=BETA
-        )
+        alone = pose(own, constraints=[Constraint("c", ">=", margin=0.3, statistic=Statistic("g"))], beta=BETA)
         assert solve_dual(alone.problem).multipliers[0] == pytest.approx(multiplier, abs=1e-7)
 
 
