@@ -118,6 +118,7 @@ class _Seen:
         self._rate_of = rate_of
         self._all = n_rows
         self._told: Counter[str] = Counter()
+        self._before_first: Counter[str] = Counter()
         self._written: Counter[str] = Counter()
         self._rows_shown = 0
         self._first = self._shown = time.monotonic()
@@ -126,8 +127,9 @@ class _Seen:
     def on_progress(self, counts: Mapping[str, float]) -> None:
         """Take progress into account; draw the bar where the last time is some seconds ago."""
         with self._lock:
-            if not self._told:
+            if not self._told:  # the rate is from here on: when these began is not known
                 self._first = time.monotonic()
+                self._before_first = Counter(counts)
             self._told.update(counts)
             if time.monotonic() - self._shown >= _SECONDS_BETWEEN:
                 self._show()
@@ -145,7 +147,7 @@ class _Seen:
         # Rows told of may be lost to a sampler that broke down, and drawn again: the bar waits for them at its end.
         rows = max(min(int(self._told["rows"] + 1e-6), self._all), self._written["rows"])
         if self._rate_of is not None:
-            done = max(self._told[self._rate_of], self._written[self._rate_of])
+            done = max(self._told[self._rate_of], self._written[self._rate_of]) - self._before_first[self._rate_of]
             rate = done / max(self._shown - self._first, 1e-9)
             self._bar.set_postfix_str(f"{rate:,.0f} {self._rate_of}/s", refresh=False)
         self._bar.update(max(rows - self._rows_shown, 0))

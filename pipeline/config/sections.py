@@ -152,7 +152,9 @@ class ExecutionSettings(Section):
     max_actors: Positive = 1
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """Without it: as many as ``sampling.tensor_parallel_size`` where this machine has a GPU, otherwise none."""
-    cpus_per_actor: Annotated[float, Field(gt=0)] = 1.0
+    cpus_per_actor: Annotated[float, Field(gt=0)] | None = None
+    """Threads of each, too. Without it: an equal share of this machine's where the cluster is started here and no
+    actor has a GPU, otherwise 1."""
 
     @model_validator(mode="after")
     def _bounds(self) -> Self:

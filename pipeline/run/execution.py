@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pipeline.config.sections import ExecutionSettings
 from pipeline.run.run import Run
 from stage1_dual.work import InProcess, WorkerPool
@@ -14,12 +16,13 @@ def build_execution(run: Run) -> WorkerPool:
         return InProcess()
     from stage1_dual.ray_actors import RayActors
 
+    gpus = _gpus(settings, run.config.sampling.tensor_parallel_size)
     return RayActors(
         address=settings.address,
         min_actors=settings.min_actors,
         max_actors=settings.max_actors,
-        gpus_per_actor=_gpus(settings, run.config.sampling.tensor_parallel_size),
-        cpus_per_actor=settings.cpus_per_actor,
+        gpus_per_actor=gpus,
+        cpus_per_actor=settings.cpus_per_actor or _cpus(settings, gpus),
     )
 
 
@@ -36,6 +39,12 @@ def local_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _cpus(settings: ExecutionSettings, gpus: float) -> float:
+    if settings.address is not None or gpus:
+        return 1.0
+    return float(max(1, len(os.sched_getaffinity(0)) // settings.max_actors))
 
 
 def _gpus(settings: ExecutionSettings, per_model: int) -> float:

@@ -152,8 +152,7 @@ class SampleWorker:
         self, tasks: Iterable[Task[SampleShard]], *, on_progress: OnProgress
     ) -> Iterator[tuple[Task[SampleShard], ShardResult]]:
         """Draw shards: in one stream if the sampler wants that, otherwise one after the other."""
-        assert self._sampler is not None  # until it fails for the first time
-        if self._sampler.feeds_on:
+        if self._started_sampler().feeds_on:
             yield from self._perform_stream(iter(tasks), on_progress)
         else:
             for task in tasks:

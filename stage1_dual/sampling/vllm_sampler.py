@@ -82,8 +82,8 @@ class VllmSampler:
             for ``max_num_seqs`` completions of full length, or is half of what memory is free.
         device: ``cpu``, or an accelerator.
         threads: CPU threads, or None for torch's number.
-        compiles: compile the model first, and on an accelerator record its graphs. Settings of vLLM's that follow from
-            it are vLLM's own.
+        compiles: compile the model first, and on an accelerator record its graphs, where there is a folder to compile
+            in and on a CPU a compiler of C++.
 
     Raises:
         MissingExtraError: vLLM is not installed.
@@ -112,7 +112,8 @@ class VllmSampler:
         self._revision = revision
         self._max_new_tokens = max_new_tokens
         self._max_num_seqs = max_num_seqs
-        self._compiles = compiles
+        cache = _compile_cache() if compiles else None
+        self._compiles = cache is not None and (device != "cpu" or _has_compiler())
         self._feeds_on = device != "cpu" or max_new_tokens > _TOKENS_WORTH_WAITING_FOR
         self._dtype = dtype
         self._quantization = quantization
@@ -123,7 +124,7 @@ class VllmSampler:
         self._process = _borrowed_process(
             offline=is_local(checkpoint),
             threads=threads,
-            compiles=compiles,
+            compile_cache=cache if self._compiles else None,
         )
         self._process.__enter__()
         try:
@@ -142,7 +143,7 @@ class VllmSampler:
                 max_num_batched_tokens=max_num_batched_tokens,
                 kv_cache_bytes=cache_bytes,
                 gpu_memory_utilization=gpu_memory_utilization,
-                compiles=compiles,
+                compiles=self._compiles,
             )
         except BaseException:
             self._process.__exit__(None, None, None)
@@ -198,7 +199,8 @@ class VllmSampler:
                     logp = float(completion.cumulative_logprob)
                     yield under_way.pop(output.request_id), SampledCompletion(text, ids, reason, logp)
         except GeneratorExit:
-            engine.abort_request(list(under_way))
+            if self._engine is not None:
+                engine.abort_request(list(under_way))
             raise
         if here:
             _require_own_draws(draws.rows - rows_before, n_tokens=n_tokens)
@@ -285,6 +287,28 @@ def _available_bytes() -> int:
     lines = Path("/proc/meminfo").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines)
     return int(found["MemAvailable"].split()[0]) * 1024
+
+
+def _compile_cache() -> Path | None:
+    """The user's own folder of compiled models, vLLM's; None where no file can be written there."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        folder = Path(os.environ.get("VLLM_CACHE_ROOT") or f"{home}/vllm").expanduser()
+        (folder / "torchinductor").mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # the latter where nobody's home is known
+        return None
+    return folder if os.access(folder / "torchinductor", os.W_OK) else None
+
+
+def _has_compiler() -> bool:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
 
 
 def _start_engine(
@@ -374,7 +398,9 @@ def _draw_processor() -> Any:
             for row in batch_update.removed:
                 self._streams.pop(row, None)
             for row, params, _, tokens in batch_update.added:
-                self._streams[row] = (uniforms_of(params.extra_args[_SEED], n_tokens=params.max_tokens), tokens)
+                # One more than are drawn: scheduled ahead, a request may be in the batch for a step after its last.
+                uniforms = uniforms_of(params.extra_args[_SEED], n_tokens=params.max_tokens + 1)
+                self._streams[row] = (uniforms, tokens)
             for source, target, direction in batch_update.moved:
                 moved, displaced = self._streams.pop(source), self._streams.pop(target, None)
                 self._streams[target] = moved
@@ -398,8 +424,14 @@ def _draw_processor() -> Any:
 
 
 @contextmanager
-def _borrowed_process(*, offline: bool, threads: int | None, compiles: bool) -> Iterator[None]:
-    """Set what vLLM reads from the process, and undo afterwards what it and we changed."""
+def _borrowed_process(*, offline: bool, threads: int | None, compile_cache: Path | None) -> Iterator[None]:
+    """Set what vLLM reads from the process, and undo afterwards what it and we changed.
+
+    Args:
+        offline: whether the model is here.
+        threads: CPU threads, or None for torch's number.
+        compile_cache: where compiled code is kept, or None to compile nothing.
+    """
     import torch
     import torch._dynamo
 
@@ -416,11 +448,15 @@ def _borrowed_process(*, offline: bool, threads: int | None, compiles: bool) -> 
     )
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    if compile_cache is not None:
+        os.environ["VLLM_CACHE_ROOT"] = str(compile_cache)
+        # torch's own default is a name under /tmp that anybody could have taken, and it runs what it finds there.
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compile_cache / "torchinductor"))
     if threads is not None:
         torch.set_num_threads(threads)
     try:
         # Without compilation there is no need for the two small functions that vLLM compiles in any case, either.
-        with torch._dynamo.config.patch(disable=not compiles):
+        with torch._dynamo.config.patch(disable=compile_cache is None):
             yield
     finally:
         os.environ.clear()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -52,10 +54,14 @@ def table(values: Mapping[int, float]) -> pa.Table:
 
 
 def run(
-    folder: Path, *payloads: list[int], show_progress: bool = False, max_failed_share: float = 0.0
+    folder: Path,
+    *payloads: list[int],
+    show_progress: bool = False,
+    max_failed_share: float = 0.0,
+    worker: type[Doubler] = Doubler,
 ) -> ShardsWritten:
     return write_shards(
-        Doubler,
+        worker,
         [Task("train", place, len(payload), payload) for place, payload in enumerate(payloads)],
         tables=tables(folder),
         n_rows=10,
@@ -102,3 +108,31 @@ def test_the_bar_counts_from_what_is_on_disk(tmp_path: Path, capsys: pytest.Capt
     assert last.startswith("doubling: 100%")
     assert "10/10" in last
     assert "letters/s" in last
+
+
+class Slow(Doubler):
+    """Tells of a letter every now and then, long before its only shard is done."""
+
+    def perform(
+        self, tasks: Iterable[Task[list[int]]], *, on_progress: OnProgress
+    ) -> Iterator[tuple[Task[list[int]], ShardResult]]:
+        for task in tasks:
+            for _ in range(12):
+                time.sleep(0.1)
+                on_progress({"rows": 0.25, "letters": 5})
+            yield task, self.result(task.payload)
+
+
+def test_the_bar_moves_before_a_shard_is_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stage1_dual.shard_loop._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("pipeline.progress._SHORTEST_SECONDS", 0.0)
+    run(tmp_path, [0, 1, 2], show_progress=True, worker=Slow)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(", ")[1] for line in lines] == ["5/10 samples", "6/10 samples", "7/10 samples"]
+    for line in lines:
+        left, rate = re.search(r"(\d\d:\d\d) left", line), re.search(r"([\d.,]+) letters/s", line)
+        assert left is not None
+        assert rate is not None
+        assert float(rate[1]) <= 51  # five a tenth of a second, those of before the first time not counted

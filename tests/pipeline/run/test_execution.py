@@ -63,6 +63,23 @@ def test_an_actor_has_the_accelerators_that_one_model_needs_where_there_are_any(
     assert worker_device(run) == device
 
 
+@pytest.mark.parametrize(
+    ("settings", "cpus"),
+    [
+        ({}, 6),
+        ({"execution__max_actors": 4}, 1),
+        ({"execution__max_actors": 8}, 1),
+        ({"execution__gpus_per_actor": 1}, 1),
+        ({"execution__address": "auto"}, 1),
+    ],
+)
+def test_actors_of_a_cluster_on_this_machine_share_its_cores(tmp_path, monkeypatch, settings, cpus):
+    pytest.importorskip("ray")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    run = _run(tmp_path, execution__kind="ray", **{"execution__gpus_per_actor": 0, **settings})
+    assert build_execution(run).cpus_per_actor == cpus
+
+
 def test_no_accelerator_asked_for_is_none_used(tmp_path, device):
     run = _run(tmp_path, execution__kind="ray", execution__gpus_per_actor=0)
     assert worker_device(run) == "cpu"

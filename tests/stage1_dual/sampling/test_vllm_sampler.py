@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ import torch
 from helpers.tiny_models import save_tiny_policy
 
 from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.shards import ShardedTable
+from pipeline.contracts.tables import SAMPLES
 from stage1_dual.sampling.protocol import SampledCompletion, SampleRequest, sample_all
 from stage1_dual.sampling.seeds import sample_seed
 from stage1_dual.sampling.transformers_sampler import TransformersSampler
@@ -95,8 +99,11 @@ from stage1_dual.sampling.vllm_sampler import VllmSampler
 policy, requests, answer = sys.argv[1:]
 requests = [SampleRequest(p, tuple(ids), k, seed) for p, ids, k, seed in json.load(open(requests))]
 drawn = []
-for max_num_seqs in (64, 7):
-    sampler = VllmSampler(policy, max_new_tokens=16, max_positions=100, max_num_seqs=max_num_seqs)
+for max_num_seqs, compiles in ((64, False), (7, False), (64, True)):
+    sampler = VllmSampler(
+        policy, max_new_tokens=16, max_positions=100, max_num_seqs=max_num_seqs, compiles=compiles
+    )
+    assert sampler.describe()["compiled"] == compiles
     drawn.append([(c.text, c.token_ids, c.finish_reason, c.logp) for c in sample_all(sampler, requests)])
     sampler.close()
 json.dump(drawn, open(answer, "w"))
@@ -105,12 +112,21 @@ json.dump(drawn, open(answer, "w"))
 
 @pytest.fixture(scope="module")
 def fresh(drawn: Drawn, tmp_path_factory: pytest.TempPathFactory) -> list[list[SampledCompletion]]:
-    """The same requests in a new process: as in this one, then by a second engine that holds seven rows at once."""
+    """The same requests in a new process: as in this one, by an engine that holds seven rows at once, and compiled."""
     folder = tmp_path_factory.mktemp("fresh")
     requests = [(r.prompt_id, r.prompt_token_ids, r.sample_index, r.seed) for r in drawn.requests]
     (folder / "requests.json").write_text(json.dumps(requests))
     arguments = [str(drawn.policy), str(folder / "requests.json"), str(folder / "answer.json")]
-    subprocess.run([sys.executable, "-c", _FRESH, *arguments], check=True, timeout=300)
+    own = {name: str(folder / name) for name in ("XDG_CACHE_HOME", "TMPDIR")}
+    (folder / "TMPDIR").mkdir()
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR")
+    }
+    subprocess.run([sys.executable, "-c", _FRESH, *arguments], check=True, timeout=600, env={**kept, **own})
+    compiled = folder / "XDG_CACHE_HOME" / "vllm"
+    assert any(compiled.rglob("*.so"))
+    assert (compiled / "torchinductor").stat().st_mode & 0o077 == 0
+    assert not any((folder / "TMPDIR").rglob("*.so"))  # where others could have put theirs
     answer = json.loads((folder / "answer.json").read_text())
     return [
         [SampledCompletion(text, tuple(ids), reason, logp) for text, ids, reason, logp in engine] for engine in answer
@@ -130,6 +146,11 @@ def test_a_call_depends_on_its_requests_alone(drawn: Drawn, fresh: list[list[Sam
 def test_the_batch_does_not_decide_what_is_drawn(drawn: Drawn, fresh: list[list[SampledCompletion]]) -> None:
     # Other batches round the logits otherwise; one draw in a hundred thousand or so falls in between.
     assert share_equal(fresh[1], drawn.first) > 0.98
+
+
+def test_compilation_does_not_decide_what_is_drawn(drawn: Drawn, fresh: list[list[SampledCompletion]]) -> None:
+    assert share_equal(fresh[2], drawn.first) > 0.98
+    assert fresh[2] != drawn.first  # other kernels: other last bits
 
 
 def test_it_draws_what_the_transformers_sampler_draws(drawn: Drawn) -> None:
@@ -162,6 +183,7 @@ def test_samples_of_one_prompt_differ(drawn: Drawn) -> None:
 def test_the_resolved_parameters_are_reported(drawn: Drawn) -> None:
     json.dumps(drawn.description)
     expected = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    expected |= {"compiled": False, "shard_by_shard": True}
     assert expected.items() <= drawn.description.items()
     assert drawn.description["eos_token_ids"] == [EOS]
 
@@ -182,3 +204,86 @@ def test_a_missing_vllm_says_what_to_install(drawn: Drawn, monkeypatch: pytest.M
 def test_positions_beyond_the_model_are_refused(drawn: Drawn) -> None:
     with pytest.raises(InputError, match="vLLM cannot load"):
         VllmSampler(str(drawn.policy), max_new_tokens=LIMIT, max_positions=129)
+
+
+_TABLE = """
+import sys
+from pathlib import Path
+import numpy as np
+from pipeline.contracts.shards import ShardedTable
+from pipeline.contracts.tables import SAMPLES
+from stage1_dual.sampling.sample_table import PromptTokens, sample_table
+from stage1_dual.sampling.vllm_sampler import VllmSampler
+
+policy, *folders = sys.argv[1:]
+
+class Unlike(VllmSampler):
+    def _parameters(self, request):
+        parameters = super()._parameters(request)
+        if request.sample_index % 100 == 5:  # one completion in a hundred is thirty times as long as the others
+            parameters.ignore_eos, parameters.stop_token_ids = True, []
+        else:
+            parameters.max_tokens = 4
+        return parameters
+
+    def stream(self, requests, *, on_tokens):
+        self.steps = 0
+        def count(n):
+            self.steps += 1
+            on_tokens(n)
+        yield from super().stream(requests, on_tokens=count)
+        print(self.steps, flush=True)
+
+for folder in folders:
+    sample_table(
+        sampler_factory=lambda: Unlike(policy, max_new_tokens=129, max_positions=140, max_num_seqs=16),
+        prompts=[PromptTokens(f"p{place}", "train", np.array([1, 10 + place, 30], np.int32)) for place in range(4)],
+        samples_per_prompt=300,
+        run_seed=3,
+        table=ShardedTable(Path(folder), SAMPLES, {}),
+        shard_rows=100,
+        show_progress=False,
+    )
+"""
+
+
+def test_a_long_completion_holds_no_other_shard_up_and_a_killed_run_draws_by_the_same_seeds(tmp_path: Path) -> None:
+    policy = save_tiny_policy(tmp_path / "policy", max_positions=160)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+
+    def start(*folders: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _TABLE, str(policy), *map(str, folders)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def shards(folder: Path) -> list[str]:
+        return sorted(path.name.split("-")[1] for path in folder.glob("parts/*.parquet"))
+
+    process = start(killed)
+    try:
+        deadline = time.monotonic() + 300
+        while len(shards(killed)) < 3:
+            assert process.poll() is None, "the process ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    n_kept = len(ShardedTable(killed, SAMPLES, {}).read("train"))
+    process = start(killed, whole)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    # 1188 completions of 4 tokens and 12 of 129 on 16 rows: 394 steps if no row ever waits, 12 * 129 shard by shard.
+    assert int(out.split()[-1]) < 600
+
+    def rows(folder: Path) -> dict[tuple[str, int], dict[str, object]]:
+        table = ShardedTable(folder, SAMPLES, {}).read("train").to_pylist()
+        return {(row["prompt_id"], row["sample_index"]): row for row in table}
+
+    ours, theirs = rows(killed), rows(whole)
+    assert 300 <= n_kept < 1200
+    assert len(ours) == 1200
+    assert ours.keys() == theirs.keys()
+    equal = [ours[key]["completion_token_ids"] == theirs[key]["completion_token_ids"] for key in ours]
+    assert sum(equal) > 0.98 * 1200  # float32 logits of other batches: one draw in a hundred thousand differs
+    assert all(ours[key]["seed"] == theirs[key]["seed"] for key in ours)
+    assert shards(killed) == shards(whole) == [f"{place:06d}" for place in range(12)]
