@@ -60,6 +60,15 @@ class ScorerSettings(Section, ABC):
         """Padded tokens of a batch of its models; 0 where it has none."""
         return 0
 
+    @property
+    def copies(self) -> int:
+        """How many times the weights of its models are held at once."""
+        return 1
+
+    def packages(self) -> tuple[str, ...]:
+        """Packages of the extra ``sample`` that it needs besides torch and transformers."""
+        return ()
+
     def reads(self) -> tuple[str, ...]:
         """Columns of the samples table it needs besides prompt_id, sample_index and completion."""
         return ()

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from helpers.score_models import read_weights, write_weights
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-WIDTH, INNER, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 4, 2
+WIDTH, INNER, LAYERS, HEADS, KV_HEADS = 64, 96, 2, 2, 1
 OBJECTIVES, GATE_WIDTH, GATE_LAYERS, GATE_TEMPERATURE = 5, 24, 3, 10
 ATTRIBUTES = ("helpfulness", "correctness", "verbosity", "honesty")
 
@@ -209,7 +210,7 @@ PUBLISHED = {
             "gating.logit_scale": (1,),
             **{
                 f"gating.layers.{layer}.{part}": (after, before)[: 1 + (part == "weight")]
-                for layer, (before, after) in enumerate(zip(_GATE_WIDTHS[:-1], _GATE_WIDTHS[1:], strict=True))
+                for layer, (before, after) in enumerate(pairwise(_GATE_WIDTHS))
                 for part in ("weight", "bias")
             },
         },
