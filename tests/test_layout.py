@@ -44,6 +44,7 @@ COVERED_ELSEWHERE = {
 SAME_NAME = {
     # A kind's settings, and the scorer that they start.
     "column.py": ("pipeline/scorers", "stage1_dual/scoring"),
+    "judge.py": ("pipeline/scorers", "stage1_dual/scoring"),
     "log_ratio.py": ("pipeline/scorers", "stage1_dual/scoring"),
     "python_function.py": ("pipeline/scorers", "stage1_dual/scoring"),
     "safe_rlhf_score.py": ("pipeline/scorers", "stage1_dual/scoring"),

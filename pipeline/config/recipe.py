@@ -6,6 +6,8 @@ reported at once. The configuration stays in this package: the stages take plain
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator
@@ -64,11 +66,20 @@ class RunConfig(Section):
             for name, bound in self.constraints.items()
         )
 
-    def safeguards(self) -> tuple[Safeguard, ...]:
-        """What the dual is asked for beyond each demand, in the order of the recipe."""
+    def safeguards(self, measured_noise: Mapping[str, float] = MappingProxyType({})) -> tuple[Safeguard, ...]:
+        """What the dual is asked for beyond each demand, in the order of the recipe.
+
+        Args:
+            measured_noise: standard deviation of the noise by constraint, for those whose ``score_noise`` is measured.
+        """
         return tuple(
-            Safeguard(reserve=bound.reserve, assurance=bound.assurance, score_error=bound.score_error)
-            for bound in self.constraints.values()
+            Safeguard(
+                reserve=bound.reserve,
+                assurance=bound.assurance,
+                score_error=bound.score_error,
+                score_noise=measured_noise[name] if bound.score_noise == "measured" else bound.score_noise,
+            )
+            for name, bound in self.constraints.items()
         )
 
     def checkpoints(self) -> dict[str, ModelSettings]:

@@ -43,6 +43,9 @@ class PromptSettings(_SourceSettings):
     system: str | None = None
     """System message put before every prompt that has none."""
     category_column: str | None = None
+    info_columns: tuple[str, ...] = ()
+    """Columns that scorers of the kinds ``python`` and ``judge`` may read of a prompt, as ``row.info``: a reference
+    answer, tests, anything that JSON can hold."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
     """Share of the prompts that a split by hash puts into ``test``."""
     repeated: Literal["refuse", "drop"] = "refuse"
@@ -53,6 +56,13 @@ class PromptSettings(_SourceSettings):
     limit: Positive | None = None
     """At most so many prompts of each split take part: those whose ``prompt_id``, a hash, comes first. A larger limit
     adds prompts to those of a smaller one. ``--limit N`` is its short name on the command line."""
+
+    @field_validator("info_columns")
+    @classmethod
+    def _are_of_a_source(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if value and info.data.get("source") == "embedded":
+            raise ValueError(f"the prompts of the embedded world have no column {value[0]!r}")
+        return value
 
 
 class ReferenceSettings(ModelSettings):
@@ -150,6 +160,10 @@ class ConstraintSettings(Section):
     score_error: Annotated[float, Field(ge=0)] = 0.0
     """Root mean square error of the scorer's differences between two responses, score units: the dual is asked for as
     much more as such an error can hide."""
+    score_noise: Annotated[float, Field(ge=0)] | Literal["measured"] = Field(default=0.0, exclude_if=lambda x: x == 0)
+    """Standard deviation of noise in the score that another rating of the same response would not repeat, or
+    ``measured`` for what the rows that were scored twice show: the dual is asked for as much more as the tilt leans on
+    that noise. Of a judge whose ratings are drawn."""
 
     @model_validator(mode="after")
     def _one_bound(self) -> Self:

@@ -121,11 +121,14 @@ class Safeguard:
         assurance: probability that the final evaluation calls the constraint satisfied, or None.
         score_error: root mean square error of the scorer's differences between two responses, score units: the margin
             grows by what such an error can hide.
+        score_noise: standard deviation of noise in the score that another rating of the same response would not
+            repeat, score units.
     """
 
     reserve: float = 0.0
     assurance: float | None = None
     score_error: float = 0.0
+    score_noise: float = 0.0
 
 
 def require_few_constraints(count: int) -> None:

@@ -70,6 +70,8 @@ class AppliedSafeguard(Part):
         assurance_level: probability that was asked for, or None.
         score_error: for the error of the scorer.
         response_bias: what finitely many responses understate the policy by, negative.
+        score_noise: for the noise of the scorer; the means that are predicted lie so much above what is expected.
+        score_noise_sigma: its standard deviation, score units.
     """
 
     reserve: float
@@ -77,6 +79,8 @@ class AppliedSafeguard(Part):
     assurance_level: float | None
     score_error: float
     response_bias: float
+    score_noise: float = 0.0
+    score_noise_sigma: float = 0.0
 
 
 class SolvedConstraint(Part):

@@ -56,6 +56,14 @@ SCORES = pa.schema(
     ]
 )
 
+INFO = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("info", pa.string(), nullable=False),
+    ]
+)
+"""Further columns of the prompts, for scorers: a JSON object for each prompt."""
+
 CONSTRAINT_PREFIX = "constraint_"
 
 

@@ -75,6 +75,8 @@ def _solution(question: Question, answer: Answer) -> Solution:
                     assurance_level=safeguard.assurance,
                     score_error=float(tightened.score_error_m[j]),
                     response_bias=float(tightened.response_bias_m[j]),
+                    score_noise=float(tightened.score_noise_m[j]),
+                    score_noise_sigma=safeguard.score_noise,
                 ),
                 reference=sign * float(problem.reference_means_m[j]),
                 multiplier=float(tightened.solution.multipliers[j]),

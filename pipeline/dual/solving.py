@@ -146,6 +146,7 @@ def solve_problem(
         reserve_m=np.array([safeguard.reserve for safeguard in safeguards]),
         assurance_m=np.array([np.nan if one.assurance is None else one.assurance for one in safeguards]),
         score_error_m=np.array([safeguard.score_error for safeguard in safeguards]),
+        score_noise_m=np.array([safeguard.score_noise for safeguard in safeguards]),
         n_evaluation_prompts=evaluation.n_prompts,
         n_evaluation_responses=evaluation.n_responses,
         thresholds_are_relative_m=relative_m,

@@ -199,7 +199,9 @@ def _iterate_config(config: RunConfig, *, reserve_m: np.ndarray, initial: Path) 
     """The run's own recipe, but for lambda, by way of what is asked beyond the demand, and the start of training."""
     constraints = {
         # To ten digits: a killed call goes on on another machine, whose sums differ in the last one.
-        name: bound.model_copy(update={"reserve": float(f"{reserve:.10g}"), "assurance": None, "score_error": 0.0})
+        name: bound.model_copy(
+            update={"reserve": float(f"{reserve:.10g}"), "assurance": None, "score_error": 0.0, "score_noise": 0.0}
+        )
         for (name, bound), reserve in zip(config.constraints.items(), reserve_m, strict=True)
     }
     training = config.training.model_copy(

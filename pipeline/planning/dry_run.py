@@ -131,6 +131,27 @@ class PlannedModel:
 
 
 @dataclass(frozen=True)
+class PlannedRequests:
+    """What a scorer sends to an endpoint, at most: equal responses and what was answered before are not sent.
+
+    Attributes:
+        scorer: its name.
+        url: where to.
+        model: as it is called there.
+        requests: how many; None where the number of responses is not known.
+        tokens: of their texts; None likewise.
+        per_minute: most requests a minute; None for no limit.
+    """
+
+    scorer: str
+    url: str
+    model: str
+    requests: int | None
+    tokens: float | None
+    per_minute: float | None
+
+
+@dataclass(frozen=True)
 class Memory:
     """What a step needs of a device's memory, bytes; None where not known."""
 
@@ -149,6 +170,7 @@ class Plan:
         models: its models.
         works: tokens through models, in the order of the run; empty where the number of prompts or a size is unknown.
         unknown: why works are missing.
+        requests: what is sent elsewhere.
         sequences: prompts × responses, by step; ``pairs`` are the two responses of each pair.
         steps: optimisation steps of training; None where nothing can be said of them.
         trained: weights that are trained; None where not known.
@@ -164,6 +186,7 @@ class Plan:
     models: tuple[PlannedModel, ...]
     works: tuple[Work, ...]
     unknown: tuple[str, ...]
+    requests: tuple[PlannedRequests, ...]
     sequences: Mapping[str, int]
     steps: StepCount | None
     trained: int | None
@@ -209,6 +232,7 @@ def plan_run(run: Run, steps: Sequence[str]) -> Plan:
         models=models,
         works=works,
         unknown=tuple(dict.fromkeys(unknown)),
+        requests=tuple(_requests(config, lengths, sequences, steps)),
         sequences=sequences,
         steps=_count_steps(run, prompts, pairs, sequences) if "train" in steps else None,
         trained=trained,
@@ -434,6 +458,22 @@ def _works(
             yield read(f"evaluate: score {name}", tokens=tokens, parameters=weights, dtype=scorer_dtype)
         tokens = 2 * sequences["evaluate"] * whole
         yield read("evaluate: log-ratios", tokens=tokens, parameters=parameters, dtype=dtype)
+
+
+def _requests(
+    config: RunConfig, lengths: PlannedLengths, sequences: Mapping[str, int], steps: Sequence[str]
+) -> Iterator[PlannedRequests]:
+    for name, scorer in config.used_scorers().items():
+        remote = scorer.remote()
+        if remote is None or not {"score", "evaluate"} & set(steps):
+            continue
+        count = None
+        if sequences:
+            scored = (1 + scorer.repeated_share) * sequences["sample"] + sequences["pairs"] if "score" in steps else 0
+            count = round((scored + (sequences["evaluate"] if "evaluate" in steps else 0)) * remote.requests)
+        each = lengths.prompt + lengths.response + remote.characters / CHARACTERS_PER_TOKEN
+        tokens = None if count is None else count * each
+        yield PlannedRequests(name, remote.url, remote.model, count, tokens, remote.per_minute)
 
 
 def _passes(config: RunConfig, sizes: Mapping[str, Size]) -> Iterator[tuple[str, int, Dtype]]:

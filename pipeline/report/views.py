@@ -17,7 +17,7 @@ from pipeline.contracts.solution import SolvedConstraint
 from pipeline.contracts.training_verdict import TrainingVerdict
 from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution, Trust
 
-_GUARDS = ("reserve", "assurance", "score_error", "response_bias")
+_GUARDS = ("reserve", "assurance", "score_error", "score_noise", "response_bias")
 
 Tone = Literal["good", "doubtful", "bad", "neutral"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from pipeline.contracts.section import Section
@@ -12,6 +13,25 @@ from stage1_dual.scoring.outputs import Affine
 from stage1_dual.scoring.protocol import Scorer
 
 Check = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What a scorer sends elsewhere.
+
+    Attributes:
+        url: where to.
+        model: as it is called there.
+        requests: for each row, one score of it.
+        characters: of each request besides prompt and response.
+        per_minute: most requests a minute; None for no limit.
+    """
+
+    url: str
+    model: str
+    requests: int
+    characters: int
+    per_minute: float | None
 
 
 class ScorerSettings(Section, ABC):
@@ -69,8 +89,28 @@ class ScorerSettings(Section, ABC):
         """Packages of the extra ``sample`` that it needs besides torch and transformers."""
         return ()
 
+    def remote(self) -> Remote | None:
+        """What it sends elsewhere; None for a scorer that computes on this machine."""
+        return None
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether what it computes costs money or the like: :meth:`start` then gives a call that takes ``cache=``, a
+        folder in which it keeps every answer before it is used.
+        """
+        return False
+
+    @property
+    def repeated_share(self) -> float:
+        """Share of the rows that are scored twice to measure its noise, by ``score_again`` of its scorer."""
+        return 0.0
+
     def reads(self) -> tuple[str, ...]:
         """Columns of the samples table it needs besides prompt_id, sample_index and completion."""
+        return ()
+
+    def info_columns(self) -> tuple[str, ...] | None:
+        """The columns of ``prompts.info_columns`` that it reads, which are then ``row.info``; None for all of them."""
         return ()
 
     def check(self, models: Models) -> Iterator[Check]:

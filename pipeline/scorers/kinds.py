@@ -9,6 +9,7 @@ from pydantic import Discriminator, GetCoreSchemaHandler, Tag
 from pydantic_core import CoreSchema
 
 from pipeline.scorers.column import ColumnSettings
+from pipeline.scorers.judge import JudgeSettings
 from pipeline.scorers.kind import ScorerSettings
 from pipeline.scorers.log_ratio import LogRatioSettings
 from pipeline.scorers.python_function import PythonSettings
@@ -23,6 +24,7 @@ KINDS: dict[str, type[ScorerSettings]] = {
         LogRatioSettings,
         PythonSettings,
         ColumnSettings,
+        JudgeSettings,
     )
 }
 """The kinds by name; a further one is a row here."""

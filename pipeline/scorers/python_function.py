@@ -28,12 +28,18 @@ class PythonSettings(ScorerSettings):
     """``module:name``."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the function."""
+    info: tuple[str, ...] = Field(default=(), exclude_if=lambda names: not names)
+    """Columns that the function reads as ``row.info``, of those that ``prompts.info_columns`` names."""
     folder: str | None = None
     """Where the module is looked for first, before the current folder; the recipe's own folder where not given."""
 
     def reads(self) -> tuple[str, ...]:
         """The token ids, of which a function may make use."""
         return TOKEN_IDS
+
+    def info_columns(self) -> tuple[str, ...]:
+        """Those that the recipe says the function reads."""
+        return self.info
 
     def check(self, models: Models) -> Iterator[Check]:
         """That the module is there and has the function."""

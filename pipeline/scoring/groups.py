@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import ConfigError, InputError
 from pipeline.run.run import Run
+from pipeline.scorers.kind import Check, ScorerSettings
 from pipeline.scorers.models import EMBEDDED, Locate, Source, resolve_model
 from stage1_dual.scoring.protocol import Scorer
 
@@ -27,6 +29,9 @@ class ScorerGroup:
         reads: columns of the samples table it needs besides prompt_id, sample_index and completion.
         uses_device: whether it computes on a torch device.
         looks_up: whether its scores are looked up, which costs nothing to do again.
+        keeps_answers: whether ``start`` takes ``cache=``, a folder for the answers that it pays for.
+        repeated_share: share of the rows that are scored twice, to measure the noise.
+        info_columns: columns of ``prompts.info_columns`` that it reads; None for all of them.
     """
 
     names: tuple[str, ...]
@@ -36,6 +41,9 @@ class ScorerGroup:
     reads: tuple[str, ...] = ()
     uses_device: bool = True
     looks_up: bool = False
+    keeps_answers: bool = False
+    repeated_share: float = 0.0
+    info_columns: tuple[str, ...] | None = ()
 
 
 def check_scorers(config: RunConfig, embedded: Iterable[str], *, locate: Locate = resolve_model) -> None:
@@ -68,13 +76,37 @@ def check_scorers(config: RunConfig, embedded: Iterable[str], *, locate: Locate 
                 for inner, model in settings.checkpoints().items()
                 if model is None
             )
-        for check in settings.check(models):
+        checks: list[Check] = [*settings.check(models), partial(_check_info, config, settings)]
+        for check in checks:
             try:
                 check()
             except InputError as error:
                 faults.append(f"`scorers.{name}`: {error}")
+    faults.extend(
+        f"`constraints.{name}.score_noise` is 'measured', and the scorer scores no row twice (for those of the kind "
+        "`judge` at an endpoint, `repeat_share` says how many); give the standard deviation as a number"
+        for name, bound in config.constraints.items()
+        if bound.score_noise == "measured" and not config.scorers[name].repeated_share
+    )
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)), source="the scorers")
+
+
+def _check_info(config: RunConfig, settings: ScorerSettings) -> None:
+    """Check that the columns a scorer reads of the prompts are named, and that what it scores has them.
+
+    Raises:
+        InputError: they are not.
+    """
+    columns, known = settings.info_columns(), config.prompts.info_columns
+    missing = [name for name in columns or () if name not in known]
+    if missing or (columns is None and not known):
+        what = f"the column {missing[0]!r} of the prompts" if missing else "columns of the prompts, {info}"
+        raise InputError(f"it reads {what}; `prompts.info_columns` must name it (it has {list(known)})")
+    if columns != () and config.training.pairs is not None:
+        raise InputError(
+            "it reads columns of the prompts, which the pairs of `training.pairs` do not have; train on the samples"
+        )
 
 
 def check_new_responses(config: RunConfig) -> None:
@@ -121,8 +153,11 @@ def group_scorers(run: Run, names: Sequence[str]) -> list[ScorerGroup]:
                 identity=first.identity(places),
                 start=first.start(settings_of, places),
                 reads=first.reads(),
-                uses_device=first.uses_device,
+                uses_device=first.uses_device and bool(first.checkpoints()),
                 looks_up=not first.scores_any_response,
+                keeps_answers=first.keeps_answers,
+                repeated_share=first.repeated_share,
+                info_columns=first.info_columns(),
             )
         )
     return groups

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,16 @@ from pipeline.contracts.artifacts import begin_step, content_sha256, is_complete
 from pipeline.contracts.shards import ShardedTable
 from pipeline.contracts.tables import SCORES
 from pipeline.run.execution import build_execution
+from pipeline.run.prompt_info import claim_prompt_info, read_prompt_info, select_info
 from pipeline.run.replaced import clear_tables
 from pipeline.run.response_set import ResponseSet
 from pipeline.run.run import Run
 from pipeline.run.step import finish_step, has_all_files, log, record_failures, remedy, reopen
 from pipeline.scoring.groups import ScorerGroup, group_scorers
+from pipeline.scoring.repeats import measure_noise, noise_files
+
+_ANSWERS = "answers"
+"""Folder, beside the scores, of the answers that a scorer paid for."""
 
 
 def score_samples(run: Run, responses: ResponseSet, *, step: str, names: Sequence[str] | None = None) -> None:
@@ -95,10 +101,17 @@ def _score_group(run: Run, group: ScorerGroup, responses: ResponseSet, *, step: 
     origin = _origin(group, samples)
     inputs = {**origin, "samples": read_manifest(samples).identity}
     waiting = []
+    info = select_info(read_prompt_info(run.prompts), group.info_columns)
+    start = (
+        partial(group.start, cache=(folder / group.names[0] / _ANSWERS).absolute())
+        if group.keeps_answers
+        else (group.start)
+    )
     for name, settings in zip(group.names, group.settings, strict=True):
         if group.looks_up and not is_complete(folder / name):
             _forget(folder / name)
         begin_step(folder / name, settings=settings, inputs=origin, remedy=remedy(step))
+        claim_prompt_info(folder / name, info)
         if not _is_current(folder / name, inputs):
             waiting.append(name)
     if not waiting:
@@ -107,24 +120,29 @@ def _score_group(run: Run, group: ScorerGroup, responses: ResponseSet, *, step: 
     for name in waiting:
         reopen(folder / name)
     prompts = run.prompts_table(responses.prompts)
+    messages = dict(zip(prompts["prompt_id"].to_pylist(), prompts["prompt"].to_pylist(), strict=True))
     tables = {
         name: ShardedTable(folder=folder / name, schema=SCORES, metadata={**run.table_metadata(), "scorer": name})
         for name in group.names
     }
     counts = score_tables(
-        scorer_factory=group.start,
+        scorer_factory=start,
         samples=run.samples_table(samples),
         splits=responses.splits,
-        messages=dict(zip(prompts["prompt_id"].to_pylist(), prompts["prompt"].to_pylist(), strict=True)),
+        messages=messages,
         tables=tables,
         show_progress=run.show_progress,
         reads=group.reads,
+        info=info,
         max_failed_share=run.config.max_failed_share,
         execution=build_execution(run),
     )
     for name, settings in zip(group.names, group.settings, strict=True):
         if name not in waiting:
             continue
+        noise: dict[str, Any] = {}
+        if group.repeated_share and responses == run.sampled:
+            noise = {"score_noise": asdict(measure_noise(run, group, name, start=start, messages=messages, info=info))}
         record_failures(folder / name, [asdict(failure) for failure in counts.failures])
         finish_step(
             run.name,
@@ -132,9 +150,9 @@ def _score_group(run: Run, group: ScorerGroup, responses: ResponseSet, *, step: 
             step,
             settings=settings,
             inputs=inputs,
-            files=tables[name].finish(),
+            files={**tables[name].finish(), **noise_files(folder / name)},
             counts={"rows": counts.rows_scored + counts.rows_present, "failed": len(counts.failures)},
-            details={"last_call": {**asdict(counts), "failures": len(counts.failures)}},
+            details={"last_call": {**asdict(counts), "failures": len(counts.failures)}, **noise},
             started=started,
         )
     if counts.rows_scored:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.messages import plain_messages
 from pipeline.contracts.table_files import FORMATS, TableFile, file_format, find_table, list_files
 from pipeline.contracts.table_rows import TableRows
-from pipeline.contracts.tables import PROMPTS, SPLITS, prompt_id
+from pipeline.contracts.tables import INFO, PROMPTS, SPLITS, prompt_id
 from pipeline.scorers.models import is_hub_id
 
 Messages = Sequence[Mapping[str, str]]
@@ -52,12 +53,15 @@ class PromptRow:
     messages: Messages
     split: str
     category: str
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build_prompt_table(
     prompts: Iterable[PromptRow], *, source: str, drop_repeated: bool = False
 ) -> tuple[pa.Table, int]:
     """The prompts table, and the number of prompts dropped because they occur earlier.
+
+    Where the prompts have ``info``, the table has a further column ``info`` with it as JSON.
 
     Raises:
         InputError: a malformed prompt, an unknown split, a split without prompts, or a repeated prompt that is not to
@@ -70,9 +74,11 @@ def build_prompt_table(
             "split": prompt.split,
             "source": source,
             "category": prompt.category,
+            **({"info": json.dumps(prompt.info, ensure_ascii=False)} if prompt.info else {}),
         }
         for prompt in prompts
     ]
+    schema = PROMPTS.append(INFO.field("info")) if any("info" in row for row in rows) else PROMPTS
     for row in rows:
         if row["split"] not in SPLITS:
             raise InputError(
@@ -84,7 +90,7 @@ def build_prompt_table(
             raise InputError(
                 f"{source} has no {split} prompts ({len(distinct)} in all); each of {', '.join(SPLITS)} needs some"
             )
-    return pa.Table.from_pylist(distinct, schema=PROMPTS), len(rows) - len(distinct)
+    return pa.Table.from_pylist(distinct, schema=schema), len(rows) - len(distinct)
 
 
 def read_prompts(settings: PromptSettings) -> tuple[pa.Table, int]:
@@ -116,6 +122,7 @@ def read_source(
         MissingExtraError: the source is a data set, and `datasets` is not installed.
     """
     named = [(setting, getattr(settings, setting)) for setting in ("prompt_column", "split_column", "category_column")]
+    named += [("info_columns", column) for column in settings.info_columns]
     named += [("response_columns", column) for column in response_columns]
     columns = list(dict.fromkeys(column for _, column in named if column is not None))
     for table in _tables(settings, section):
@@ -144,7 +151,15 @@ def read_prompt_row(settings: PromptSettings, row: SourceRow) -> PromptRow:
     category = row.values[settings.category_column] if settings.category_column else None
     if isinstance(category, list | Mapping | bytes):
         raise InputError(f"{row.place}: the category is {str(category)[:60]!r}; it must be a text or a number")
-    return PromptRow(messages, split, "" if category is None else str(category))
+    info = {name: row.values[name] for name in settings.info_columns}
+    for name, value in info.items():
+        try:
+            json.dumps(value, allow_nan=False).encode()
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{row.place}: `{name}` is {str(value)[:60]!r}; a column of `prompts.info_columns` holds what JSON can"
+            ) from None
+    return PromptRow(messages, split, "" if category is None else str(category), info)
 
 
 def limit_prompts(prompts: pa.Table, limit: int | None) -> pa.Table:

@@ -20,8 +20,9 @@ from pipeline.contracts.artifacts import (
 )
 from pipeline.contracts.errors import require_extra
 from pipeline.contracts.shards import write_table
-from pipeline.contracts.tables import SPLITS
+from pipeline.contracts.tables import PROMPTS, SPLITS
 from pipeline.microworld import build_world
+from pipeline.run.prompt_info import write_prompt_info
 from pipeline.run.run import Run
 from pipeline.run.step import derived_step_is_current, finish_step, log, remedy
 from pipeline.scorers.models import ModelSettings
@@ -68,9 +69,12 @@ def prepare(run: Run) -> None:
     details["limit"] = run.config.prompts.limit
     # A source may grow: the table is then written anew, and later steps compute only what is new.
     inputs["prompts"] = _prompts_identity(prompts)
+    if "info" in prompts.column_names:
+        inputs["info"] = content_sha256(prompts.select(["prompt_id", "info"]).to_pydict())
     if derived_step_is_current(folder, step="prepare", settings=settings, inputs=inputs):
         return
-    files = write_table(folder, prompts, metadata=run.table_metadata())
+    files = write_table(folder, prompts.select(PROMPTS.names), metadata=run.table_metadata())
+    files |= write_prompt_info(folder, prompts, metadata=run.table_metadata())
     finish_step(
         run.name,
         folder,
@@ -98,9 +102,10 @@ def _recorded_settings(prompts: PromptSettings) -> dict[str, Any]:
     The categories themselves are among the inputs: nothing that was sampled or scored depends on their column. The
     limit shows in the inputs too: a larger one is a source that has grown.
     """
+    # Nothing that was sampled depends on the columns for scorers, and what was scored on their values knows them.
     # Only `drop` changes a prompt; with the others a run is what it was before there was the setting.
     same = {"last_assistant_turn"} if prompts.last_assistant_turn != "drop" else set()
-    return prompts.model_dump(mode="json", exclude={"category_column", "limit"} | same)
+    return prompts.model_dump(mode="json", exclude={"category_column", "info_columns", "limit"} | same)
 
 
 def _merge_reference(run: Run) -> None:

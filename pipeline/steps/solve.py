@@ -17,6 +17,7 @@ from pipeline.run.step import derived_step_is_current, finish_step, log
 from pipeline.scoring.categories import means_by_category, prompt_categories
 from pipeline.scoring.joined import JoinedScores, all_scores, apply_length_rule, reference_scores
 from pipeline.scoring.quality import describe_faults, describe_truncation
+from pipeline.scoring.repeats import measured_sigma
 from stage1_dual.dual import DualProblem
 
 
@@ -62,7 +63,13 @@ def solve(run: Run) -> None:
         heldout=heldout,
         reward_name=config.reward,
         constraints=constraints,
-        safeguards=config.safeguards(),
+        safeguards=config.safeguards(
+            {
+                name: measured_sigma(run.scores / name)
+                for name, bound in config.constraints.items()
+                if bound.score_noise == "measured"
+            }
+        ),
         evaluation=EvaluationSize(heldout.n_prompts, config.evaluation.samples_per_prompt),
         corrects_response_bias=config.solve.correct_response_bias,
         n_replicates=config.solve.bootstrap_replicates,
@@ -71,7 +78,8 @@ def solve(run: Run) -> None:
     dual = _describe_samples(run, solved.content, train, everything=everything, n_unscored=n_unscored)
     solution = Solution.from_document(dual)
     for bound in solution.constraints:
-        added = bound.safeguard.reserve + bound.safeguard.assurance + bound.safeguard.score_error
+        guard = bound.safeguard
+        added = guard.reserve + guard.assurance + guard.score_error + guard.score_noise
         if added:
             log.info("solve: %s is asked for %.3g beyond the demand, as its safeguards say", bound.name, added)
     frontier = sweep_constraints(solved.problem, constraints, n_points=config.solve.frontier_points)

@@ -1,6 +1,6 @@
 """Thresholds moved on purpose, so that what is promised survives prediction, evaluation and reward-model error.
 
-Three reasons to ask the dual for more than is demanded, and one to ask for less:
+Four reasons to ask the dual for more than is demanded, and one to ask for less:
 
 *Reserve.* A number of score units, for what a fine-tuned policy is known to fall short by.
 
@@ -21,6 +21,13 @@ have a root mean square error eps against the truth. Then the true mean improves
 
 (Huang et al., arXiv:2405.19544, theorem 5; the expectation is the mean over prompts of K / ESS). Tightening by that
 loss keeps the true margin. The bound grows with the tilt, so the two are solved together.
+
+*Score noise.* The constraint's score of a response carries noise e of standard deviation sigma that another rating
+would not repeat, independent of everything. The tilt prefers responses whose noise is high, and on the samples its
+mean comes out too high by Cov(e, lam e / beta) = lam sigma^2 / beta, to first order in lam sigma / beta and exactly
+where the noise is normal: beta log E exp(lam e / beta) = lam^2 sigma^2 / (2 beta), whose derivative by lam that is.
+Tightening by as much takes it back. With it the multiplier grows, and the tightening with that: each round solves for
+both to first order, since plain substitution converges at the rate of the noise's share in the variance.
 
 *Response bias.* With finitely many responses a prompt lam* is high and what its policy attains is underestimated
 (:mod:`stage1_dual.dual.response_ladder`). The corrected multipliers are the solution for the means that their policy
@@ -59,6 +66,7 @@ class Demand:
         assurance_m: probability that the evaluation calls the constraint satisfied, in (0, 1); NaN where not asked
             for.
         score_error_m: root mean square error of score differences, score units; 0 where not asked for.
+        score_noise_m: standard deviation of the noise of a score, score units; 0 where not asked for.
         n_evaluation_prompts: prompts of the evaluation.
         n_evaluation_responses: responses per prompt of the evaluation.
         thresholds_are_relative_m: where the threshold is a margin over the reference mean.
@@ -67,6 +75,7 @@ class Demand:
     reserve_m: FloatArray
     assurance_m: FloatArray
     score_error_m: FloatArray
+    score_noise_m: FloatArray
     n_evaluation_prompts: int
     n_evaluation_responses: int
     thresholds_are_relative_m: np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -79,13 +88,15 @@ class Demand:
             raise InputError(f"`reserve` is {self.reserve_m.tolist()}; it must be finite")
         if not bool(np.all(np.isfinite(self.score_error_m) & (self.score_error_m >= 0))):
             raise InputError(f"`score_error` is {self.score_error_m.tolist()}; it must be finite and not negative")
+        if not bool(np.all(np.isfinite(self.score_noise_m) & (self.score_noise_m >= 0))):
+            raise InputError(f"`score_noise` is {self.score_noise_m.tolist()}; it must be finite and not negative")
         if len(asked) and min(self.n_evaluation_prompts, self.n_evaluation_responses) < 1:
             raise InputError("`assurance` needs the size of the evaluation: prompts, and responses to each")
 
     @property
     def moves_with_the_tilt(self) -> bool:
         """Whether the tightening depends on the solution."""
-        return bool(np.any(~np.isnan(self.assurance_m)) or np.any(self.score_error_m > 0))
+        return bool(np.any(~np.isnan(self.assurance_m)) or np.any(self.score_error_m + self.score_noise_m > 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +108,7 @@ class TightenedSolution:
         solution: its solution.
         assurance_m: tightening for assurance, score units, shape (m,).
         score_error_m: tightening for score error, score units, shape (m,).
+        score_noise_m: tightening for score noise, score units, shape (m,).
         response_bias_m: what is asked for less (negative) by :func:`correct_response_bias`, score units, shape (m,).
         price: reward predicted without tightening minus with it, reward units.
     """
@@ -105,6 +117,7 @@ class TightenedSolution:
     solution: DualSolution
     assurance_m: FloatArray
     score_error_m: FloatArray
+    score_noise_m: FloatArray
     response_bias_m: FloatArray
     price: float
 
@@ -115,11 +128,12 @@ def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
     Raises:
         InfeasibleError: the tightened thresholds are out of reach, where the demanded ones may not be.
         NotCertifiedError: float64 does not suffice for this problem.
-        InputError: the tightening grows without end, since each round of it strengthens the tilt.
+        InputError: the tightening grows without end, since each round of it strengthens the tilt; or the noise is all
+            that the score is.
     """
     plain = solve_dual(problem)
     tightened, solution = problem, plain
-    assurance_m = score_error_m = np.zeros(problem.n_constraints)
+    assurance_m = score_error_m = score_noise_m = np.zeros(problem.n_constraints)
     if bool(np.any(demand.reserve_m != 0)):
         tightened = problem.with_thresholds(problem.thresholds_m + demand.reserve_m)
         solution = solve_dual(tightened, initial_multipliers=plain.multipliers)
@@ -128,21 +142,24 @@ def solve_tightened(problem: DualProblem, demand: Demand) -> TightenedSolution:
         if settled:
             break
         assurance_m, score_error_m = _tightening(tightened, solution, demand)
-        thresholds_m = problem.thresholds_m + demand.reserve_m + assurance_m + score_error_m
+        score_noise_m = _noise_tightening(tightened, solution, demand, score_noise_m)
+        thresholds_m = problem.thresholds_m + demand.reserve_m + assurance_m + score_error_m + score_noise_m
         change_m = np.abs(thresholds_m - tightened.thresholds_m)
         settled = bool(np.all(change_m <= _SETTLED * problem.score_scale_m))
         tightened = problem.with_thresholds(thresholds_m)
         solution = solve_dual(tightened, initial_multipliers=solution.multipliers)
     if not settled:
         raise InputError(
-            f"the tightening for `assurance` and `score_error` does not settle: every round strengthens the tilt "
-            f"(now {(assurance_m + score_error_m).tolist()} score units); lower them, or raise beta"
+            f"the tightening for `assurance`, `score_error` and `score_noise` does not settle: every round "
+            f"strengthens the tilt (now {(assurance_m + score_error_m + score_noise_m).tolist()} score units); lower "
+            "them, or raise beta"
         )
     return TightenedSolution(
         problem=tightened,
         solution=solution,
         assurance_m=assurance_m,
         score_error_m=score_error_m,
+        score_noise_m=score_noise_m,
         response_bias_m=np.zeros(problem.n_constraints),
         price=plain.predicted_reward - solution.predicted_reward,
     )
@@ -179,6 +196,36 @@ def correct_response_bias(tightened: TightenedSolution, ladder: ResponseLadder) 
         response_bias_m=thresholds_m - asked_m,
         price=tightened.price + tightened.solution.predicted_reward - solution.predicted_reward,
     )
+
+
+def _noise_tightening(
+    problem: DualProblem, solution: DualSolution, demand: Demand, present_m: FloatArray
+) -> FloatArray:
+    """The tightening t = lam sigma^2 / beta that would hold for the multipliers that it leads to, shape (m,).
+
+    A Newton step from the present one: the multipliers of the constraints that bind move by the inverse of their block
+    of the Hessian, Cov / beta, times the thresholds' move.
+    """
+    per_multiplier_m = demand.score_noise_m**2 / problem.beta
+    wanted_m = solution.multipliers * per_multiplier_m
+    active = np.flatnonzero((solution.multipliers > 0) & (per_multiplier_m > 0))
+    binding = np.flatnonzero(solution.multipliers > 0)
+    if len(active) == 0:
+        return np.asarray(wanted_m)
+    # How multipliers follow thresholds, of binding constraints; the pseudo-inverse moves dependent ones together.
+    response = np.linalg.pinv(solution.hessian[np.ix_(binding, binding)], hermitian=True)
+    rows = np.searchsorted(binding, active)
+    slope = per_multiplier_m[active][:, None] * response[np.ix_(rows, rows)]
+    if float(np.max(np.abs(np.linalg.eigvals(slope)))) >= 1:
+        raise InputError(
+            f"`score_noise` is {demand.score_noise_m.tolist()}, which is as much as the scores vary within prompts "
+            "under the tilt: nothing of them is known but noise. Lower the noise (more draws of a judge), or bound "
+            "another score"
+        )
+    found_m = np.array(wanted_m)
+    step = np.linalg.solve(np.eye(len(active)) - slope, wanted_m[active] - present_m[active])
+    found_m[active] = np.maximum(present_m[active] + step, 0.0)
+    return found_m
 
 
 def _tightening(problem: DualProblem, solution: DualSolution, demand: Demand) -> tuple[FloatArray, FloatArray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class ScoreRequest:
         prompt_token_ids: the prompt as the policy read it, BOS included.
         completion_token_ids: as sampled, with the EOS where one was drawn.
         columns: further columns of the samples table, for a scorer that asks for them.
+        info: of the prompt, the columns of its table that the recipe names in ``prompts.info_columns``.
     """
 
     prompt_id: str
@@ -28,6 +29,7 @@ class ScoreRequest:
     prompt_token_ids: Sequence[int] = ()
     completion_token_ids: Sequence[int] = ()
     columns: Mapping[str, object] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -73,4 +75,12 @@ class Scorer(Protocol):
 
     def close(self) -> None:
         """Free the model; the scorer is of no use afterwards."""
+        ...
+
+
+class RepeatableScorer(Scorer, Protocol):
+    """A scorer whose scores have noise that another call does not repeat."""
+
+    def score_again(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
+        """The scores of another, independent call, as :meth:`score` gives them."""
         ...

@@ -100,9 +100,12 @@ class PythonScorer:
 
 
 def row_sha256(row: ScoreRequest) -> str:
-    """sha256 of prompt and completion: compact JSON of the list of messages and of the completion, UTF-8."""
+    """sha256 of prompt and completion: compact JSON of the list of messages and of the completion, UTF-8; where the
+    scorer reads ``info``, of that as well.
+    """
     messages = [{"role": message["role"], "content": message["content"]} for message in row.messages]
-    text = json.dumps([messages, row.completion], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    whole = [messages, row.completion, *([dict(row.info)] if row.info else [])]
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,7 @@ class ScoreWorker:
         names: the score table of each of the scorer's values.
         messages: the messages of each prompt, by prompt id.
         reads: columns of the samples table that the scorer needs besides key and completion.
+        info: what it reads of each prompt besides its messages, by prompt id.
     """
 
     def __init__(
@@ -80,17 +82,21 @@ class ScoreWorker:
         names: Sequence[str],
         messages: Mapping[str, Messages],
         reads: Sequence[str],
+        info: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self._scorer = scorer_factory()
         self._names = tuple(names)
         self._messages = messages
         self._reads = tuple(reads)
+        self._info = info
 
     def perform(self, payload: ScoreShard) -> ShardResult:
         """Score one shard."""
         started = time.monotonic()
         samples = read_parquet(payload.path, columns=[*_COLUMNS, *self._reads], schema=SAMPLES).take(payload.row_n)
-        rows = [self._row(row) for row in samples.to_pylist()]
+        rows = [
+            request_of(row, messages=self._messages, reads=self._reads, info=self._info) for row in samples.to_pylist()
+        ]
         scores = [_checked(score, len(self._names)) for score in self._score(rows)]
         failures = [
             Failure(row.prompt_id, row.sample_index, score.reason)
@@ -122,17 +128,6 @@ class ScoreWorker:
         """Free the model."""
         self._scorer.close()
 
-    def _row(self, row: Mapping[str, Any]) -> ScoreRequest:
-        return ScoreRequest(
-            prompt_id=row["prompt_id"],
-            sample_index=row["sample_index"],
-            messages=self._messages[row["prompt_id"]],
-            completion=row["completion"],
-            prompt_token_ids=row.get("prompt_token_ids", ()),
-            completion_token_ids=row.get("completion_token_ids", ()),
-            columns={name: row[name] for name in self._reads if name not in TOKEN_IDS},
-        )
-
     def _score(self, rows: Sequence[ScoreRequest]) -> list[Score | RowFailure]:
         """One result a row; where the scorer fails as a whole, by halves down to the rows at fault."""
         if not rows:
@@ -148,6 +143,26 @@ class ScoreWorker:
             return self._score(rows[:middle]) + self._score(rows[middle:])
 
 
+def request_of(
+    row: Mapping[str, Any],
+    *,
+    messages: Mapping[str, Messages],
+    reads: Sequence[str],
+    info: Mapping[str, Mapping[str, Any]],
+) -> ScoreRequest:
+    """A row of the samples table as a scorer takes it; the arguments are those of :class:`ScoreWorker`."""
+    return ScoreRequest(
+        prompt_id=row["prompt_id"],
+        sample_index=row["sample_index"],
+        messages=messages[row["prompt_id"]],
+        completion=row["completion"],
+        prompt_token_ids=row.get("prompt_token_ids", ()),
+        completion_token_ids=row.get("completion_token_ids", ()),
+        columns={name: row[name] for name in reads if name not in TOKEN_IDS},
+        info=info.get(row["prompt_id"], {}),
+    )
+
+
 def score_tables(
     *,
     scorer_factory: Callable[[], Scorer],
@@ -157,6 +172,7 @@ def score_tables(
     tables: Mapping[str, ShardedTable],
     show_progress: bool,
     reads: Sequence[str] = (),
+    info: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     max_failed_share: float = 0.0,
     execution: WorkerPool | None = None,
 ) -> ScoringCounts:
@@ -173,6 +189,7 @@ def score_tables(
         tables: a table of schema ``SCORES`` for each of the scorer's values, in their order.
         show_progress: whether to show a progress bar.
         reads: columns of the samples table that the scorer needs besides key and completion.
+        info: what it reads of each prompt besides its messages, by prompt id.
         max_failed_share: share of the samples that may fail before the call stops.
         execution: where the scorer lives; in this process where None.
 
@@ -186,7 +203,7 @@ def score_tables(
         return ScoringCounts(0, n_rows, 0, (), 0.0, 0.0)
 
     written = write_shards(
-        partial(ScoreWorker, scorer_factory, tuple(tables), messages, tuple(reads)),
+        partial(ScoreWorker, scorer_factory, tuple(tables), messages, tuple(reads), dict(info)),
         tasks,
         tables=tables,
         n_rows=n_rows,

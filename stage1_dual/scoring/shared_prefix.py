@@ -97,6 +97,7 @@ def iterate_forward(
     shared: Sequence[int],
     token_budget: int,
     device: torch.device,
+    announce: Callable[[Sequence[int]], object] = len,
 ) -> Iterator[tuple[list[int], Any, list[int], PaddingCounts]]:
     """Run a decoder over texts in batches.
 
@@ -107,6 +108,7 @@ def iterate_forward(
         shared: for each text, the tokens of its beginning that it shares, as :func:`shared_lengths` gives them.
         token_budget: padded tokens of a batch.
         device: where the model is.
+        announce: told before each call of the model how many tokens of each of its rows are no padding.
 
     Yields:
         Places of a batch's texts; the model's output for what follows their beginnings, padded on the right; the
@@ -116,13 +118,16 @@ def iterate_forward(
     for batch in batches_by_tokens([len(token_ids[place]) for place in whole], token_budget=token_budget):
         places = [whole[k] for k in batch]
         texts = [token_ids[place] for place in places]
+        announce([len(text) for text in texts])
         # No mask: padding comes after all that a decoder looks at.
         output = forward(input_ids=_right_padded(texts, device), use_cache=False)
         needed = sum(len(text) for text in texts)
         counts = PaddingCounts(len(texts) * max(len(text) for text in texts), needed, needed)
         yield places, output, [len(text) for text in texts], counts
     for bundle in _bundles(token_ids, shared, token_budget=token_budget):
-        yield from _forward_bundle(forward, token_ids, bundle, token_budget=token_budget, device=device)
+        yield from _forward_bundle(
+            forward, token_ids, bundle, token_budget=token_budget, device=device, announce=announce
+        )
 
 
 def _common_length(texts: Sequence[Sequence[int]]) -> int:
@@ -156,6 +161,7 @@ def _forward_bundle(
     *,
     token_budget: int,
     device: torch.device,
+    announce: Callable[[Sequence[int]], object],
 ) -> Iterator[tuple[list[int], Any, list[int], PaddingCounts]]:
     """One pass over the beginnings, then what follows them by length; both padded on the right."""
     import torch
@@ -164,6 +170,7 @@ def _forward_bundle(
     beginnings = [beginning for beginning, _ in bundle]
     begun = torch.tensor([len(beginning) for beginning in beginnings])
     width = int(begun.max())
+    announce([len(beginning) for beginning in beginnings])
     past = forward(input_ids=_right_padded(beginnings, device), use_cache=True).past_key_values
     mask = (torch.arange(width) < begun[:, None]).long()  # hides from what follows the padding in between
     counts = PaddingCounts(computed=len(bundle) * width, needed=int(begun.sum()))
@@ -176,6 +183,7 @@ def _forward_bundle(
         chosen = of_row.to(device)
         lengths = [len(tails[k]) for k in batch]
         longest = max(lengths)
+        announce(lengths)
         present = (torch.arange(longest) < torch.tensor(lengths)[:, None]).long()
         output = forward(
             input_ids=_right_padded([tails[k] for k in batch], device),

@@ -113,5 +113,6 @@ def every_kind(models: Mapping[str, str], folder: Path) -> dict[str, dict[str, A
         "ratio": {"kind": "log_ratio", "model": models["tuned"], "scale": 0.1},
         "rule": {"kind": "python", "function": f"{RULES}:words", "settings": {"times": 2}, "folder": str(folder)},
         "mark": {"kind": "column", "column": "mark", "table": str(write_marks(folder))},
+        "judge": {"kind": "judge", "model": models["policy"], "rubric": "{prompt} {completion}", "min_answer_mass": 0},
         "logp": {"kind": "column", "column": "sampler_logp"},
     }

@@ -142,7 +142,7 @@ def test_the_documented_kind_is_the_one_of_this_file() -> None:
 
 def test_a_kind_that_is_not_in_the_table_is_none(score_models: dict[str, str]) -> None:
     (fault,) = settings_faults(score_models, {"kind": "length"})
-    assert fault.startswith("`scorers.x.kind` is 'length'; there is no such kind; known: column, log_ratio, ")
+    assert fault.startswith("`scorers.x.kind` is 'length'; there is no such kind; known: column, judge, log_ratio, ")
 
 
 def test_the_kind_of_a_scorer_that_names_none() -> None:

@@ -24,6 +24,7 @@ def _demand(
     reserve: float = 0.0,
     assurance: float = np.nan,
     score_error: float = 0.0,
+    score_noise: float = 0.0,
     prompts: int = 150,
     responses: int = 40,
 ) -> Demand:
@@ -31,6 +32,7 @@ def _demand(
         reserve_m=np.array([reserve]),
         assurance_m=np.array([assurance]),
         score_error_m=np.array([score_error]),
+        score_noise_m=np.array([score_noise]),
         n_evaluation_prompts=prompts,
         n_evaluation_responses=responses,
         thresholds_are_relative_m=np.array([True]),
@@ -103,6 +105,39 @@ def test_score_error_tightens_by_the_bound() -> None:
     np.testing.assert_allclose(added, found.score_error_m, atol=1e-12)
 
 
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+def test_score_noise_takes_back_what_the_tilt_leans_on_it(noise: float) -> None:
+    """The mean of the true scores under the weights of noisy ones, whose noise nobody sees but this test."""
+    margin, rng = 0.4, np.random.default_rng(2)
+    r_pk, g_pk = GaussianPopulation().draw(rng, n_prompts=600, n_responses=256)
+    noisy_pk = g_pk + rng.normal(scale=noise, size=g_pk.shape)
+    problem = DualProblem.from_arrays(r_pk, noisy_pk, thresholds=noisy_pk.mean() + margin, beta=1.0)
+    plain, found = solve_dual(problem), solve_tightened(problem, _demand(score_noise=noise))
+
+    def gained(solved: DualProblem, lam: np.ndarray) -> tuple[float, float]:
+        w_pk = np.asarray(solved.tilted_weights(lam))
+        gain_p = (w_pk * g_pk).sum(axis=1) - g_pk.mean(axis=1)
+        return float(gain_p.mean()), float(gain_p.std(ddof=1) / np.sqrt(len(gain_p)))
+
+    promised_too_much, error = gained(problem, plain.multipliers)
+    kept, _ = gained(found.problem, found.solution.multipliers)
+    over = plain.multipliers[0] * noise**2
+    assert promised_too_much == pytest.approx(margin - over, abs=4 * error + 0.05 * over)
+    assert kept == pytest.approx(margin, abs=4 * error)
+    assert margin - promised_too_much > 8 * error or noise < 1
+    # The fixed point, to the share of a standard deviation that the rounds settle at.
+    assert found.score_noise_m[0] == pytest.approx(found.solution.multipliers[0] * noise**2, abs=2e-4)
+    np.testing.assert_allclose(found.problem.thresholds_m - problem.thresholds_m, found.score_noise_m, atol=1e-12)
+
+
+def test_a_score_that_is_all_noise_cannot_be_bounded() -> None:
+    rng = np.random.default_rng(4)
+    noise_pk = rng.normal(size=(300, 64))
+    problem = DualProblem.from_arrays(rng.normal(size=(300, 64)), noise_pk, thresholds=noise_pk.mean() + 0.1, beta=1.0)
+    with pytest.raises(InputError, match="nothing of them is known but noise"):
+        solve_tightened(problem, _demand(score_noise=1.05))
+
+
 def test_what_cannot_be_asked() -> None:
     with pytest.raises(InfeasibleError):
         solve_tightened(_problem(), _demand(reserve=100.0))
@@ -110,7 +145,7 @@ def test_what_cannot_be_asked() -> None:
         solve_tightened(_problem(), _demand(score_error=2.0))
     with pytest.raises(InputError, match="size of the evaluation"):
         _demand(assurance=0.9, prompts=0)
-    for wrong in ({"assurance": 1.0}, {"reserve": np.inf}, {"score_error": np.nan}):
+    for wrong in ({"assurance": 1.0}, {"reserve": np.inf}, {"score_error": np.nan}, {"score_noise": -1.0}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             _demand(**wrong)  # type: ignore[arg-type]
 
@@ -148,6 +183,7 @@ def test_a_constraint_that_does_not_bind_keeps_its_threshold() -> None:
         reserve_m=np.zeros(2),
         assurance_m=np.full(2, np.nan),
         score_error_m=np.zeros(2),
+        score_noise_m=np.zeros(2),
         n_evaluation_prompts=100,
         n_evaluation_responses=10,
         thresholds_are_relative_m=np.array([False, False]),

@@ -26,7 +26,7 @@ def _solve(n_responses: int) -> TightenedSolution:
     r_pk, g_pkm = draw_scores(n_prompts=60, n_responses=n_responses, n_constraints=2, seed=3)
     thresholds = np.mean(g_pkm, axis=(0, 1)) + 0.2
     problem = DualProblem.from_arrays(r_pk, g_pkm, thresholds=thresholds, beta=1.0)
-    nothing = Demand(np.zeros(2), np.full(2, np.nan), np.zeros(2), 0, 0, np.array([True, True]))
+    nothing = Demand(np.zeros(2), np.full(2, np.nan), np.zeros(2), np.zeros(2), 0, 0, np.array([True, True]))
     return solve_tightened(problem, nothing)
 
 
