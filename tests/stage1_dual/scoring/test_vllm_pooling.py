@@ -38,6 +38,11 @@ def make_rows(prompts: int, responses: int) -> list[ScoreRequest]:
     return [ScoreRequest(f"p{p}", k, asked[p], text(30)) for p in range(prompts) for k in range(responses)]
 
 
+def settings_of_vllm() -> dict[str, str]:
+    """What vLLM reads from the environment; packages that transformers imports leave settings of their own."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("VLLM", "HF_", "DO_NOT"))}
+
+
 def scored(folder: Path, rows: list[ScoreRequest], **settings: object) -> tuple[torch.Tensor, dict[str, object]]:
     scorer = SequenceClassificationScorer(str(folder), **settings)  # type: ignore[arg-type]
     try:
@@ -57,11 +62,11 @@ def test_the_numbers_are_those_of_transformers(tmp_path: Path, name: str) -> Non
     heads = len(ATTRIBUTES) if name == "attributes" else 1
     outputs = [HeadOutput(head) for head in reversed(range(heads))]
     rows = make_rows(prompts=6, responses=8)
-    environment, random_state = dict(os.environ), torch.get_rng_state()
+    of_vllm, random_state = settings_of_vllm(), torch.get_rng_state()
     # A budget that all texts are far above, and a length that cuts some of them.
     common = {"outputs": outputs, "max_length": 110, "token_budget": 256}
     found, described = scored(folder, rows, engine="vllm", checked_share=0.5, **common)
-    assert dict(os.environ) == environment
+    assert settings_of_vllm() == of_vllm
     assert torch.equal(torch.get_rng_state(), random_state)
     expected, plain = scored(folder, rows, **common)
     assert found.numpy() == pytest.approx(expected.numpy(), abs=1e-4)
@@ -77,7 +82,7 @@ def test_the_numbers_are_those_of_transformers(tmp_path: Path, name: str) -> Non
 
 
 def test_a_run_ends_where_the_engines_differ_and_goes_on_where_they_do_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = str(save_published(tmp_path / "reward", "causal_config"))
     scorers = {"helpful": {"model": model, "template": "{prompt} {completion}", "engine": "vllm"}}
@@ -86,7 +91,7 @@ def test_a_run_ends_where_the_engines_differ_and_goes_on_where_they_do_not(
         assert dualign(command, recipe) == 0
     # What rounding leaves is above such a limit.
     assert dualign("score", recipe, "--scorers.helpful.engine_limit", "1e-12") == 2
-    assert "vLLM gives other scores than transformers: " in capsys.readouterr().err
+    assert "vLLM gives other scores than transformers: " in capfd.readouterr().err
     scores = run_folder(recipe) / "scores" / "helpful"
     assert not list(scores.glob("**/*.parquet"))
 
@@ -134,7 +139,7 @@ def test_what_the_engine_cannot_do_is_one_message(tmp_path: Path) -> None:
     folder = save_published(tmp_path, "causal_config")
     heads = Heads(["LlamaForCausalLM"], "linear", {0: "LABEL_0"})
     start = partial(VllmPooling, str(folder), heads=heads, revision=None, dtype="float32", token_budget=256)
-    environment = dict(os.environ)
+    of_vllm = settings_of_vllm()
     with pytest.raises(InputError, match="vLLM cannot load"):
         start(max_length=129)  # more than the model has positions for
     config = json.loads((folder / "config.json").read_text())
@@ -142,4 +147,4 @@ def test_what_the_engine_cannot_do_is_one_message(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 4, "num_key_value_heads": 2}))
     with pytest.raises(InputError, match=r"vLLM cannot compute .*head_dim=16"):
         start(max_length=128)
-    assert dict(os.environ) == environment
+    assert settings_of_vllm() == of_vllm
