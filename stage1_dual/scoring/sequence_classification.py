@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,15 +21,19 @@ from stage1_dual.checkpoints import (
 )
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions
 from stage1_dual.scoring.batches import batches_by_tokens
+from stage1_dual.scoring.checked_network import CheckedNetwork
 from stage1_dual.scoring.decoder_heads import DecoderHeads
 from stage1_dual.scoring.loading import load_model, resolve_device
 from stage1_dual.scoring.outputs import HeadOutput, describe_outputs
 from stage1_dual.scoring.shared_prefix import PaddingCounts, can_share
 from stage1_dual.scoring.text_scores import Reader, TextNetwork, TextScorer
 from stage1_dual.scoring.texts import OverLength, TextReader, check_max_length
+from stage1_dual.scoring.vllm_pooling import VllmPooling, require_pooled
 
 if TYPE_CHECKING:
     import torch
+
+Engine = Literal["transformers", "vllm"]
 
 _OF_THE_LANGUAGE_MODEL = ("lm_head.weight",)
 """What reward models have left over from the language model they were made from, and read nowhere."""
@@ -52,11 +56,16 @@ class SequenceClassificationScorer(TextScorer):
         token_budget: padded tokens of a batch (speed only).
         share_prefixes: whether the responses to a prompt share its computation, where the model is a decoder with
             full attention and it pays (speed only).
+        engine: what computes the scores. With ``vllm`` transformers still computes those that are checked, so that the
+            weights are held twice.
+        checked_share: share of the texts that ``vllm`` is checked on.
+        engine_limit: as :class:`~stage1_dual.scoring.checked_network.CheckedNetwork` takes it.
         device: torch device; ``auto`` for the accelerator that the process sees, or else its CPU.
 
     Raises:
-        MissingExtraError: torch or transformers is not installed.
-        InputError: the checkpoint does not fit, or a weight is missing, unexpected or of another shape.
+        MissingExtraError: torch, transformers or the engine is not installed.
+        InputError: the checkpoint does not fit or is none that the engine reads, or a weight is missing, unexpected or
+            of another shape.
     """
 
     def __init__(
@@ -71,23 +80,24 @@ class SequenceClassificationScorer(TextScorer):
         over_length: OverLength = "flag",
         token_budget: int = 4096,
         share_prefixes: bool = True,
+        engine: Engine = "transformers",
+        checked_share: float = 0.02,
+        engine_limit: float = 1e-4,
         device: str = "auto",
     ) -> None:
         for output in outputs:
             check_scorer_checkpoint(checkpoint, head=output.head, template=template, revision=revision)
         found = _read_heads(checkpoint, revision=revision)
         heads = [resolve_head(output.head, found.labels, checkpoint=checkpoint) for output in outputs]
+        if engine == "vllm":
+            require_pooled(found, checkpoint=checkpoint)
         model = _load_classifier(checkpoint, found, revision=revision, dtype=dtype).to(resolve_device(device))
         if any(output.output == "probability" for output in outputs):
             _require_probabilities(found, model.config.problem_type, checkpoint=checkpoint)
         tokenizer = load_tokenizer(checkpoint, revision=revision)
         positions = _usable_positions(model, read_max_positions(checkpoint, revision=revision))
-        texts = TextReader(
-            tokenizer,
-            template,
-            max_length=check_max_length(max_length, positions=positions, checkpoint=checkpoint),
-            over_length=over_length,
-        )
+        longest = check_max_length(max_length, positions=positions, checkpoint=checkpoint)
+        texts = TextReader(tokenizer, template, max_length=longest, over_length=over_length)
         reader: Reader = texts
         network: TextNetwork
         if found.layout == "gated":
@@ -100,6 +110,21 @@ class SequenceClassificationScorer(TextScorer):
             network = DecoderNetwork(model, token_budget=token_budget, share_prefixes=share_prefixes)
         else:
             network = _network(model, token_budget=token_budget, share_prefixes=share_prefixes)
+        self._pooling: VllmPooling | None = None
+        self._checked: CheckedNetwork | None = None
+        self._check = {"share": checked_share, "limit": engine_limit}
+        if engine == "vllm":
+            self._pooling = VllmPooling(
+                checkpoint, heads=found, revision=revision, dtype=dtype, max_length=longest, token_budget=token_budget
+            )
+            network = self._checked = CheckedNetwork(
+                self._pooling,
+                network,
+                share=checked_share,
+                limit=engine_limit,
+                cut=partial(up_to_pooled, pad=model.config.get_text_config().pad_token_id),
+                names=("vLLM", "transformers", "engine_limit"),
+            )
         super().__init__(
             network,
             reader=reader,
@@ -118,6 +143,20 @@ class SequenceClassificationScorer(TextScorer):
                 ],
             },
         )
+
+    def describe(self) -> Mapping[str, object]:
+        """The resolved settings of the scorer, and by vLLM what the check has found so far, JSON-serialisable."""
+        if self._checked is None:
+            return super().describe()
+        found = {"texts": self._checked.checked, "largest_difference": self._checked.largest}
+        return {**super().describe(), "engine": "vllm", "engine_check": {**self._check, **found}}
+
+    def close(self) -> None:
+        """Free the models."""
+        super().close()
+        self._checked = None
+        if self._pooling is not None:
+            self._pooling.close()
 
 
 class DecoderNetwork:
@@ -140,13 +179,15 @@ class DecoderNetwork:
 
     def logits(self, token_ids: Sequence[Sequence[int]], groups: Sequence[Hashable]) -> np.ndarray:
         """Raw outputs of all heads for each text, float64, shape (n, heads)."""
-        return self._heads.logits([self._up_to_pooled(ids) for ids in token_ids], groups)
+        return self._heads.logits([up_to_pooled(ids, pad=self._pad) for ids in token_ids], groups)
 
-    def _up_to_pooled(self, token_ids: Sequence[int]) -> Sequence[int]:
-        end = len(token_ids)
-        while end > 1 and token_ids[end - 1] == self._pad:
-            end -= 1
-        return token_ids[:end]
+
+def up_to_pooled(token_ids: Sequence[int], *, pad: int | None) -> Sequence[int]:
+    """The tokens up to the last that is not padding, which is the one that a decoder's head reads; at least one."""
+    end = len(token_ids)
+    while end > 1 and token_ids[end - 1] == pad:
+        end -= 1
+    return token_ids[:end]
 
 
 class WholeNetwork:

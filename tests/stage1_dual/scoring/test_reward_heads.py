@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.reward_models import (
     ATTRIBUTES,
+    CLASSIFIERS,
     LLAMA_3,
     OBJECTIVES,
     PUBLISHED,
@@ -57,7 +58,7 @@ def scores_of(scorer: SequenceClassificationScorer, rows: Sequence[ScoreRequest]
     return [score.values for score in found if isinstance(score, Score)]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_every_head_of_a_published_layout(tmp_path: Path, name: str) -> None:
     folder = save_published(tmp_path, name)
     heads = check_scorer_checkpoint(str(folder), head=0, template=None)
