@@ -77,7 +77,7 @@ class VllmPooling:
         # vLLM's class of these reward models has an output for every token, and transformers' a head for the last.
         self._is_tokenwise = heads.layout == "two_layers"
         self.counts = PaddingCounts()
-        self._process: Any = _borrowed_process(offline=is_local(checkpoint), threads=None, compiles=False)
+        self._process: Any = _borrowed_process(offline=is_local(checkpoint), threads=None, compile_cache=None)
         self._process.__enter__()
         try:
             self._engine = _start_engine(
