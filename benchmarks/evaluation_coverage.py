@@ -25,8 +25,8 @@ from scipy import stats
 from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.statistics import Statistic
 from pipeline.evaluation.intervals import mean_interval, share_interval, statistic_interval
-from pipeline.scoring.estimates import Estimate, estimate
 from pipeline.scoring.joined import JoinedScores
+from pipeline.scoring.statistic_estimates import Estimate, estimate
 
 SIZES = ((24, 16), (90, 64), (400, 16))
 LEVEL = 0.05

@@ -18,6 +18,10 @@ COVERED_ELSEWHERE = {
     "pipeline/dual/table_shards.py": "tests/pipeline/dual/test_from_table.py",
     # The record of a verdict, and who finds it.
     "pipeline/contracts/training_verdict.py": "tests/stage2_policy/test_verdict.py",
+    # What is estimated is what is judged, and shown by category.
+    "pipeline/scoring/statistic_estimates.py": "tests/pipeline/evaluation/test_judging.py",
+    # Its policies are trained with those of the other experiments.
+    "pipeline/baselines/constraint_kinds.py": "tests/pipeline/baselines/test_experiments.py",
     # The parts of a world are compared on one built world.
     "pipeline/microworld/policy.py": "tests/pipeline/microworld/test_world.py",
     "pipeline/microworld/scorers.py": "tests/pipeline/microworld/test_world.py",
@@ -73,6 +77,10 @@ SAME_NAME = {
     "loading.py": ("pipeline/config", "stage1_dual/scoring"),
     # The pictures of the report and of the experiments.
     "figures.py": ("pipeline/baselines", "pipeline/report"),
+    # The experiment on whether demands are met, and the demands of a run.
+    "demands.py": ("pipeline/baselines", "pipeline/scoring"),
+    # Pairs that are handed on, and pairs of a data set.
+    "pairs.py": ("pipeline/formats", "pipeline/sources"),
     # Those an experiment trains, and those a run samples from.
     "policies.py": ("pipeline/baselines", "pipeline/sampling"),
 }

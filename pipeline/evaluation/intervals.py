@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.errors import InputError
-from pipeline.scoring.estimates import Estimate
+from pipeline.scoring.statistic_estimates import Estimate
 
 _LEVEL = 0.975
 """Quantile at the upper end of a 95% interval."""

@@ -11,8 +11,8 @@ from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint
 from pipeline.run.run import Run
-from pipeline.scoring.estimates import estimate
 from pipeline.scoring.joined import JoinedScores
+from pipeline.scoring.statistic_estimates import estimate
 
 
 def prompt_categories(run: Run) -> dict[str, str]:

@@ -21,7 +21,7 @@ from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint, Direction
 from pipeline.evaluation.intervals import margin_interval, mean_interval, statistic_interval
-from pipeline.scoring.estimates import Estimate, column_values, estimate
+from pipeline.scoring.statistic_estimates import Estimate, column_values, estimate
 
 if TYPE_CHECKING:  # they are handed in, and bring Arrow along
     from pipeline.contracts.solution import Solution
