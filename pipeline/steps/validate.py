@@ -470,8 +470,15 @@ def _check_evaluation(run: Path, manifest: Manifest) -> Iterator[str]:
                 f"{bound.direction} {bound.threshold:g} gives {slack:g}"
             )
         ends = [end for end in bound.ci95 if end is not None]
-        if len(ends) == 2 and judge(ends, bound.threshold, bound.direction) != bound.status:
+        if len(ends) == 2 and bound.status != judge(
+            ends, bound.threshold, bound.direction, tolerance=bound.tolerance or 0.0
+        ):
             yield f"{path}: {bound.name} is called {bound.status}, which its interval and threshold are not"
+    kl = found.kl
+    if kl.budget is not None and kl.realised_ci95 is not None:
+        ends = [end for end in kl.realised_ci95 if end is not None]
+        if len(ends) == 2 and judge(ends, kl.budget, "<=") != kl.status:
+            yield f"{path}: the KL is called {kl.status}, which its interval and budget are not"
 
 
 def _check_tilted(run: Path, responses: ResponseSet, manifest: Manifest) -> Iterator[str]:
