@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.formats.export_format import MESSAGE, MESSAGES, ExportFormat, ExportSettings, Part, Row
-from pipeline.formats.pairs import DPO_OPTIMUM, LABEL_FIELDS, check_label, label_pairs
+from pipeline.formats.labelled_pairs import DPO_OPTIMUM, LABEL_FIELDS, check_label, label_pairs
 from pipeline.formats.prompt_rows import PromptRows
 from pipeline.formats.resampling import RESAMPLED_OPTIMUM, resample
 from pipeline.formats.row_checks import check_answer, check_prompt, each_row

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.contracts.artifacts import read_json_object
 from pipeline.contracts.solution import Solution
 from pipeline.formats.export_format import MESSAGE, MESSAGES, ExportFormat, ExportSettings, HandOff, Part, Row
-from pipeline.formats.pairs import DPO_OPTIMUM, LABEL_FIELDS, check_label, label_pairs
+from pipeline.formats.labelled_pairs import DPO_OPTIMUM, LABEL_FIELDS, check_label, label_pairs
 from pipeline.formats.prompt_rows import Message, PromptRows
 from pipeline.formats.resampling import RESAMPLED_OPTIMUM, resample
 from pipeline.formats.row_checks import check_answer, check_prompt, each_row

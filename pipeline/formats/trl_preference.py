@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.formats.export_format import MESSAGES, ExportFormat, ExportSettings, Part, Row
-from pipeline.formats.pairs import DPO_OPTIMUM, LABEL_FIELDS, check_label, label_pairs
+from pipeline.formats.labelled_pairs import DPO_OPTIMUM, LABEL_FIELDS, check_label, label_pairs
 from pipeline.formats.prompt_rows import PromptRows
 from pipeline.formats.row_checks import check_answer, check_prompt, each_row
 
@@ -18,7 +18,7 @@ SCHEMA = pa.schema(
 
 
 def build_preferences(rows: PromptRows, settings: ExportSettings, rng: np.random.Generator) -> Iterator[Row]:
-    """Pairs of :func:`~pipeline.formats.pairs.label_pairs`, prompt and answers as messages."""
+    """Pairs of :func:`~pipeline.formats.labelled_pairs.label_pairs`, prompt and answers as messages."""
     for pair in label_pairs(rows, settings, rng):
         yield {
             "prompt": rows.prompt,

@@ -29,6 +29,7 @@ from pipeline.contracts.artifacts import (
     is_complete,
     read_manifest,
     run_lock,
+    shown,
     write_json,
 )
 from pipeline.contracts.errors import InputError
@@ -56,6 +57,7 @@ from stage1_dual.sampling.whole_turns import WholeTurns, fit_turns
 
 _CARD_TEMPLATE = Path(__file__).parent / "card.md.jinja"
 _ROWS_PER_FILE = 200_000
+_EXAMPLE_CHARACTERS = 2000
 
 
 def write_exports(run: Run, formats: Sequence[str], settings: ExportSettings, *, command: Sequence[str] = ()) -> None:
@@ -78,8 +80,7 @@ def write_exports(run: Run, formats: Sequence[str], settings: ExportSettings, *,
             raise InputError(f"`{name}` is {getattr(settings, name)}; it must be at least 1")
     with run_lock(run.folder):
         solution = read_solution(run.dual / SOLUTION)
-        for name in dict.fromkeys(formats):
-            _require_prompts_that_it_reads(run, FORMATS[name], solution)
+        _require_prompts_that_are_read(run, [FORMATS[name] for name in dict.fromkeys(formats)], solution)
         tokenizer = load_tokenizer(run.model(run.config.reference, "reference"))
         turns = _fit_turns(run, tokenizer, solution)
         for name in dict.fromkeys(formats):
@@ -87,14 +88,15 @@ def write_exports(run: Run, formats: Sequence[str], settings: ExportSettings, *,
             writer.write(command)
 
 
-def _require_prompts_that_it_reads(run: Run, kind: ExportFormat, solution: Solution) -> None:
+def _require_prompts_that_are_read(run: Run, kinds: Sequence[ExportFormat], solution: Solution) -> None:
     for split in SPLITS:
         for rows in read_prompt_rows(run.tilted, solution, split=split):
-            reason = kind.refuses(rows.prompt)
-            if reason is not None:
-                raise InputError(
-                    f"`{kind.name}` cannot be written: prompt {rows.prompt_id} is not read there, {reason}"
-                )
+            for kind in kinds:
+                reason = kind.refuses(rows.prompt)
+                if reason is not None:
+                    raise InputError(
+                        f"`{kind.name}` cannot be written: prompt {rows.prompt_id} is not read there, {reason}"
+                    )
 
 
 def _fit_turns(run: Run, tokenizer: Any, solution: Solution) -> WholeTurns:
@@ -278,7 +280,8 @@ class _Writer:
     def _example(self) -> dict[str, str] | None:
         for split in SPLITS:
             for rows in read_prompt_rows(self._run.tilted, self._solution, split=split):
-                return {"prompt": self._turns.first_rendering, "response": rows.completion[0]}
+                texts = {"prompt": self._turns.first_rendering, "response": rows.completion[0]}
+                return {name: shown(text, limit=_EXAMPLE_CHARACTERS) for name, text in texts.items()}
         return None
 
 

@@ -40,6 +40,7 @@ from pipeline.contracts.tables import (
     prompt_id,
 )
 from pipeline.evaluation import judge
+from pipeline.formats.export_format import SOLUTION
 from pipeline.progress import progress_bar
 from pipeline.report.evaluated import read_evaluation
 from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution
@@ -112,6 +113,12 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
             checks.append((name, _bound(check, folder, complete[name])))
     for responses in known_response_sets(folder):
         checks += _checks_of_set(folder, responses, complete)
+    for hand_off in sorted(folder.glob("exports/*/")):
+        manifest = _read(hand_off, found)
+        if manifest is not None:
+            name = str(hand_off.relative_to(folder))
+            found.chain.append(Link(name, manifest.identity, manifest.run, manifest.counts, tuple(manifest.inputs)))
+            checks.append((name, _bound(_check_export, hand_off, manifest, complete)))
     with progress_bar(total=len(checks), doing="validating", unit="checks", shown=show_progress) as bar:
         for description, find_faults in checks:
             try:
@@ -214,6 +221,15 @@ def _check_files(folder: Path, manifest: Manifest) -> Iterator[str]:
     leftover = sorted(folder.glob("parts/*.parquet"))
     if leftover:
         yield f"{leftover[0]}: an unfinished shard in a finished step"
+
+
+def _check_export(folder: Path, manifest: Manifest, complete: Mapping[str, Manifest]) -> Iterator[str]:
+    """A hand-off within its run, made of the tilted table that is there; of an earlier release, its files alone."""
+    yield from validate_hand_off(folder).faults if SOLUTION in manifest.files else artifact_faults(folder, manifest)
+    recorded = manifest.inputs.get("tilted")
+    if "tilted" in complete and recorded != complete["tilted"].identity:
+        remedy = f"`dualign export --format {folder.name}` makes it anew"
+        yield f"{folder}: was made from another `tilted` than the one in the run; {remedy}"
 
 
 def _read_prompts(folder: Path) -> pa.Table:

@@ -22,5 +22,5 @@ def run(tmp_path: Path) -> Run:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
     run = make_run(tmp_path_factory.mktemp("data"))
     table = write_tilted(run)
-    write_exports(run, list(FORMATS), SETTINGS)
+    write_exports(run, list(FORMATS), SETTINGS, command=["dualign export", "--config mine.yaml"])
     return run.folder / "exports", table

@@ -9,9 +9,12 @@ import pyarrow as pa
 import pytest
 import torch
 from datasets import load_dataset
-from helpers.hand_offs import N_TRAIN, SETTINGS, read_rows
+from helpers.hand_offs import N_TRAIN, SETTINGS, read_rows, write_tilted
 from helpers.tiny_models import save_tiny_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipeline.formats.writing import write_exports
+from pipeline.run.run import Run
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +35,39 @@ def test_labels_follow_bradley_terry_in_nats(exported: tuple[Path, pa.Table]) ->
     assert len(rows) == N_TRAIN * SETTINGS.pairs_per_prompt
     assert abs(won.sum() - better.sum()) < 4 * np.sqrt(np.sum(better * (1 - better)))
     assert 0 < won.sum() < len(won)
+
+
+PREFILLING = (
+    "<bos>{% for message in messages %}{% if message.role == 'assistant' %}<assistant>{{ message.content }}<eos>"
+    "{% else %}<user>{{ message.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>[think]\n{% endif %}\n"
+)
+
+
+def test_dpo_trainer_of_trl_keeps_a_prefilled_text_in_the_prompt(run: Run, tmp_path: Path) -> None:
+    from trl import DPOConfig, DPOTrainer
+
+    reference = run.data_dir / "policy"
+    tokenizer = AutoTokenizer.from_pretrained(reference)
+    tokenizer.chat_template = PREFILLING
+    tokenizer.save_pretrained(reference)
+    completions = ["so so[/think] call a friend", "walk", "rest"]
+    write_tilted(run, completions=completions)
+    write_exports(run, ["trl-preference"], SETTINGS)
+    trainer = DPOTrainer(
+        AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
+        args=DPOConfig(output_dir=str(tmp_path / "out"), beta=1.0, bf16=False, report_to="none", use_cpu=True),
+        train_dataset=load_dataset(
+            str(run.folder / "exports" / "trl-preference"), split="train", cache_dir=str(tmp_path / "cache")
+        ),
+        processing_class=AutoTokenizer.from_pretrained(reference),
+    )
+    rows = trainer.train_dataset
+    assert len(rows) > 0
+    for row in rows:
+        assert tokenizer.decode(row["prompt_ids"]).endswith("<assistant>[think]\n")
+        for answer in (row["chosen_ids"], row["rejected_ids"]):
+            assert tokenizer.decode(answer) in {f"{text}<eos>" for text in completions}
 
 
 def test_dpo_trainer_of_trl_learns_from_the_preferences(exported: tuple[Path, pa.Table], tmp_path: Path) -> None:

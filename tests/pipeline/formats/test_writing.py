@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from datasets import load_dataset
-from helpers.hand_offs import SETTINGS, make_run, read_rows, write_tilted
+from helpers.hand_offs import BETA, MULTIPLIER, SETTINGS, make_run, read_rows, write_tilted
 from transformers import AutoTokenizer
 from trl import apply_chat_template
 
@@ -55,6 +55,33 @@ def test_what_stands_is_kept_and_what_differs_is_not_mixed(run: Run) -> None:
     write_tilted(run)
     write_exports(run, ["trl-preference"], SETTINGS)
     assert file_sha256(path) == first
+
+
+def test_the_documentation_says_what_the_cards_say(exported: tuple[Path, pa.Table]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "handoff.md").read_text()
+    for name, kind in FORMATS.items():
+        assert f"### {name}\n\n{kind.usage}" in page
+        assert kind.usage in (exported[0] / name / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_folder_is_complete_by_itself(name: str, exported: tuple[Path, pa.Table]) -> None:
+    folder = exported[0] / name
+    manifest = json.loads((folder / "manifest.json").read_text())
+    dual = exported[0].parent / "dual" / "dual.json"
+    assert (folder / "dual.json").read_bytes() == dual.read_bytes()
+    card = (folder / "README.md").read_text()
+    for told in (
+        f"| β | {BETA} reward per nat |",
+        f"{MULTIPLIER} reward per score unit",
+        manifest["details"]["command"],
+    ):
+        assert told in card
+    assert manifest["details"]["command"].startswith(f"dualign export --config mine.yaml --format {name}")
+    assert manifest["details"]["reference"] == "0" * 64
+    assert manifest["inputs"]["tilted"] in card
+    assert "As the reference read the first prompt" in card
+    assert r"\u003cbos\u003e\u003cuser\u003ewalk" in card
 
 
 THINKING = (

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,6 +12,7 @@ import pytest
 from helpers.tiny_runs import dualign, replace_file, run_folder, write_recipe
 
 from pipeline.cli import main
+from pipeline.contracts.artifacts import read_manifest, write_manifest
 from pipeline.contracts.errors import InputError
 from pipeline.steps.validate import validate_run
 
@@ -226,3 +228,24 @@ def test_each_kind_of_damage_is_named(run, damage, message, capsys):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="is not a run"):
         validate_run(tmp_path)
+
+
+def test_hand_offs_within_a_run_are_checked_with_it(good):
+    recipe, run = good.parents[2] / "recipe.yaml", good.parent / "exported"
+    shutil.copytree(good, run)
+    asked = ("--format", "openai-jsonl", "--format", "rl-reward", "--lines-per-prompt", "8")
+    assert dualign("export", recipe, *asked, run="exported") == 0
+    found = validate_run(run)
+    assert found.faults == []
+    assert [link.name for link in found.chain][-2:] == ["exports/openai-jsonl", "exports/rl-reward"]
+    manifest = read_manifest(run / "exports" / "openai-jsonl")
+    assert manifest.details["command"] == (
+        f"dualign export --config {recipe} --run exported --format openai-jsonl --lines-per-prompt 8"
+    )
+    assert manifest.details["reference"] == read_manifest(run / "samples").inputs["reference"]
+
+    write_manifest(run / "exports" / "openai-jsonl", replace(manifest, inputs={**manifest.inputs, "tilted": "0" * 64}))
+    (run / "exports" / "rl-reward" / "reward.json").write_text("{}")
+    faults = " ".join(validate_run(run).faults)
+    assert "exports/openai-jsonl: was made from another `tilted` than the one in the run" in faults
+    assert "reward.json is not the file that" in faults

@@ -10,7 +10,7 @@ from helpers.tabular_policies import build_tabular_world, minimise, total_variat
 from torch.nn import functional
 
 from pipeline.formats.export_format import ExportSettings
-from pipeline.formats.pairs import draw_pairs
+from pipeline.formats.labelled_pairs import draw_pairs
 from pipeline.formats.trl_preference import build_preferences
 
 pytestmark = pytest.mark.slow
