@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -156,7 +157,7 @@ def sequence_logp(model: torch.nn.Module, batch: SequenceBatch) -> torch.Tensor:
 
     Each prompt goes through the model once, and its keys and values serve all its completions. The head is applied to
     the positions that predict a completion token only, a few at a time: no more than :data:`LOGITS_AT_ONCE` logits
-    exist at any moment, in the backward pass neither.
+    exist at any moment, in the backward pass neither. They are computed again in that pass where the head is trained.
 
     Args:
         model: a causal language model, wrapped for training on several processes or not.
@@ -229,7 +230,9 @@ class _TargetHead:
         present = self._targets != IGNORED
         size = max(1, LOGITS_AT_ONCE // self._vocabulary)
         parts = list(zip(torch.split(hidden[present], size), torch.split(self._targets[present], size), strict=True))
-        if len(parts) > 1 and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and _is_fixed_linear(self._head):
+            logp = [_FixedHead.apply(*part, self._logits_of, self._head.weight) for part in parts]  # type: ignore[no-untyped-call]
+        elif len(parts) > 1 and torch.is_grad_enabled():
             logp = [checkpoint(self._part, *part, use_reentrant=False) for part in parts]
         else:
             logp = [self._part(*part) for part in parts]
@@ -238,6 +241,43 @@ class _TargetHead:
 
     def _part(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return _token_logp(self._logits_of(hidden), targets)
+
+
+def _is_fixed_linear(head: torch.nn.Module) -> bool:
+    """Whether a head is a plain matrix that is not trained, as beside an adapter."""
+    return type(head) is torch.nn.Linear and not any(weight.requires_grad for weight in head.parameters())
+
+
+class _FixedHead(torch.autograd.Function):
+    """Log-probabilities of targets under a head that is not trained, whose gradient is computed with them.
+
+    The derivative of log p(target) in the hidden state is W[target] - sum_v p(v) W[v]: a vector for each target, kept
+    for the backward pass in place of the logits, which are then not computed a second time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        logits_of: Callable[[torch.Tensor], torch.Tensor],
+        weight: torch.Tensor,
+    ) -> torch.Tensor:
+        """Log-probability of each target, float32, shape (n,); ``hidden`` has shape (n, width)."""
+        logits = logits_of(hidden)
+        dtype = logits.dtype
+        every_logp = torch.log_softmax(logits.float(), dim=-1)
+        logp = every_logp.gather(1, targets[:, None])
+        less_target = every_logp.exp_()
+        less_target.scatter_add_(1, targets[:, None], torch.full_like(logp, -1.0))
+        ctx.save_for_backward(-(less_target.to(dtype) @ weight.to(dtype)).to(hidden.dtype))
+        return logp[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """Gradient in the hidden states."""
+        (by_hidden,) = ctx.saved_tensors
+        return (gradient[:, None] * by_hidden).to(by_hidden.dtype), None, None, None
 
 
 def _token_logp(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

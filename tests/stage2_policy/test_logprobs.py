@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import linear
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -155,6 +156,50 @@ def test_chunked_head_has_values_and_gradients_of_the_full_one_within_its_memory
     # Nothing of the vocabulary's width is kept between forward and backward but the head's own weight.
     wide = [shape for shape in saved if vocabulary in shape]
     assert all(shape.numel() <= max(23 * vocabulary, head.weight.numel()) for shape in wide)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_fixed_head_has_the_gradient_of_a_trained_one_and_computes_its_logits_once(
+    dtype: torch.dtype,
+    reference_model: PreTrainedModel,
+    sequences: list[tuple[list[int], list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batch = build_batch(sequences)
+    head = reference_model.get_output_embeddings()
+    n_targets = int((batch.targets != IGNORED).sum())
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 23 * reference_model.config.vocab_size)
+    others = [weight for weight in reference_model.parameters() if weight is not head.weight]
+
+    def gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        reference_model.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            logp = sequence_logp(reference_model, batch)
+        (logp * torch.linspace(-1, 2, len(logp))).sum().backward()
+        return torch.cat([weight.grad.flatten() for weight in others]), logp.detach()
+
+    trained, sizes = gradient(), []
+
+    def record(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if weight is head.weight:
+            sizes.append(hidden.shape[:-1].numel())
+        return linear(hidden, weight, bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", record)
+    try:
+        head.weight.requires_grad_(False)
+        fixed = gradient()
+        assert head.weight.grad is None
+    finally:
+        head.weight.requires_grad_(True)
+        reference_model.zero_grad(set_to_none=True)
+
+    torch.testing.assert_close(fixed[1], trained[1], rtol=0, atol=0)
+    if dtype == torch.float32:
+        torch.testing.assert_close(fixed[0], trained[0], rtol=1e-4, atol=1e-5)
+    else:  # 8 bits of mantissa in every product: both are as far from the gradient in float32 as from each other
+        assert (fixed[0] - trained[0]).norm() < 0.02 * trained[0].norm()
+    assert sum(sizes) == n_targets + len(batch.prefix_ids)  # of the prompts one position each, which nobody reads
 
 
 def test_rows_fed_whole_have_the_gradient_of_shared_prompts(
