@@ -95,7 +95,7 @@ class SamplingSettings(Section):
     shard_rows: Positive = 4096
     """Responses a shard; what a killed run loses at most."""
     max_num_seqs: Positive | None = None
-    """Responses decoded at the same time; throughput only. Without it 256 on a CPU and vLLM's own number on a GPU (1,024
+    """Responses decoded at the same time; throughput only. Without it 256 on a CPU, vLLM's own number on a GPU (1,024
     on one of 80 GB, but for the A100; otherwise 256)."""
     tensor_parallel_size: Positive = 1
     """Accelerators that share the model."""
