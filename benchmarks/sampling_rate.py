@@ -339,6 +339,7 @@ def compare(job: Job, contenders: Mapping[str, Callable[[Job], Run]]) -> None:
         links[name], theirs = context.Pipe()
         processes.append(context.Process(target=_serve, args=(theirs, start, job)))
         processes[-1].start()
+        theirs.close()  # so that a contender that dies ends the wait for it
         starts[name] = links[name].recv()
     for number in range(job.args.rounds + 1):
         for name, link in links.items():

@@ -120,8 +120,9 @@ class SamplingSettings(Section):
     """Mean absolute difference to the sampler's log-probability above which the step fails, nats a token."""
     shard_rows: Positive = 4096
     """Responses a shard; what a killed run loses at most."""
-    max_num_seqs: Positive = 256
-    """Responses decoded at the same time; throughput only."""
+    max_num_seqs: Positive | None = None
+    """Responses decoded at the same time; throughput only. Without it 256 on a CPU, vLLM's own number on a GPU (1,024
+    on one of 80 GB, but for the A100; otherwise 256)."""
     tensor_parallel_size: Positive = 1
     """Accelerators that share the model."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9

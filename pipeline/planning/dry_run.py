@@ -58,6 +58,9 @@ from pipeline.steps.prepare import prompts_are_prepared
 from pipeline.steps.runner import STEPS
 from stage2_policy.data import count_held_out
 
+_AT_ONCE = 256
+"""Completions that vLLM decodes at the same time on most GPUs, where the recipe does not say."""
+
 
 @dataclass(frozen=True)
 class PlannedPrompts:
@@ -547,7 +550,7 @@ def _at_once(config: RunConfig, lengths: PlannedLengths, reference: Size | None)
             device=device,
             share=config.sampling.gpu_memory_utilization,
             tokens=lengths.prompt + config.sampling.max_new_tokens,
-            at_most=config.sampling.max_num_seqs,
+            at_most=config.sampling.max_num_seqs or _AT_ONCE,
         )
         for device in DEVICES
     }

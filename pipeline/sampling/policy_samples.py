@@ -29,6 +29,9 @@ from stage1_dual.sampling.rendering import RenderedPrompt, UnusablePrompt, load_
 if TYPE_CHECKING:
     from stage1_dual.sampling.protocol import Sampler
 
+_AT_ONCE = 256
+"""Responses decoded at the same time, where neither the recipe nor vLLM says."""
+
 _WORK_WORTH_COMPILING = 3e13
 """Weights times tokens at most from which a CPU compiles the model first (docs/decisions.md has the measurement)."""
 
@@ -161,7 +164,7 @@ def _sampler_factory(
             max_new_tokens=settings.max_new_tokens,
             dtype=run.config.reference.dtype,
             distribution=settings.distribution,
-            batch_rows=settings.max_num_seqs,
+            batch_rows=settings.max_num_seqs or _AT_ONCE,
             device=device,
         )
     return partial(

@@ -52,6 +52,10 @@ _UNCHANGED_LOGITS = {
 _TOKENS_WORTH_WAITING_FOR = 128
 """Token limit up to which a CPU draws shard by shard, so that a run that was killed continues to the same bits."""
 
+_CPU_SEQS = 256
+_CPU_TOKENS_AT_ONCE = 8192
+"""Of prompts and completions, in one step."""
+
 _CACHE_BLOCK = 128
 """Tokens whose keys and values vLLM keeps together on a CPU."""
 
@@ -76,8 +80,7 @@ class VllmSampler:
             quantised says so itself.
         tensor_parallel_size: accelerators that share the model.
         distribution: what to draw from.
-        max_num_seqs: completions computed at once (speed only).
-        max_num_batched_tokens: tokens computed at once (speed only).
+        max_num_seqs: completions computed at once (speed only); without it 256 on a CPU, otherwise vLLM's own number.
         gpu_memory_utilization: share of an accelerator's memory to use; on a CPU the cache of keys and values has room
             for ``max_num_seqs`` completions of full length, or is half of what memory is free.
         device: ``cpu``, or an accelerator.
@@ -101,8 +104,7 @@ class VllmSampler:
         quantization: str | None = None,
         tensor_parallel_size: int = 1,
         distribution: Distribution = THE_POLICY,
-        max_num_seqs: int = 256,
-        max_num_batched_tokens: int = 8192,
+        max_num_seqs: int | None = None,
         gpu_memory_utilization: float = 0.9,
         device: str = "cpu",
         threads: int | None = None,
@@ -111,7 +113,6 @@ class VllmSampler:
         self._checkpoint = checkpoint
         self._revision = revision
         self._max_new_tokens = max_new_tokens
-        self._max_num_seqs = max_num_seqs
         cache = _compile_cache() if compiles else None
         self._compiles = cache is not None and (device != "cpu" or _has_compiler())
         self._feeds_on = device != "cpu" or max_new_tokens > _TOKENS_WORTH_WAITING_FOR
@@ -128,8 +129,10 @@ class VllmSampler:
         )
         self._process.__enter__()
         try:
-            cache_bytes = None
+            cache_bytes = at_once = None
             if device == "cpu":
+                max_num_seqs = max_num_seqs or _CPU_SEQS
+                at_once = max(_CPU_TOKENS_AT_ONCE, max_positions)
                 cache_bytes = cpu_cache_bytes(checkpoint, revision, dtype, max_positions, max_num_seqs)
             self._engine: Any = _start_engine(
                 checkpoint,
@@ -140,11 +143,12 @@ class VllmSampler:
                 quantization=quantization,
                 tensor_parallel_size=tensor_parallel_size,
                 max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens,
+                max_num_batched_tokens=at_once,
                 kv_cache_bytes=cache_bytes,
                 gpu_memory_utilization=gpu_memory_utilization,
                 compiles=self._compiles,
             )
+            self._max_num_seqs = int(self._engine.llm_engine.vllm_config.scheduler_config.max_num_seqs)
         except BaseException:
             self._process.__exit__(None, None, None)
             raise
@@ -320,8 +324,8 @@ def _start_engine(
     dtype: Dtype,
     quantization: str | None,
     tensor_parallel_size: int,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
+    max_num_seqs: int | None,
+    max_num_batched_tokens: int | None,
     kv_cache_bytes: int | None,
     gpu_memory_utilization: float,
     compiles: bool,
@@ -344,7 +348,7 @@ def _start_engine(
                 tensor_parallel_size=tensor_parallel_size,
                 max_model_len=max_positions,
                 max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max(max_num_batched_tokens, max_positions),
+                max_num_batched_tokens=max_num_batched_tokens,
                 kv_cache_memory_bytes=kv_cache_bytes,
                 gpu_memory_utilization=gpu_memory_utilization,
                 enforce_eager=not compiles,
