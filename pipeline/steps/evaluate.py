@@ -30,7 +30,7 @@ from pipeline.run.step import finish_step, log, remedy
 from pipeline.sampling.policies import trained_policy
 from pipeline.sampling.policy_samples import sample_policy
 from pipeline.scoring.categories import means_by_category, prompt_categories
-from pipeline.scoring.demands import read_demands
+from pipeline.scoring.demanded import read_demands
 from pipeline.scoring.joined import policy_scores, reference_scores
 from pipeline.scoring.log_ratios import log_ratios
 from pipeline.scoring.sample_scores import score_policy
