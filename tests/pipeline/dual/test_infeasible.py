@@ -33,7 +33,10 @@ def table() -> pa.Table:
     [
         (
             "share(harmless >= 0) >= 0.97",
-            ("4 of 40 prompts have no response with harmless >= 0, so no policy on these samples reaches a share 0.9"),
+            (
+                "4 of 40 prompts have no response with harmless >= 0, so no policy on these samples "
+                "reaches a share above 0.9"
+            ),
         ),
         (
             "share(harmless >= 0) <= 0.5",
