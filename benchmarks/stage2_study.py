@@ -36,7 +36,7 @@ from pipeline.contracts.solution import read_solution
 from pipeline.evaluation import evaluate_policy
 from pipeline.run.run import Run
 from pipeline.scorers.sequence_classification import SequenceClassificationSettings
-from pipeline.scoring.demands import read_demands
+from pipeline.scoring.demanded import read_demands
 from pipeline.scoring.joined import JoinedScores, reference_scores
 from stage1_dual.sampling.protocol import SampleRequest, sample_all
 from stage1_dual.sampling.rendering import load_tokenizer, render_prompts

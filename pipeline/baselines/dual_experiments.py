@@ -25,7 +25,7 @@ from pipeline.baselines.study import Study
 from pipeline.contracts.problem import constraint_signs
 from pipeline.planning.model_sizes import read_size
 from pipeline.run.run import Run
-from pipeline.scoring.demands import read_demands
+from pipeline.scoring.demanded import read_demands
 from pipeline.scoring.joined import reference_scores
 from pipeline.steps.solve import reference_problem
 from stage1_dual.dual import DualProblem

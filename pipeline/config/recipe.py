@@ -68,7 +68,7 @@ class RunConfig(Section):
     def stated_constraints(self) -> tuple[tuple[Constraint, Safeguard], ...]:
         """The constraints as demanded, in the order of the recipe, each with what the dual is asked for beyond it.
 
-        Those that say ``each`` are one here; :func:`pipeline.scoring.demands.read_demands` has them by value.
+        Those that say ``each`` are one here; :func:`pipeline.scoring.demanded.read_demands` has them by value.
         """
         return tuple(
             (constraint, bound.safeguard)

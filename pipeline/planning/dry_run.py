@@ -49,7 +49,7 @@ from pipeline.published import read_data_set_facts, read_model_facts
 from pipeline.run.run import Run
 from pipeline.run.step import log
 from pipeline.scorers.models import EMBEDDED, ModelSettings, find_gguf, find_model, is_gguf, is_hub_id
-from pipeline.scoring.demands import demands_on
+from pipeline.scoring.demanded import demands_on
 from pipeline.scoring.groups import check_new_responses
 from pipeline.sources.pairs import pair_reader, read_pairs
 from pipeline.sources.prompts import limit_prompts, read_prompts

@@ -10,7 +10,7 @@ from pipeline.sampling.pair_samples import write_pairs
 from pipeline.sampling.policies import reference_policy
 from pipeline.sampling.policy_samples import sample_policy
 from pipeline.sampling.preview import show_prompts
-from pipeline.scoring.demands import read_demands
+from pipeline.scoring.demanded import read_demands
 from pipeline.sources.prompts import limit_prompts, read_prompts
 from pipeline.steps.preflight import check_run
 

@@ -17,7 +17,7 @@ from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.run.run import Run
 from pipeline.run.step import derived_step_is_current, finish_step, log
 from pipeline.scoring.categories import prompt_categories, statistics_by_category
-from pipeline.scoring.demands import Demands, read_demands
+from pipeline.scoring.demanded import Demands, read_demands
 from pipeline.scoring.joined import JoinedScores, all_scores, apply_length_rule, reference_scores
 from pipeline.scoring.quality import describe_faults, describe_truncation
 from pipeline.scoring.repeats import measured_sigma

@@ -1,4 +1,4 @@
-"""Constraints of every kind on a table through ``dualign.solve``: what is promised, and what the weights make of it."""
+"""Constraints of every kind through ``dualign.solve``: what is promised, and what the weights make of it."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_kl_budget_is_spent(frame: pd.DataFrame) -> None:
         (
             {"kl": 0.05},
             "KlBudgetError",
-            "is too small: the policy closest to the reference that meets the constraints",
+            "is too small: the policy closest to the reference that meets",
         ),
         ({"beta": 1.0, "constraints": ["share(harmless >= 0) >= 1.5"]}, "InputError", "a share lies between 0 and 1"),
         ({"beta": 1.0, "constraints": ["harmless[kind=a] >= 0"]}, "InputError", "no column 'kind'"),

@@ -33,20 +33,23 @@ def table() -> pa.Table:
     [
         (
             "share(harmless >= 0) >= 0.97",
-            ("4 of 40 prompts have no response with harmless >= 0, so no policy on these samples reaches a share 0.9"),
+            (
+                "4 of 40 prompts have no response with harmless >= 0, so no policy on these samples "
+                "reaches a share above 0.9"
+            ),
         ),
         (
             "share(harmless >= 0) <= 0.5",
             (
-                "36 of 40 prompts have no response but with harmless >= 0, so no policy on these samples reaches a share "
-                "below 0.9"
+                "36 of 40 prompts have no response but with harmless >= 0, so no policy on these samples reaches "
+                "a share below 0.9"
             ),
         ),
         (
             "share(harmless >= 0)[category=even] >= 0.97",
             (
-                "2 of 20 prompts that count have no response with harmless >= 0, so no policy on these samples reaches a "
-                "share above 0.9"
+                "2 of 20 prompts that count have no response with harmless >= 0, so no policy on these samples "
+                "reaches a share above 0.9"
             ),
         ),
     ],

@@ -11,7 +11,7 @@ from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Safeguard
 from pipeline.contracts.tables import PROMPTS
-from pipeline.scoring.demands import demands_on
+from pipeline.scoring.demanded import demands_on
 
 
 def config(**constraints: dict[str, Any]) -> RunConfig:
