@@ -23,6 +23,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from stage2_policy.adapters import AdapterSettings, attach_adapter
 from stage2_policy.data import TrainingData, read_training_data
 from stage2_policy.fit import fit_policy
 from stage2_policy.foresight import judge_reading, read_states
-from stage2_policy.reference import ReferenceLogp, reference_store, score_reference
+from stage2_policy.reference import ReferenceLogp, arithmetic, reference_store, score_reference
 from stage2_policy.settings import TrainSettings
 from stage2_policy.tilted_trainer import Policy
 
@@ -65,7 +66,8 @@ TRAINED: dict[str, Change] = {
 class Study:
     """What all rows share: the responses, the reference, its log-probabilities and its hidden states."""
 
-    def __init__(self, run: Run, *, held_out: float, tokens_per_microbatch: int) -> None:
+    def __init__(self, run: Run, *, held_out: float, tokens_per_microbatch: int, dtype: str) -> None:
+        self._dtype = dtype
         self._run = run
         self._tokens = tokens_per_microbatch
         self._reference = Path(run.model(run.config.reference, "reference"))
@@ -75,14 +77,13 @@ class Study:
             **{name: run.folder / name for name in ("samples", "tilted", "dual")},
             held_out_fraction=held_out,
         )
+
+    @cached_property
+    def ref_logp(self) -> ReferenceLogp:
+        """Log-probabilities under the reference, which all trained rows share."""
         settings = self.settings({})
-        self.ref_logp: ReferenceLogp = score_reference(
-            self._load(),
-            self.data,
-            settings=settings,
-            show_progress=True,
-            store=reference_store(run.reference_logp, self.data, settings),
-        )
+        store = reference_store(self._run.reference_logp, self.data, settings)
+        return score_reference(self._load(), self.data, settings=settings, show_progress=True, store=store)
 
     def settings(self, row: Change) -> TrainSettings:
         """Of a training run."""
@@ -92,6 +93,7 @@ class Study:
                 "epochs": 1.0,
                 "tokens_per_step": 4096,
                 "tokens_per_microbatch": self._tokens,
+                "dtype": self._dtype,
                 "evaluations": 3,
                 "patience": 99,
                 **row,
@@ -143,12 +145,13 @@ class Study:
     def states(self) -> dict[str, np.ndarray]:
         """The reference's hidden states over each share of each response, by split, shape (shares, n, features)."""
         model = self._load()
-        return {
-            name: read_states(
-                model, rows, np.arange(len(rows)), shares=READ, token_budget=self._tokens, show_progress=True
-            )
-            for name, rows in (("train", self.data.train), ("held_out", self.data.held_out))
-        }
+        with arithmetic(self._dtype, model.device):
+            return {
+                name: read_states(
+                    model, rows, np.arange(len(rows)), shares=READ, token_budget=self._tokens, show_progress=True
+                )
+                for name, rows in (("train", self.data.train), ("held_out", self.data.held_out))
+            }
 
     def _load(self) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
@@ -193,12 +196,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", choices=["foreseen", *TRAINED], default=["foreseen", *TRAINED])
     parser.add_argument("--held-out", type=float, default=0.25, help="share of the train prompts that judge")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens of a microbatch")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the arithmetic")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(args.threads)
     config = load_config(Path(args.config), dict(args.set))
-    study = Study(Run(config, args.run, args.data_dir), held_out=args.held_out, tokens_per_microbatch=args.tokens)
+    study = Study(
+        Run(config, args.run, args.data_dir),
+        held_out=args.held_out,
+        tokens_per_microbatch=args.tokens,
+        dtype=args.dtype,
+    )
     folder = args.data_dir / "runs" / args.run / "real_model_study"
     folder.mkdir(exist_ok=True)
     kept = folder / "results.json"

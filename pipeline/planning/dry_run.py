@@ -45,10 +45,10 @@ from pipeline.planning.estimates import (
 )
 from pipeline.planning.model_sizes import embedded_size, read_gguf_size, read_size
 from pipeline.planning.training_steps import StepCount, bound_steps, count_on_tables, measure_lengths
-from pipeline.published import read_data_set_facts, read_model_facts
+from pipeline.published import ModelFacts, read_data_set_facts, read_model_facts
 from pipeline.run.run import Run
 from pipeline.run.step import log
-from pipeline.scorers.models import EMBEDDED, ModelSettings, find_gguf, find_model, is_gguf, is_hub_id
+from pipeline.scorers.models import EMBEDDED, ModelSettings, find_model, is_gguf, is_hub_id
 from pipeline.scoring.demanded import demands_on
 from pipeline.scoring.groups import check_new_responses
 from pipeline.sources.pairs import pair_reader, read_pairs
@@ -378,24 +378,16 @@ def _plan_model(setting: str, model: ModelSettings, embedded: Mapping[str, Path]
     if model.model.startswith(EMBEDDED) and not embedded:
         size = embedded_size(model.model.removeprefix(EMBEDDED), WorldSize())
         place = "built by `dualign prepare`, in about two minutes"
-    elif (folder := find_model(model, embedded, setting=setting)) is not None:
-        size = read_size(Path(folder))
-        place = f"here, {_folder_bytes(Path(folder)) / 1e9:.3g} GB"
-    elif is_gguf(model.model):
-        path = find_gguf(model.model)
-        size = read_gguf_size(path)
-        place = f"a GGUF file here, {path.stat().st_size / 1e9:.3g} GB, dequantised by `dualign prepare`"
+    elif (found := find_model(model, embedded, setting=setting)) is not None and is_gguf(model.model):
+        size = read_gguf_size(Path(found))
+        place = f"a GGUF file here, {Path(found).stat().st_size / 1e9:.3g} GB, dequantised by `dualign prepare`"
+    elif found is not None:
+        size = read_size(Path(found))
+        place = f"here, {_folder_bytes(Path(found)) / 1e9:.3g} GB"
     elif is_hub_id(model.model):
         place = "on the Hub, to be fetched"
         if facts is not None:
-            size = Size(
-                parameters=facts.parameters,
-                layers=facts.layers,
-                hidden=facts.hidden,
-                kv_width=facts.kv_width,
-                intermediate=facts.intermediate,
-                decoder=facts.decoder,
-            )
+            size = _published_size(facts)
             if facts.weights == "bin":
                 needed.append(
                     f"`{setting}.model` {model.model}: published as .bin only; fetch it by hand, convert it once "
@@ -403,9 +395,23 @@ def _plan_model(setting: str, model: ModelSettings, embedded: Mapping[str, Path]
                 )
         fetched = None if size is None else stored_bytes(size)
     else:
-        needed.append(f"`{setting}.model` {model.model}: there is no such folder yet")
+        needed.append(
+            f"`{setting}.model` {model.model}: there is no such {'file' if is_gguf(model.model) else 'folder'} yet"
+        )
         place = "not here yet"
+        size = None if facts is None else _published_size(facts)
     return PlannedModel(setting, name, place, size, model.dtype, licence, fetched)
+
+
+def _published_size(facts: ModelFacts) -> Size:
+    return Size(
+        parameters=facts.parameters,
+        layers=facts.layers,
+        hidden=facts.hidden,
+        kv_width=facts.kv_width,
+        intermediate=facts.intermediate,
+        decoder=facts.decoder,
+    )
 
 
 def _folder_bytes(folder: Path) -> int:

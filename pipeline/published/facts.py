@@ -45,7 +45,7 @@ class ModelFacts(_Strict):
     intermediate: _Count
     vocabulary: _Count
     decoder: bool
-    weights: Literal["safetensors", "bin", "unknown"]
+    weights: Literal["safetensors", "bin", "gguf", "unknown"]
     licence: str
     source: str
 

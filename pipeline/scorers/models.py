@@ -49,12 +49,14 @@ def is_gguf(name: str) -> bool:
     return name.startswith(PACKAGE) or (name.lower().endswith(_GGUF) and not Path(name).is_dir())
 
 
-def find_gguf(name: str) -> Path:
+def find_gguf(name: str, *, setting: str = "reference") -> Path:
     """The GGUF file of a reference; of a package the code is not run.
 
     Raises:
-        InputError: there is no such file, or no such package.
+        InputError: there is no such file, or no such package; the model is another than the reference.
     """
+    if setting != "reference":
+        raise InputError(f"`{setting}.model` is {name!r}; only the reference can be a GGUF file")
     if not name.startswith(PACKAGE):
         path = Path(name)
     else:
@@ -108,7 +110,7 @@ _FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 
 def resolve_model(settings: ModelSettings, embedded: Mapping[str, Path], *, setting: str) -> str:
-    """The folder of a model. One on the Hub is fetched first, unless this machine has it.
+    """The folder of a model, or the GGUF file of the reference. One on the Hub is fetched first, unless it is here.
 
     Args:
         settings: the model as the recipe names it.
@@ -128,7 +130,7 @@ def resolve_model(settings: ModelSettings, embedded: Mapping[str, Path], *, sett
     if Path(name).is_dir():
         return name
     if is_gguf(name):
-        raise InputError(f"`{setting}.model` is {name!r}; only the reference can be a GGUF file")
+        return str(find_gguf(name, setting=setting))
     if not is_hub_id(name):
         raise InputError(
             f"`{setting}.model` is {name!r}; there is no such folder, and it is not a Hub id (owner/name)"
@@ -142,8 +144,7 @@ def resolve_model(settings: ModelSettings, embedded: Mapping[str, Path], *, sett
 
 
 def find_model(settings: ModelSettings, embedded: Mapping[str, Path], *, setting: str) -> str | None:
-    """The folder of a model that is on this machine, None of one that is not (yet), such as the checkpoint that
-    `prepare` makes of a GGUF file; never uses the network.
+    """The folder of a model that is on this machine, None of one that is not (yet); never uses the network.
 
     Args:
         settings: the model as the recipe names it.
@@ -158,8 +159,10 @@ def find_model(settings: ModelSettings, embedded: Mapping[str, Path], *, setting
         folder = Path(resolve_model(settings, embedded, setting=setting))
         return str(folder) if (folder / "config.json").is_file() else None
     if is_gguf(name) and setting == "reference":
-        find_gguf(name)
-        return None
+        try:
+            return str(find_gguf(name))
+        except InputError:
+            return None
     if is_hub_id(name) and settings.revision is not None:
         return _cached(name, settings.revision)
     if Path(name).is_dir() or is_hub_id(name):

@@ -12,7 +12,7 @@ from pipeline.contracts.errors import InputError, require_extra
 from pipeline.microworld.gold import SCORES as EMBEDDED_SCORERS
 from pipeline.networks import require_safe_adapter
 from pipeline.run.run import Run
-from pipeline.scorers.models import EMBEDDED, Locate, find_gguf, is_gguf, resolve_model
+from pipeline.scorers.models import EMBEDDED, Locate, is_gguf, resolve_model
 from pipeline.scoring.groups import check_new_responses, check_scorers
 from stage2_policy.settings import require_trackers
 
@@ -78,11 +78,11 @@ def check_models(run: Run, *, locate: Locate = resolve_model) -> None:
     # The embedded models are made by `prepare`; only their names can be checked before it.
     embedded = {name: Path() for name in ("reference", *EMBEDDED_SCORERS)}
     reference = run.config.reference
-    model = None if is_gguf(reference.model) else locate(reference, embedded, setting="reference")
-    if is_gguf(reference.model):
-        check_gguf_file(find_gguf(reference.model), template=reference.template)
+    model = locate(reference, embedded, setting="reference")
     if model is None:
         check_prompt_template(reference.template)
+    elif is_gguf(reference.model):
+        check_gguf_file(model, template=reference.template)
     elif not reference.model.startswith(EMBEDDED):
         check_policy_checkpoint(model, template=reference.template)
     if reference.adapter is not None and not (Path(reference.adapter) / "adapter_config.json").is_file():
@@ -147,11 +147,9 @@ def _check_layers(reference: ReferenceSettings, modules: str | Sequence[str], *,
 
     if reference.model.startswith(EMBEDDED):  # a Llama, which `prepare` builds
         check_target_modules(AutoConfig.for_model("llama", num_hidden_layers=1), modules)
-    elif is_gguf(reference.model):
-        path = find_gguf(reference.model)
-        check_target_modules(AutoConfig.from_pretrained(path.parent, gguf_file=path.name), modules)
-    elif (folder := locate(reference, {}, setting="reference")) is not None:
-        check_target_modules(AutoConfig.from_pretrained(folder), modules)
+    elif (found := locate(reference, {}, setting="reference")) is not None:
+        place, file = (Path(found).parent, Path(found).name) if is_gguf(reference.model) else (found, None)
+        check_target_modules(AutoConfig.from_pretrained(place, gguf_file=file), modules)
 
 
 def _check_initial(training: TrainingSettings, initial: Path) -> None:

