@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,29 @@ def test_a_pair_takes_part_whole_or_not_at_all():
     assert keys == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
     halves = scored.select(scored.sample_index_n % 2 == 0)
     assert _whole_pairs(halves).n_samples == 0
+
+
+def test_a_share_of_a_category_hands_on_its_column_and_the_raw_score(tmp_path):
+    """Column, raw score and weight by hand: 1 where it counts and is safe, less 0.9 where it counts."""
+    share = {"kind": "share", "at_least": 0.0, "where": {"category": ["category a"]}}
+    rest = {"certified_at": None, "column_ratio": 0.9, "column_threshold": 0.0}
+    safe = bound("safe", score="harmless", statistic=share, threshold=0.9, multiplier=LAM, **rest)
+    categories = {"category": np.array(["category a", "category b"], dtype=object)}
+    files, _ = write_tilted_table(
+        tmp_path / "tilted",
+        prompts=_prompts(),
+        samples=_samples(tmp_path / "samples"),
+        scored={"train": replace(join(SCORES), prompt_columns=categories)},
+        solution=build_solution(safe, beta=BETA),
+        metadata={},
+    )
+    rows = [row for name in files for row in pq.read_table(tmp_path / "tilted" / name).to_pylist()]
+    found = {(row["prompt_id"], row["sample_index"]): row for row in rows}
+    for prompt, scored in SCORES.items():
+        column = [((score >= 0) - 0.9 if prompt == "a" else 0.0) for _, score, _ in scored]
+        weights = softmax([(reward + LAM * u) / BETA for (reward, _, _), u in zip(scored, column, strict=True)])
+        for index, (_, score, _) in enumerate(scored):
+            row = found[prompt, index]
+            assert row["constraint_safe"] == pytest.approx(column[index], abs=1e-15)
+            assert row["score_harmless"] == score
+            assert row["weight"] == pytest.approx(weights[index], rel=1e-12)
