@@ -34,9 +34,8 @@ A constraint on a mean needs nothing. A further kind is a function here and its 
 """
 
 
-@cache
-def read_terms(folder: Path = FOLDER) -> dict[str, Any]:
-    """The content of ``reward.json``.
+def load_terms(folder: Path) -> dict[str, Any]:
+    """The content of the ``reward.json`` of a folder.
 
     Raises:
         ValueError: a constraint asks for a transform that this file does not have.
@@ -50,6 +49,12 @@ def read_terms(folder: Path = FOLDER) -> dict[str, Any]:
                 f"{sorted(TRANSFORMS)}"
             )
     return document
+
+
+@cache
+def read_terms() -> dict[str, Any]:
+    """The content of the ``reward.json`` beside this file, read once; raises as :func:`load_terms`."""
+    return load_terms(FOLDER)
 
 
 def combine(scores: Mapping[str, float], terms: Mapping[str, Any] | None = None) -> float:

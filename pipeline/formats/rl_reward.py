@@ -16,7 +16,7 @@ from pipeline.contracts.errors import InputError
 from pipeline.contracts.solution import Part as DocumentPart
 from pipeline.contracts.solution import Solution
 from pipeline.contracts.tables import CONSTRAINT_PREFIX
-from pipeline.formats.dualign_reward import combine, read_terms
+from pipeline.formats.dualign_reward import combine, load_terms
 from pipeline.formats.export_format import MESSAGES, ExportFormat, ExportSettings, HandOff, Part, Row
 from pipeline.formats.prompt_rows import PromptRows, read_tilted
 from pipeline.formats.row_checks import TOLERANCE, check_prompt, each_row
@@ -191,7 +191,7 @@ def check_module(folder: Path, solution: Solution) -> Iterator[str]:
                     f"{folder / TERMS}: the {name} of {term.name} is {getattr(term, name):.12g}, and dual.json gives "
                     f"{getattr(wanted, name):.12g}"
                 )
-    document = read_terms(folder)
+    document = load_terms(folder)
     for place, example in enumerate(read_json(folder / EXAMPLES)):
         total = combine(example["scores"], document)
         if not abs(total - example["reward"]) <= TOLERANCE * max(1.0, abs(example["reward"])):
