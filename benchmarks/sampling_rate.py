@@ -377,12 +377,14 @@ def main() -> None:
     parser.add_argument("--samples-per-prompt", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--max-num-seqs", type=int, default=256)
-    parser.add_argument("--shard-rows", type=int, default=4096)
+    parser.add_argument("--shard-rows", type=int, help="default: 4096, with --unlike 512")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of every contender (default: each one's own choice)")
     parser.add_argument("--only", action="append", help="contenders by name, the measure first")
     parser.add_argument("--transformers", action="store_true", help="transformers too, at three batch sizes")
     args = parser.parse_args()
+    if args.shard_rows is None:
+        args.shard_rows = 512 if args.unlike else 4096
     if args.model is None:
         worlds = sorted(Path("data/models").glob("microworld-*/reference"), key=lambda path: path.stat().st_mtime)
         if not worlds:
