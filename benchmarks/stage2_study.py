@@ -123,7 +123,7 @@ class Study:
         self._model = AutoModelForCausalLM.from_pretrained(self._reference, dtype=torch.float32)
         self._data: dict[float, TrainingData] = {}
         self._ref_logp: dict[float, ReferenceLogp] = {}
-        names = (run.config.reward, *run.config.constraint_scores())
+        names = run.config.needed_scores()
         self._scorers = {name: _load_scorer(run, name) for name in names}
         self._reference_scores = reference_scores(run, "test")
         self._prompt_ids = self._reference_scores.prompt_ids

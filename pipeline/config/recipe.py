@@ -80,6 +80,10 @@ class RunConfig(Section):
         """The scorers that the constraints are computed from, each once, in the order of the recipe."""
         return tuple(dict.fromkeys(score for one, _ in self.stated_constraints() for score in one.statistic.scores))
 
+    def needed_scores(self) -> tuple[str, ...]:
+        """The scorers that a problem is made of, each once: the reward, then those of the constraints."""
+        return tuple(dict.fromkeys((self.reward, *self.constraint_scores())))
+
     @property
     def kl_budget(self) -> float | None:
         """The largest KL to spend, nats a prompt, or None where beta is given."""

@@ -124,7 +124,7 @@ def distinct_names(constraints: Sequence[Constraint]) -> tuple[Constraint, ...]:
     ]
     for one, again in zip(named, _repeated(named), strict=True):
         if again:
-            first, second = [other.text() for other in named if other.name == one.name][:2]
+            first, second = [other.text() for other in named if (other.name, other.each) == (one.name, one.each)][:2]
             if first == second:
                 raise InputError(f"two constraints are the same: {first!r}")
             raise InputError(f"{first!r} and {second!r} bound the same from the same side; one of them is enough")
@@ -139,7 +139,8 @@ def _told_apart(constraints: Sequence[Constraint], suffix: dict[Direction, str])
 
 
 def _repeated(constraints: Iterable[Constraint]) -> list[bool]:
-    names = [one.name for one in constraints]
+    # What `each` makes of a name is another one for every value.
+    names = [(one.name, one.each) for one in constraints]
     counts = Counter(names)
     return [counts[name] > 1 for name in names]
 

@@ -226,7 +226,8 @@ def require_consistent(constraints: Sequence[Constraint]) -> None:
     Raises:
         InputError: two of one name, two that are the same, or two absolute ones that no policy meets together.
     """
-    repeated = [name for name, count in Counter(one.name for one in constraints).items() if count > 1]
+    counts = Counter((one.name, one.each) for one in constraints)
+    repeated = [name for (name, _), count in counts.items() if count > 1]
     if repeated:
         raise InputError(f"two constraints are named {repeated[0]!r}; each has a name of its own")
     for place, one in enumerate(constraints):

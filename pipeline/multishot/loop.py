@@ -264,7 +264,7 @@ def _measure(run: Run, folder: Path, posed: PosedProblem) -> Iterate:
         seed=run.config.seed + _MEASURING_SEED,
     )
     # What the step of lambda needs.
-    names = tuple(dict.fromkeys((run.config.reward, *run.config.constraint_scores())))
+    names = run.config.needed_scores()
     score_policy(run, responses, step="multishot", names=names)
     path = folder / "measured.json"
     inputs = {
@@ -290,7 +290,7 @@ def _read_iterate(run: Run, folder: Path, solution: Solution, posed: PosedProble
     ends = signs_m[:, None] * (np.array([b["ci95"] for b in bounds]) - np.array([[b["threshold"]] for b in bounds]))
     steps = [run.folder / name for name in ("dual", "tilted", "policy")]
     # The comparison with the reference is for the reader.
-    names = dict.fromkeys((run.config.reward, *run.config.constraint_scores()))
+    names = run.config.needed_scores()
     measured = [folder / "samples", *(folder / "scores" / name for name in names)]
     return Iterate(
         run=run,

@@ -117,7 +117,7 @@ def check_new_responses(config: RunConfig) -> None:
         ConfigError: lists every scorer that cannot.
     """
     faults: list[str] = []
-    for name in dict.fromkeys((config.reward, *config.constraint_scores())):
+    for name in config.needed_scores():
         try:
             config.scorers[name].check_new_responses()
         except InputError as error:

@@ -203,6 +203,11 @@ def read_scores(
 def _prompt_columns(prompts: pa.Table, prompt_ids: Sequence[str]) -> dict[str, np.ndarray]:
     """The columns of the prompts table that a statistic may ask for, in the order of some prompts."""
     place = {prompt_id: row for row, prompt_id in enumerate(prompts["prompt_id"].to_pylist())}
+    missing = [prompt_id for prompt_id in prompt_ids if prompt_id not in place]
+    if missing:
+        raise CorruptArtifactError(
+            f"{len(missing)} prompts have samples and are not in the prompts table: {missing[0]}"
+        )
     row_p = [place[prompt_id] for prompt_id in prompt_ids]
     return {name: np.array(prompts[name].to_pylist(), dtype=object)[row_p] for name in PROMPT_COLUMNS}
 
@@ -305,7 +310,7 @@ def all_scores(
     ``prompts`` is the folder of their prompts table, where it is not the run's own.
     """
     reward, *constraints = names if names is not None else (run.config.reward, *run.config.constraint_scores())
-    named = (reward, *constraints)
+    named = dict.fromkeys((reward, *constraints))
     return read_scores(
         run.samples_table(samples),
         {name: ShardedTable(folder=scores / name, schema=SCORES, metadata={}) for name in named},

@@ -55,7 +55,7 @@ def score_policy(run: Run, responses: ResponseSet, *, step: str, names: Sequence
         StaleArtifactError: a scorer is not the one that the reference's samples were scored by.
         InputError: a scorer cannot be loaded, or too many of its scores fail.
     """
-    needed = (run.config.reward, *run.config.constraint_scores())
+    needed = run.config.needed_scores()
     asked = [name for name in names if name in needed or run.config.scorers[name].scores_any_response]
     for name in names:
         if name not in asked:

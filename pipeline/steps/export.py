@@ -69,8 +69,7 @@ def _made_from(run: Run, responses: ResponseSet) -> dict[str, str]:
     """The artifacts of a set that its tilted table is made from; the samples' scores stand in the dual."""
     names = ["prompts", "samples"]
     if responses.paired:
-        scores = dict.fromkeys((run.config.reward, *run.config.constraint_scores()))
-        names += [f"scores/{name}" for name in scores]
+        names += [f"scores/{name}" for name in run.config.needed_scores()]
     return {responses.prefix + name: read_manifest(responses.root / name).identity for name in names}
 
 

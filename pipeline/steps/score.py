@@ -10,5 +10,5 @@ def score(run: Run) -> None:
     """Score every response with every scorer, those of a data set with those of the reward and the constraints."""
     for responses in run.response_sets():
         # What is asked next may need another score of the samples; of pairs, training needs these.
-        names = (run.config.reward, *run.config.constraint_scores()) if responses.paired else None
+        names = run.config.needed_scores() if responses.paired else None
         score_samples(run, responses, step="score", names=names)

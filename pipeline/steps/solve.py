@@ -47,10 +47,7 @@ def solve(run: Run) -> None:
     }
     inputs = {
         **{name: read_manifest(run.folder / name).identity for name in ("prompts", "samples")},
-        **{
-            f"scores/{name}": read_manifest(run.scores / name).identity
-            for name in dict.fromkeys((config.reward, *config.constraint_scores()))
-        },
+        **{f"scores/{name}": read_manifest(run.scores / name).identity for name in config.needed_scores()},
     }
     if derived_step_is_current(folder, step="solve", settings=settings, inputs=inputs):
         return

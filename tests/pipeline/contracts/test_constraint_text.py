@@ -156,9 +156,9 @@ def test_a_constraint_says_itself_as_it_was_read(text):
 
 
 def test_bounds_on_one_statistic_have_names_of_their_own():
-    texts = ["words >= 80", "words <= 120", "words >= ref - 5", "harmless >= 0"]
+    texts = ["words >= 80", "words <= 120", "words >= ref - 5", "harmless >= 0", "each(kind): harmless >= ref + 1"]
     assert [bound.name for bound in read_constraints(texts)] == [
-        *("words.at_least", "words.at_most", "words.at_least_over_reference", "harmless")
+        *("words.at_least", "words.at_most", "words.at_least_over_reference", "harmless", "harmless")
     ]
 
 
