@@ -24,10 +24,13 @@ from huggingface_hub import ModelCard
 
 import dualign
 from pipeline.cli import main
+from pipeline.contracts.artifacts import read_manifest
 from pipeline.contracts.markdown import code_markdown, plain_markdown
+from pipeline.formats.all_formats import FORMATS
 from pipeline.report.summary import html_summary, text_summary
 from pipeline.report.views import Badge, Cell, Row, TableView
 from pipeline.steps.export import write_dataset_card
+from pipeline.steps.validate import validate
 
 pytestmark = pytest.mark.slow
 
@@ -85,7 +88,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     )
     options = ("--config", recipe, "--run", "tiny", "--data-dir", folder / "data", "--no-progress")
     said = ""
-    for command in (("sample", "--dry-run"), ("run", "--dry-run"), ("run",), ("export", "--format", "weighted-sft")):
+    formats = [option for name in FORMATS for option in ("--format", name)]
+    for command in (("sample", "--dry-run"), ("run", "--dry-run"), ("run",), ("export", *formats)):
         done = call(*command, *options)
         assert done.returncode in {0, 6}, done.stderr  # 6: training a random policy need not pay
         said += done.stdout + done.stderr
@@ -138,8 +142,18 @@ def test_tables_and_cards_are_read_as_what_they_are(hostile: tuple[Path, str]) -
     for folder in (run / "tilted", run / "exports" / "weighted-sft"):
         rows = load_dataset(str(folder), cache_dir=str(hostile[0].parent / "cache"))["train"]
         assert rows.num_rows == sum(pq.read_table(path).num_rows for path in folder.glob("data/train-*"))
-        front = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+    for folder in (run / "tilted", *(run / "exports" / name for name in FORMATS)):
+        card = (folder / "README.md").read_text()
+        front = yaml.safe_load(card.split("---\n")[1])
         assert set(front) == {"configs", "tags"}
+        assert followed(card) == set()
+    for name, kind in FORMATS.items():
+        folder = run / "exports" / name
+        assert validate(folder).faults == []
+        for part in kind.parts:
+            config = "default" if part.name == "data" else part.name
+            rows = load_dataset(str(folder), config, cache_dir=str(hostile[0].parent / "cache"))["train"]
+            assert rows.num_rows == read_manifest(folder).counts[part.count("train")] > 0
     assert ModelCard.load(run / "policy" / "README.md").data.library_name == "transformers"
     found = set(pq.read_table(run / "prompts" / "data", columns=["category"])["category"].to_pylist())
     assert found == set(HOSTILE)
