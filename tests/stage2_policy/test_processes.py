@@ -49,10 +49,12 @@ from transformers import AutoModelForCausalLM
 from stage2_policy import logprobs
 torch.set_num_threads(1)
 distributed.init_process_group("gloo")
-logprobs.LOGITS_AT_ONCE = 3 * 320  # three chunks, computed anew in the backward pass
+logprobs.LOGITS_AT_ONCE = 3 * 320  # three chunks; of a trained head computed anew in the backward pass
 sequences = [([5, 6, 7], [8, 9]), ([5, 6, 7], [10, 12, 13]), ([11], [12, 13, 14])]
 batch = logprobs.build_batch(sequences, share_prompts=False)
 plain, sharded = (AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32) for _ in range(2))
+for model in (plain, sharded):
+    model.get_output_embeddings().requires_grad_(sys.argv[2] == "trained")
 sharded.gradient_checkpointing_enable({"use_reentrant": False})
 sharded.train()
 for module in (*sharded.model.layers, sharded):
@@ -63,6 +65,9 @@ for model in (plain, sharded):
     values[-1].sum().backward()
 torch.testing.assert_close(values[1], values[0])
 for whole, part in zip(plain.parameters(), sharded.parameters(), strict=True):
+    if not whole.requires_grad:
+        assert sys.argv[2] == "fixed" and whole.grad is None and part.grad is None
+        continue
     assert isinstance(part.grad, DTensor)
     torch.testing.assert_close(part.grad.full_tensor(), whole.grad)
 distributed.barrier()
@@ -153,11 +158,14 @@ def require_same_training(alone: Path, together: Path) -> None:
     assert sorted(path.name for path in alone.iterdir()) == sorted(path.name for path in together.iterdir())
 
 
-def test_sharded_weights_give_the_same_log_probabilities_and_gradients(reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["trained", "fixed"])
+def test_sharded_weights_give_the_same_log_probabilities_and_gradients(
+    head: str, reference: Path, tmp_path: Path
+) -> None:
     (tmp_path / "run.py").write_text(_SHARDED)
     environment = {**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [*_TWO_PROCESSES, str(tmp_path / "run.py"), str(reference)],
+        [*_TWO_PROCESSES, str(tmp_path / "run.py"), str(reference), head],
         check=True,
         capture_output=True,
         timeout=120,
