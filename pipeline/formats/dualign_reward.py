@@ -27,10 +27,42 @@ from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 
-TRANSFORMS: dict[str, Callable[[float], float]] = {"identity": float}
+Scores = Mapping[str, float]
+
+
+def _share(value: float, transform: Mapping[str, Any], scores: Scores) -> float:
+    del scores
+    at_least, at_most = transform.get("at_least"), transform.get("at_most")
+    return float((at_least is None or value >= at_least) and (at_most is None or value <= at_most))
+
+
+def _shortfall(value: float, transform: Mapping[str, Any], scores: Scores) -> float:
+    del scores
+    return float(max(transform["below"] - value, 0.0))
+
+
+def _tail(value: float, transform: Mapping[str, Any], scores: Scores) -> float:
+    del scores
+    sign = 1.0 if transform["tail"] == "lower" else -1.0
+    at, level = transform["at"], transform["level"]
+    return float(at - sign * max(sign * (at - value), 0.0) / level)
+
+
+def _ratio(value: float, transform: Mapping[str, Any], scores: Scores) -> float:
+    return float(value - transform["ratio"] * _score(scores, transform["per"]))
+
+
+TRANSFORMS: dict[str, Callable[[float, Mapping[str, Any], Scores], float]] = {
+    "identity": lambda value, *_: value,
+    "share": _share,
+    "shortfall": _shortfall,
+    "cvar": _tail,
+    "ratio": _ratio,
+}
 """What can be done to a raw score before its coefficient multiplies it, by the ``kind`` of its ``transform``.
 
-A constraint on a mean needs nothing. A further kind is a function here and its name in ``reward.json``.
+A share counts a response or not, a shortfall is what it lacks, a tail (``cvar``) charges what lies beyond ``at``, a
+ratio takes off so much of another score. Each takes the score, the ``transform``, and all scores of the response.
 """
 
 
@@ -57,7 +89,7 @@ def read_terms() -> dict[str, Any]:
     return load_terms(FOLDER)
 
 
-def combine(scores: Mapping[str, float], terms: Mapping[str, Any] | None = None) -> float:
+def combine(scores: Scores, terms: Mapping[str, Any] | None = None) -> float:
     """R + sum_j c_j (T_j(g_j) - b_j), reward units.
 
     Args:
@@ -70,7 +102,8 @@ def combine(scores: Mapping[str, float], terms: Mapping[str, Any] | None = None)
     terms = read_terms() if terms is None else terms
     total = _score(scores, terms["reward"]["score"])
     for term in terms["constraints"]:
-        value = TRANSFORMS[term["transform"]["kind"]](_score(scores, term["score"]))
+        transform = term["transform"]
+        value = TRANSFORMS[transform["kind"]](_score(scores, term["score"]), transform, scores)
         total += term["coefficient"] * (value - term["threshold"])
     return total
 
@@ -90,7 +123,9 @@ def score_responses(
     """
     scores = _load_scorer(FOLDER)(list(prompts), list(completions))
     terms = read_terms()
-    names = [terms["reward"]["score"], *(term["score"] for term in terms["constraints"])]
+    names = [terms["reward"]["score"]]
+    for term in terms["constraints"]:
+        names += [term["score"], *filter(None, [term["transform"].get("per")])]
     for name in names:
         if name not in scores:
             raise ValueError(f"score() of scorers.py gives no {name!r}; it gives {sorted(scores)}")
@@ -162,7 +197,7 @@ def _load_scorer(folder: Path) -> Callable[[list[Any], list[str]], Mapping[str, 
     return found
 
 
-def _score(scores: Mapping[str, float], name: str) -> float:
+def _score(scores: Scores, name: str) -> float:
     if name not in scores:
         raise ValueError(f"there is no score {name!r}; there are {sorted(scores)}")
     value = float(scores[name])

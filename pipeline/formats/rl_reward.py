@@ -14,8 +14,8 @@ from pydantic import Field
 from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.solution import Part as DocumentPart
-from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import CONSTRAINT_PREFIX
+from pipeline.contracts.solution import Solution, SolvedConstraint
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, SCORE_PREFIX
 from pipeline.formats.dualign_reward import combine, load_terms
 from pipeline.formats.export_format import MESSAGES, ExportFormat, ExportSettings, HandOff, Part, Row
 from pipeline.formats.prompt_rows import PromptRows, read_tilted
@@ -23,7 +23,6 @@ from pipeline.formats.row_checks import TOLERANCE, check_prompt, each_row
 
 MODULE, TERMS, EXAMPLES = "dualign_reward.py", "reward.json", "examples.json"
 _N_EXAMPLES = 8
-_SCORE_PREFIX = "score_"
 
 SCHEMA = pa.schema(
     [
@@ -112,7 +111,11 @@ def build_prompts(
 
 
 def make_terms(solution: Solution, *, end_of_text: str) -> Terms:
-    """What ``reward.json`` says of a solution: every constraint a mean of a score, which nothing is done to."""
+    """What ``reward.json`` says of a solution.
+
+    Raises:
+        InputError: a constraint is of some prompts alone, which no trainer tells a reward function.
+    """
     coefficients = solution.signs_m * solution.multipliers_m
     return Terms(
         beta=solution.beta,
@@ -120,16 +123,32 @@ def make_terms(solution: Solution, *, end_of_text: str) -> Terms:
         constraints=tuple(
             Term(
                 name=one.name,
-                score=one.name,
-                transform={"kind": "identity"},
+                score=one.score,
+                transform=_transform(one),
                 direction=one.direction,
                 coefficient=float(coefficient),
-                threshold=one.threshold,
+                threshold=one.column_threshold,
             )
             for one, coefficient in zip(solution.constraints, coefficients, strict=True)
         ),
         end_of_text=end_of_text,
     )
+
+
+def _transform(one: SolvedConstraint) -> dict[str, Any]:
+    """What is done to the score of a constraint, as ``dualign_reward.py`` does it."""
+    stated = one.stated
+    if stated.where:
+        raise InputError(
+            f"`rl-reward` cannot say the constraint {one.name!r}: it is of some prompts alone, and online trainers "
+            "tell a reward function no column of the prompts; train on `weighted-sft` or preference pairs"
+        )
+    if stated.per is not None:
+        return {"kind": "ratio", "per": stated.per, "ratio": one.column_ratio}
+    if stated.kind == "mean":
+        return {"kind": "identity"}
+    extra = {} if stated.kind != "cvar" else {"at": one.certified_at}
+    return stated.to_document() | extra
 
 
 def make_module(source: HandOff) -> Mapping[str, bytes]:
@@ -167,8 +186,10 @@ def make_module(source: HandOff) -> Mapping[str, bytes]:
 def _raw_scores(table: pa.Table, terms: Terms) -> list[dict[str, float]]:
     columns = {terms.reward.score: "reward"}
     for term in terms.constraints:
-        raw = _SCORE_PREFIX + term.score
-        columns[term.score] = raw if raw in table.column_names else CONSTRAINT_PREFIX + term.name
+        for score in filter(None, (term.score, term.transform.get("per"))):
+            if score != terms.reward.score:
+                raw = SCORE_PREFIX + score
+                columns[score] = raw if raw in table.column_names else CONSTRAINT_PREFIX + score
     values = {name: table[column].to_pylist() for name, column in columns.items()}
     return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
@@ -185,6 +206,8 @@ def check_module(folder: Path, solution: Solution) -> Iterator[str]:
         return
     for wanted in expected.constraints:
         term = found[wanted.name]
+        if term.transform != wanted.transform:
+            yield f"{folder / TERMS}: what is done to the score of {term.name} is not what dual.json says"
         for name in ("coefficient", "threshold"):
             if getattr(term, name) != getattr(wanted, name):
                 yield (

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.solution import Solution
+from pipeline.contracts.statistics import Statistic, statistic_columns
+from pipeline.formats.dualign_reward import combine
 from pipeline.formats.rl_reward import make_terms
 from pipeline.formats.writing import write_exports
 from pipeline.run.run import Run
@@ -257,3 +260,39 @@ def test_the_trainers_of_trl_read_it(trainer: str, folder: Path, module: ModuleT
         assert rewards == pytest.approx([expected(text) for text in texts])
     logs = [entry for entry in training.state.log_history if "reward" in entry]
     assert logs[0]["reward"] == pytest.approx(np.mean(seen[0][1]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "changes"),
+    [
+        (Statistic("g", "share", at_least=0.2), {}),
+        (Statistic("g", "share", at_most=0.2), {"direction": "<="}),
+        (Statistic("g", "shortfall", below=0.5), {"direction": "<="}),
+        (Statistic("g", "cvar", level=0.1), {"certified_at": -0.3}),
+        (Statistic("g", "cvar", level=0.1, tail="upper"), {"certified_at": 0.3, "direction": "<="}),
+        (Statistic("g", per="h"), {"column_ratio": 0.7, "column_threshold": 0.0}),
+    ],
+)
+def test_every_statistic_that_a_response_has_alone_is_its_column(
+    statistic: Statistic, changes: dict[str, Any]
+) -> None:
+    """The standard library's reward is the tilt of the column that lambda* multiplies."""
+    rng = np.random.default_rng(0)
+    r_n, g_n, h_n = rng.normal(size=50), rng.normal(size=50), rng.uniform(0.5, 2.0, size=50)
+    entry = {"score": "g", "statistic": statistic.to_document(), "column_ratio": None, "certified_at": None, **changes}
+    one = bound("b", **{"column_threshold": 0.25, **entry})
+    solution = build_solution(one, reward="r")
+    column_n = one.column(statistic_columns(statistic, {"g": g_n, "h": h_n}, {}, at=one.certified_at))
+    expected_n = solution.tilt(pa.table({"reward": r_n, "constraint_b": column_n}))
+    terms = make_terms(solution, end_of_text="").model_dump(mode="json")
+    for r, g, h, expected in zip(r_n, g_n, h_n, expected_n, strict=True):
+        assert combine({"r": r, "g": g, "h": h}, terms) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_constraint_on_some_prompts_alone_is_refused() -> None:
+    statistic = Statistic("g", where=(("category", ("a",)),))
+    one = bound(
+        "b", score="g", statistic=statistic.to_document(), column_ratio=0.1, column_threshold=0.0, certified_at=None
+    )
+    with pytest.raises(InputError, match="`rl-reward` cannot say the constraint 'b': it is of some prompts alone"):
+        make_terms(build_solution(one), end_of_text="")
