@@ -9,6 +9,7 @@ from helpers.dual_problems import draw_scores
 import stage1_dual.dual.blocks
 import stage1_dual.dual.samples
 from pipeline.contracts.arrays import FloatArray
+from stage1_dual.dual.blocks import SampleBlock
 from stage1_dual.dual.samples import SampleScores
 
 
@@ -94,3 +95,25 @@ def test_printing_scores_shows_sizes_and_passes_over_nothing() -> None:
     scores = _scores(r_pk, g_pkm)
     assert repr(scores) == "SampleScores(1,200 prompts, 3 constraints, 1 parts)"
     assert "facts" not in vars(scores)
+
+
+def test_derived_scores_are_those_of_scores_built_that_way() -> None:
+    r_pk, g_pkm = draw_scores(n_prompts=30, n_responses=8, n_constraints=2, seed=4)
+    g_pkm += 1e6
+    squared = _scores(r_pk, g_pkm).derive(_squared)
+    expected = _scores(r_pk, np.stack([g_pkm[..., 0], (g_pkm[..., 1] - 1e6) ** 2], axis=-1))
+    np.testing.assert_allclose(squared.facts.reference_means_m, expected.facts.reference_means_m, rtol=1e-9)
+    np.testing.assert_allclose(squared.facts.score_scale_m, expected.facts.score_scale_m, rtol=1e-9)
+    np.testing.assert_allclose(squared.facts.correlation_ii, expected.facts.correlation_ii, atol=1e-9)
+    # What was not derived is what it was, to the last bit.
+    (before,), (after,) = ([*scores.map(_values)] for scores in (_scores(r_pk, g_pkm), squared))
+    np.testing.assert_array_equal(after[:2], before[:2])
+
+
+def _values(block: SampleBlock) -> FloatArray:
+    return block.values_in
+
+
+def _squared(block: SampleBlock) -> SampleBlock:
+    raw_n = block.scores_mn[1] + np.repeat(block.score_shift_mp[1], block.segments.counts_p)
+    return block.with_scores(1, (raw_n - 1e6) ** 2)
