@@ -46,7 +46,7 @@ def describe_infeasible(posed: PosedProblem, certificate: InfeasibilityCertifica
             (bound.name, price) for bound, price in zip(posed.constraints, certificate.direction, strict=True) if price
         ]
         if len(posed.constraints) > len(blocking) > 0:
-            lines.append(f"blocked by {' and '.join(name for name, _ in blocking)}; the others could be met")
+            lines.append(f"blocked by {' and '.join(name for name, _ in blocking)}, whatever is asked of the others")
         prices = ", ".join(f"{name} {price:.4g}" for name, price in blocking)
         lines.append(
             f"proof: weigh the slacks by ({prices}); even the best response to every prompt gives a mean of "

@@ -349,7 +349,7 @@ def test_lists_of_unequal_length_are_named(tmp_path, capsys):
             ["--score-error", "harmless=-1"],
             "--score-error 'harmless=-1': the number must be finite and not negative",
         ),
-        (["--constraint", "harmless >= 9"], "bound the same from the same side"),
+        (["--constraint", "harmless >= ref + 9"], "bound the same from the same side"),
         (["--constraint", "harmless => 3"], "harmless => 3"),
     ],
 )
