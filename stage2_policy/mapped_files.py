@@ -45,6 +45,12 @@ class TokenLists:
         offsets = np.cumsum([0, *map(len, arrays)])
         return cls([(np.concatenate([np.empty(0, np.int32), *arrays]), offsets)])
 
+    @classmethod
+    def of_column(cls, column: pa.ChunkedArray) -> TokenLists:
+        """The lists of an Arrow column, where they are."""
+        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        return cls([(lists.values.to_numpy(), lists.offsets.to_numpy()) for lists in chunks])
+
     def __len__(self) -> int:
         return int(self._first[-1])
 
@@ -96,11 +102,7 @@ def map_token_lists(path: Path) -> TokenLists:
     Raises:
         CorruptArtifactError: the file is damaged.
     """
-    chunks = []
-    for batch in _batches(path):
-        lists = batch.column(0)
-        chunks.append((lists.values.to_numpy(), lists.offsets.to_numpy()))
-    return TokenLists(chunks)
+    return TokenLists.of_column(pa.chunked_array([batch.column(0) for batch in _batches(path)], _LISTS.field(0).type))
 
 
 def write_columns(path: Path, columns: Mapping[str, np.ndarray | pa.Array]) -> None:

@@ -8,7 +8,10 @@ from functools import cached_property
 from typing import overload
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.contracts.tables import TOKEN_IDS
 from stage2_policy.mapped_files import TokenLists
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -46,6 +49,20 @@ class TokenSequences(Sequence[Pair]):
             completion_n=place_n,
             prompt_length_n=np.array([len(prompt) for prompt in prompts]),
             completion_length_n=np.array([len(done) for done in completions]),
+        )
+
+    @classmethod
+    def of_table(cls, table: pa.Table) -> TokenSequences:
+        """The sequences of a samples table that is in memory, row by row."""
+        asked, done = (table[name] for name in TOKEN_IDS)
+        place_n = np.arange(table.num_rows)
+        return cls(
+            prompts=TokenLists.of_column(asked),
+            completions=TokenLists.of_column(done),
+            prompt_n=place_n,
+            completion_n=place_n,
+            prompt_length_n=pc.list_value_length(asked).to_numpy(),
+            completion_length_n=pc.list_value_length(done).to_numpy(),
         )
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ from pipeline.networks import load_network
 from pipeline.run.execution import local_device
 from pipeline.run.run import Run
 from pipeline.scoring.joined import JoinedScores
+from stage2_policy.token_sequences import TokenSequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,10 +31,10 @@ def log_ratios(run: Run, *, policy_samples: Path, rows: JoinedScores, split: str
     with another arithmetic's in one ratio.
     """
     table = run.samples_table(policy_samples).read(split, columns=["prompt_id", "sample_index", *TOKEN_IDS])
-    table = table.take(rows.find_in(table)[0])
+    sequences = TokenSequences.of_table(table).select(rows.find_in(table)[0])
     logp = {
-        "policy": _score(run, table, load_policy(str(run.policy), dtype="float32"), "policy"),
-        "reference": _score(run, table, _load_reference(run, dtype="float32"), "reference"),
+        "policy": _score(run, sequences, load_policy(str(run.policy), dtype="float32"), "policy"),
+        "reference": _score(run, sequences, _load_reference(run, dtype="float32"), "reference"),
     }
     return np.asarray(logp["policy"] - logp["reference"])
 
@@ -51,9 +52,9 @@ def check_sampler_logp(run: Run, samples: ShardedTable) -> dict[str, float]:
     """
     settings = run.config.sampling
     table = _some_samples(samples, settings.logp_rows, seed=run.config.seed)
-    logp = _score(run, table, _load_reference(run, dtype=run.config.reference.dtype), "reference")
-    tokens = np.array([len(ids) for ids in table["completion_token_ids"].to_pylist()])
-    difference = np.abs(table["sampler_logp"].to_numpy() - logp) / tokens
+    sequences = TokenSequences.of_table(table)
+    logp = _score(run, sequences, _load_reference(run, dtype=run.config.reference.dtype), "reference")
+    difference = np.abs(table["sampler_logp"].to_numpy() - logp) / sequences.completion_length_n
     found = {"rows": table.num_rows, "mean": float(difference.mean()), "largest": float(difference.max())}
     if not found["mean"] <= settings.logp_limit:
         raise InputError(
@@ -83,12 +84,12 @@ def _load_reference(run: Run, *, dtype: str) -> PreTrainedModel:
     return load_policy(run.model(run.config.reference, "reference"), dtype=dtype)
 
 
-def _score(run: Run, table: pa.Table, network: PreTrainedModel, role: str) -> np.ndarray:
+def _score(run: Run, sequences: TokenSequences, network: PreTrainedModel, role: str) -> np.ndarray:
     from stage2_policy.logprobs import score_sequences
 
     return score_sequences(
         network,
-        list(zip(*(table[name].to_pylist() for name in TOKEN_IDS), strict=True)),
+        sequences,
         token_budget=_TOKEN_BUDGET,
         show_progress=run.show_progress,
         description=f"log-probabilities, {role}",
