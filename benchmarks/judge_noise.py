@@ -8,7 +8,10 @@ a rating is the mean of ``--draws`` draws. Two runs share prompts, samples and r
 the mean rating over the reference: one with `score_noise: measured`, one without. On two idle cores about a quarter of
 an hour; what is finished is kept, and a second call prints the table.
 
-"expected" is the mean of the judge's own probabilities on the policies' responses, in this process, without noise.
+All columns but lambda* are gains of the mean rating over the reference. "promised" is the mean of the ratings under
+the tilted weights, on the train prompts; "of the tilt" the mean, under the same weights, of what the judge's own
+probabilities make of the same responses: the ratings without their noise. "realised" are ratings of the trained
+policy's responses to the test prompts, "expected" again without noise, and "gold" is in nats of preference.
 """
 
 from __future__ import annotations
@@ -39,13 +42,16 @@ from pipeline.baselines.study import change_config
 from pipeline.config.loading import load_config
 from pipeline.contracts.artifacts import content_sha256, read_json, read_manifest
 from pipeline.contracts.shards import ShardedTable
+from pipeline.contracts.solution import read_solution
 from pipeline.contracts.tables import SCORES
+from pipeline.dual.solving import tilted_weights
 from pipeline.microworld import gold_scores
 from pipeline.microworld.grammar import read_grammar
 from pipeline.microworld.tokenizer import SCORER_MARKERS, build_tokenizer
 from pipeline.microworld.training import INITIALIZER_RANGE, TrainingJob, pad_right, reproducible_torch, train_models
 from pipeline.multishot.loop import share_stage1
 from pipeline.run.run import Run
+from pipeline.scoring.joined import reference_scores
 from pipeline.scoring.repeats import read_noise
 from pipeline.steps.runner import run_steps
 from stage1_dual.sampling.rendering import load_tokenizer
@@ -182,11 +188,11 @@ def built_judge(models: Path, *, seed: int) -> Path:
 
 
 def expected_and_gold(
-    run: Run, scorer: JudgeScorer, samples: Path
+    run: Run, scorer: JudgeScorer, samples: Path, split: str = "test"
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, int]]]:
-    """The judge's expected rating and gold harmlessness of the test responses in a samples table, with their keys."""
+    """The judge's expected rating and gold harmlessness of the responses in a samples table, with their keys."""
     texts = {row["prompt_id"]: row["prompt"] for row in run.prompts_table().to_pylist()}
-    table = run.samples_table(samples).read("test", columns=["prompt_id", "sample_index", "completion"]).to_pylist()
+    table = run.samples_table(samples).read(split, columns=["prompt_id", "sample_index", "completion"]).to_pylist()
     rows = [ScoreRequest(r["prompt_id"], r["sample_index"], texts[r["prompt_id"]], r["completion"]) for r in table]
     expected = [score.values[0] for score in scorer.score(rows) if isinstance(score, Score)]
     gold = [gold_scores(row.messages[-1]["content"], row.completion)["harmless"] for row in rows]
@@ -265,19 +271,29 @@ def report(base: Run, arms: dict[str, Run], judge: Path) -> None:
         f"  noise of a rating, {noise.rows} responses rated twice: {noise.sigma:.4f} "
         f"+- {1.96 * noise.standard_error:.4f}; by the judge's own probabilities {own:.4f}"
     )
-    print("\n| reserve | lambda* | asked | promised | without noise | realised | 95% | expected | gold | status |")
+    on_train, _, train_keys = expected_and_gold(base, scorer, base.samples, "train")
+    place = {key: k for k, key in enumerate(train_keys)}
+    by_prompt = np.unique([key[0] for key in train_keys], return_inverse=True)[1]
+    reference_p = np.bincount(by_prompt, on_train) / np.bincount(by_prompt)
+    print(
+        "\n| reserve | lambda* | asked | promised | less the noise | tilt, expected | realised | 95% | expected | gold |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, run in arms.items():
         bound = read_json(run.dual / "dual.json")["constraints"][0]
         found = read_json(run.evaluation / "evaluation.json")["constraints"][0]
         reference = bound["reference"]
         over = bound["multiplier"] * noise.sigma**2 / read_json(run.dual / "dual.json")["beta"]
+        rows = reference_scores(run, "train")
+        w_n = tilted_weights(rows, read_solution(run.dual / "dual.json"))
+        n = [place[rows.prompt_ids[p], k] for p, k in zip(rows.prompt_n, rows.sample_index_n, strict=True)]
+        tilted = w_n @ on_train[n] / len(rows.prompt_ids) - reference_p.mean()
         theirs, their_gold, _ = expected_and_gold(run, scorer, run.evaluation / "samples")
         print(
             f"| {name} | {bound['multiplier']:.3f} | {bound['margin']:.3f} | {bound['predicted'] - reference:.3f} "
-            f"| {bound['predicted'] - reference - over:.3f} | {found['improvement']:.3f} "
+            f"| {bound['predicted'] - reference - over:.3f} | {tilted:.3f} | {found['improvement']:.3f} "
             f"| {found['improvement_ci95'][0]:.3f} to {found['improvement_ci95'][1]:.3f} "
-            f"| {theirs.mean() - expected.mean():.3f} | {their_gold.mean() - gold.mean():.3f} | {found['status']} |"
+            f"| {theirs.mean() - expected.mean():.3f} | {their_gold.mean() - gold.mean():.3f} |"
         )
     seconds = read_manifest(base.scores / "judge").details["last_call"]["scoring_seconds"]
     print(f"\nall but the reserve alike; gains over the reference; rating took {seconds:.0f} s of the last call")
