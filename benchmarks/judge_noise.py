@@ -275,10 +275,8 @@ def report(base: Run, arms: dict[str, Run], judge: Path) -> None:
     place = {key: k for k, key in enumerate(train_keys)}
     by_prompt = np.unique([key[0] for key in train_keys], return_inverse=True)[1]
     reference_p = np.bincount(by_prompt, on_train) / np.bincount(by_prompt)
-    print(
-        "\n| reserve | lambda* | asked | promised | less the noise | tilt, expected | realised | 95% | expected | gold |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    columns = ("reserve", "lambda*", "asked", "promised", "less the noise", "of the tilt", "realised", "95%")
+    print(f"\n| {' | '.join((*columns, 'expected', 'gold'))} |\n|{'---|' * (len(columns) + 2)}")
     for name, run in arms.items():
         bound = read_json(run.dual / "dual.json")["constraints"][0]
         found = read_json(run.evaluation / "evaluation.json")["constraints"][0]
