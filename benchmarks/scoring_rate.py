@@ -2,12 +2,15 @@
 
     python benchmarks/scoring_rate.py [--prompts 250] [--samples 16] [--rounds 5]
     python benchmarks/scoring_rate.py --prefix
+    python benchmarks/scoring_rate.py --engines
+    python benchmarks/scoring_rate.py --architectures
 
 The first compares on the embedded world's harmlessness scorer, with completions of the length mix of chat responses
 (log-normal). The second shows what sharing a prompt's computation among its responses gives, by the lengths of both,
-on random Llamas. The contenders take turns in one process; rates are medians over the rounds, ratios medians of the
-ratios within a round. All start from the same prompts and completions and include rendering and tokenising. Padding is
-the share of computed tokens that are padding.
+on random Llamas; the third vLLM's pooling, checked as by default, against transformers on the same. The fourth prints
+how far the two are apart on tiny random checkpoints of every architecture that is pooled. The contenders take turns in
+one process; rates are medians over the rounds, ratios medians of the ratios within a round. All start from the same
+prompts and completions and include rendering and tokenising. Padding is the share of computed tokens that are padding.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -31,8 +35,10 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from stage1_dual.checkpoints import Heads
 from stage1_dual.scoring.protocol import Score, ScoreRequest
-from stage1_dual.scoring.sequence_classification import SequenceClassificationScorer
+from stage1_dual.scoring.sequence_classification import Engine, SequenceClassificationScorer
+from stage1_dual.scoring.vllm_pooling import POOLED, VllmPooling
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,12 @@ class Result:
     padding: float
 
 
-Contender = Callable[[Sequence[ScoreRequest]], Result]
+@dataclass(frozen=True)
+class Contender:
+    """Scores rows, and is closed at the end."""
+
+    run: Callable[[Sequence[ScoreRequest]], Result]
+    close: Callable[[], None] = lambda: None
 
 
 def _read_rows(args: argparse.Namespace, model: str) -> list[ScoreRequest]:
@@ -86,19 +97,25 @@ def _plain(model: str, batch_rows: int) -> Contender:
                 computed, needed = computed + mask.numel(), needed + int(mask.sum())
         return Result(values, 1 - needed / computed)
 
-    return run
+    return Contender(run)
 
 
-def _ours(model: str, *, token_budget: int, share: bool) -> Contender:
-    scorer = SequenceClassificationScorer(model, token_budget=token_budget, share_prefixes=share, device="cpu")
+def _ours(model: str, *, token_budget: int, share: bool = True, engine: Engine = "transformers") -> Contender:
+    return _contender(
+        SequenceClassificationScorer(
+            model, token_budget=token_budget, share_prefixes=share, engine=engine, device="cpu"
+        )
+    )
 
+
+def _contender(scorer: SequenceClassificationScorer) -> Contender:
     def run(rows: Sequence[ScoreRequest]) -> Result:
         before = scorer.padding
         values = [score.values[0] for score in scorer.score(rows) if isinstance(score, Score)]
         after = scorer.padding
         return Result(values, 1 - (after.needed - before.needed) / (after.computed - before.computed))
 
-    return run
+    return Contender(run, scorer.close)
 
 
 def _race(
@@ -109,9 +126,9 @@ def _race(
     results: dict[str, Result] = {}
     clock = time.process_time if args.cpu_time else time.perf_counter
     for number in range(args.rounds + 1):
-        for name, run in contenders.items():
+        for name, contender in contenders.items():
             started = clock()
-            results[name] = run(rows)
+            results[name] = contender.run(rows)
             if number:  # the first round warms up
                 rates[name].append(len(rows) / (clock() - started))
     return rates, results
@@ -173,7 +190,10 @@ def _save_random(folder: Path, tokenizer_of: str, *, width: int, layers: int) ->
     return str(folder)
 
 
-def _compare_sharing(args: argparse.Namespace, model: str) -> None:
+def _compare_on_random(
+    args: argparse.Namespace, model: str, first: str, second: str, start: Callable[[str], dict[str, Contender]]
+) -> None:
+    """Two contenders on random Llamas, by the lengths of prompts and responses."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     rng = np.random.default_rng(args.seed)
     words = [word for word in tokenizer.get_vocab() if word.isalpha() and len(word) > 2]
@@ -184,15 +204,12 @@ def _compare_sharing(args: argparse.Namespace, model: str) -> None:
         ids = tokenizer(" ".join(drawn), add_special_tokens=False)["input_ids"]
         return str(tokenizer.decode(ids[: max(1, int(n_tokens * rng.uniform(0.5, 1.5)))]))
 
-    print("| width x layers | prompt | response | samples | texts/s | shared | x | padding | largest difference |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"| width x layers | prompt | response | samples | {first}, texts/s | {second} | x | largest difference |")
+    print("|---|---|---|---|---|---|---|---|")
     for width, layers in ((128, 4), (384, 6)):
         with tempfile.TemporaryDirectory() as folder:
             random_model = _save_random(Path(folder), model, width=width, layers=layers)
-            contenders = {
-                name: _ours(random_model, token_budget=args.token_budget, share=share)
-                for name, share in (("whole", False), ("shared", True))
-            }
+            contenders = start(random_model)
             for prompt, response, samples in ((256, 32, 16), (64, 64, 64), (64, 128, 16), (20, 20, 64), (20, 20, 8)):
                 n_prompts = max(2, args.tokens // ((prompt + response) * samples) * 128 // width)
                 rows = []
@@ -202,10 +219,75 @@ def _compare_sharing(args: argparse.Namespace, model: str) -> None:
                 rates, results = _race(contenders, rows, args)
                 print(
                     f"| {width} x {layers} | {prompt} | {response} | {samples} "
-                    f"| {statistics.median(rates['whole']):,.0f} | {statistics.median(rates['shared']):,.0f} "
-                    f"| {_ratio(rates, 'shared', 'whole'):.2f} | {results['shared'].padding:.1%} "
-                    f"| {_difference(results, 'shared', 'whole'):.0e} |"
+                    f"| {statistics.median(rates[first]):,.0f} | {statistics.median(rates[second]):,.0f} "
+                    f"| {_ratio(rates, second, first):.2f} | {_difference(results, second, first):.0e} |",
+                    flush=True,
                 )
+            for name in list(contenders):
+                contenders.pop(name).close()
+
+
+def _compare_sharing(args: argparse.Namespace, model: str) -> None:
+    def start(random_model: str) -> dict[str, Contender]:
+        return {
+            name: _ours(random_model, token_budget=args.token_budget, share=share)
+            for name, share in (("whole", False), ("shared", True))
+        }
+
+    _compare_on_random(args, model, "whole", "shared", start)
+
+
+def _compare_engines(args: argparse.Namespace, model: str) -> None:
+    def start(random_model: str) -> dict[str, Contender]:
+        engines: tuple[Engine, ...] = ("transformers", "vllm")
+        return {name: _ours(random_model, token_budget=args.token_budget, engine=name) for name in engines}
+
+    _compare_on_random(args, model, "transformers", "vllm", start)
+
+
+def _compare_architectures(model: str, names: Sequence[str]) -> None:
+    """The largest difference of vLLM's raw outputs to transformers' on a tiny random checkpoint of each."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(len(tokenizer), (n,), generator=generator).tolist() for n in (3, 10, 50, 120)]
+    print("| architecture | largest difference | largest output |")
+    print("|---|---|---|")
+    for name in names:
+        model_class = getattr(transformers, name, None)
+        if model_class is None:  # published with code of its own
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            torch.manual_seed(0)
+            network = model_class(
+                model_class.config_class(
+                    vocab_size=len(tokenizer),
+                    hidden_size=64,
+                    intermediate_size=96,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    num_key_value_heads=1,
+                    head_dim=32,
+                    max_position_embeddings=128,
+                    initializer_range=0.2,
+                    num_labels=3,
+                    pad_token_id=None,
+                )
+            ).eval()
+            network.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            pooling = VllmPooling(
+                folder,
+                heads=Heads([name], "linear", {label: str(label) for label in range(3)}),
+                revision=None,
+                dtype="float32",
+                max_length=128,
+                token_budget=1024,
+            )
+            found = pooling.logits(texts, range(len(texts)))
+            pooling.close()
+            with torch.inference_mode():
+                expected = torch.cat([network(torch.tensor([text])).logits for text in texts]).double().numpy()
+        print(f"| {name} | {abs(found - expected).max():.0e} | {abs(expected).max():.1f} |", flush=True)
 
 
 def main() -> None:
@@ -213,6 +295,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="scorer checkpoint (default: the embedded world's harmlessness scorer)")
     parser.add_argument("--prefix", action="store_true", help="compare with and without shared prompts only")
+    parser.add_argument("--engines", action="store_true", help="compare vLLM's pooling with transformers only")
+    parser.add_argument("--architectures", action="store_true", help="print how far vLLM is from transformers only")
     parser.add_argument("--prompts", type=int, default=250)
     parser.add_argument("--samples", type=int, default=16, help="completions of each prompt")
     parser.add_argument("--rounds", type=int, default=5)
@@ -231,7 +315,12 @@ def main() -> None:
         if not worlds:
             parser.error("no embedded world under data/models; run `dualign prepare` or give --model")
         model = str(worlds[-1])
-    (_compare_sharing if args.prefix else _compare)(args, model)
+    if args.architectures:
+        _compare_architectures(model, sorted(POOLED))
+    elif args.engines:
+        _compare_engines(args, model)
+    else:
+        (_compare_sharing if args.prefix else _compare)(args, model)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,7 @@ def load_network(
     dtype: torch.dtype,
     what: str,
     revision: str | None = None,
+    left_over: Collection[str] = (),
     **more: Any,
 ) -> Any:
     """A network in evaluation mode, from safetensors only.
@@ -47,6 +48,8 @@ def load_network(
         dtype: of weights and arithmetic.
         what: such as ``"the scorer"``, for messages.
         revision: of a model on the Hub.
+        left_over: names of weights that a checkpoint may hold beside the model's own; they are read by nobody, and
+            that is said.
         more: further arguments of ``from_pretrained``: a configuration, a device map, a quantisation.
 
     Raises:
@@ -69,6 +72,10 @@ def load_network(
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"transformers cannot load {what} {checkpoint}: {error}") from error
+    unexpected = set(loading["unexpected_keys"])
+    if unread := sorted(unexpected & set(left_over)):
+        log.info("%s %s holds %s, which is no part of the model", what, checkpoint, ", ".join(unread))
+    loading["unexpected_keys"] = unexpected - set(left_over)
     for kind in ("missing", "unexpected", "mismatched"):
         keys = sorted(key if isinstance(key, str) else key[0] for key in loading[f"{kind}_keys"])
         if keys:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.contracts.errors import InputError
 from stage1_dual.chat_templates import read_template, template_file
@@ -14,7 +15,28 @@ from stage1_dual.chat_templates import read_template, template_file
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CAUSAL = ("ForCausalLM", "LMHeadModel")
 """Endings of the architectures of causal language models; the second one is GPT-2's."""
+GATED = "LlamaForRewardModelWithGating"
+"""The class of ArmoRM and its like: several objectives, and their mean by weights that depend on the prompt."""
+TWO_LAYERS = frozenset({"Qwen2ForRewardModel", "INFORMForSequenceClassification"})
+"""Classes whose head is two layers with a ReLU between them: Qwen's and INF's outcome reward models."""
+PROCESS = "Qwen2ForProcessRewardModel"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of a sequence classifier or reward model.
+
+    Attributes:
+        architectures: as config.json names them.
+        layout: ``linear`` for one matrix on the last token; ``two_layers`` for two with a ReLU between them;
+            ``gated`` for objectives and their mean by the weights of a gate.
+        labels: name of each head by its index.
+    """
+
+    architectures: Sequence[str]
+    layout: Literal["linear", "two_layers", "gated"]
+    labels: Mapping[int, str]
 
 
 def is_local(checkpoint: str) -> bool:
@@ -66,7 +88,7 @@ def check_prompt_template(template: str | None) -> None:
 
 def check_scorer_checkpoint(
     checkpoint: str, *, head: int | str, template: str | None, revision: str | None = None
-) -> None:
+) -> Heads | None:
     """Check that a folder holds a sequence classifier with the head and a usable template, without loading it.
 
     Args:
@@ -75,25 +97,87 @@ def check_scorer_checkpoint(
         template: as :class:`stage1_dual.scoring.templates.ScorerTemplate` takes it.
         revision: branch, tag or commit of a Hub model.
 
+    Returns:
+        The heads of the checkpoint; None of a model on the Hub.
+
     Raises:
         InputError: as :func:`check_policy_checkpoint`; there is no such head; there is no template.
     """
     check_template(template)
     folder = _local_folder(checkpoint, revision, what="the scorer")
     if folder is None:
-        return
-    config = _check_files(folder, what="the scorer")
-    _check_architecture(
-        folder, config, suffix=("ForSequenceClassification",), what="the scorer", kind="a sequence classifier"
-    )
-    # transformers leaves id2label out of config.json where the labels are its default, two of them.
-    labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    resolve_head(head, {int(index): str(label) for index, label in labels.items()}, checkpoint=str(folder))
+        return None
+    heads = find_heads(_check_files(folder, what="the scorer"), weight_shapes(folder), checkpoint=str(folder))
+    resolve_head(head, heads.labels, checkpoint=str(folder))
     if template is None and not _has_chat_template(folder):
         raise InputError(
             f"the scorer {folder} has no chat template; give `template`: a text with {{prompt}} and {{completion}}, "
             "or the path of a chat template file"
         )
+    return heads
+
+
+def find_heads(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], *, checkpoint: str) -> Heads:
+    """The heads of a sequence classifier or reward model, from its configuration and the shapes of its weights.
+
+    Args:
+        config: the content of config.json.
+        shapes: of the weights by name; empty where they are not known.
+        checkpoint: for messages.
+
+    Raises:
+        InputError: it is none, or one whose values are not of a whole response.
+    """
+    architectures = [str(name) for name in config.get("architectures") or []]
+    if GATED in architectures:
+        # The number that the published class takes where the configuration does not say.
+        objectives = int(config.get("num_objectives", 19))
+        labels = {0: "score", **{1 + index: f"objective_{index}" for index in range(objectives)}}
+        return Heads(architectures, "gated", labels)
+    if PROCESS in architectures:
+        raise InputError(
+            f"the scorer {checkpoint} is a process reward model ({PROCESS}): it has a value for each step, which its "
+            "text has to mark, and none for a response"
+        )
+    if any(name in TWO_LAYERS for name in architectures):
+        # The published configurations leave the number of labels to the class, which has one.
+        (rows, *_) = shapes.get("score.2.weight", (1,))
+        return Heads(architectures, "two_layers", {index: f"LABEL_{index}" for index in range(rows)})
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in architectures)
+    # Some trainers save a reward model with the configuration of the language model it was made from.
+    if is_classifier or ("score.weight" in shapes and any(name.endswith(_CAUSAL) for name in architectures)):
+        return Heads(architectures, "linear", _labels(config, shapes))
+    raise InputError(
+        f"the scorer {checkpoint} is not a sequence classifier: config.json names the architectures {architectures}, "
+        f"none *ForSequenceClassification, {', '.join((*sorted(TWO_LAYERS), GATED))}, and no weight is `score.weight`"
+    )
+
+
+def _labels(config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> dict[int, str]:
+    """The labels by index, as transformers reads them."""
+    if config.get("id2label"):
+        return {int(index): str(label) for index, label in config["id2label"].items()}
+    # transformers leaves id2label out of config.json where the labels are its default, two of them.
+    default, *_ = shapes.get("score.weight", (2,))
+    return {index: f"LABEL_{index}" for index in range(int(config.get("num_labels", default)))}
+
+
+def weight_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of a folder's weights by name, from the headers of its safetensors files: no weight is read.
+
+    Raises:
+        InputError: a file is not one of safetensors.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                # Eight bytes with the length of the header, which is a JSON object; 100 MB are the format's limit.
+                header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), 100_000_000)))
+            shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"{path} cannot be read as safetensors: {error}") from error
+    return shapes
 
 
 def check_score_model_checkpoint(

@@ -26,7 +26,7 @@ class ShardsWritten:
         failures: rows that could not be computed.
         start_seconds: time until the first shard was begun.
         working_seconds: from then on, to compute and write.
-        description: the model's own description.
+        description: the model's own description, as of the last shard.
     """
 
     counts: Mapping[str, int]
@@ -81,7 +81,8 @@ def write_shards(
                 if rows.num_rows:
                     tables[name].write_shard(rows, split=task.split, order=written_order(task.place, rows))
             if not description:
-                description, ready = its_description, time.monotonic() - result.seconds
+                ready = time.monotonic() - result.seconds
+            description = its_description
             counts.update(result.counts)
             bar.update(result.counts["rows"])
             if rate_of is not None:

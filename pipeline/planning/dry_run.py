@@ -559,7 +559,8 @@ def _memory(
                 continue
             found = [size for setting, _ in models.values() if (size := sizes[setting]) is not None]
             whole = len(found) == len(models)
-            scoring = scoring_bytes(found, _dtype(models), batch_tokens=scorer.tokens_at_once) if whole else None
+            held = scorer.copies * found
+            scoring = scoring_bytes(held, _dtype(models), batch_tokens=scorer.tokens_at_once) if whole else None
             yield Memory(f"score {name}", scoring)
     if "train" in steps:
         training = config.training

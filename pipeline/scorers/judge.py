@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.contracts.artifacts import content_sha256
 from pipeline.contracts.errors import InputError, MissingExtraError
 from pipeline.contracts.section import Positive, Section
+from pipeline.scorers.judge_presets import Preset, with_preset
 from pipeline.scorers.kind import Check, Remote, ScorerSettings
 from pipeline.scorers.models import Models, ModelSettings
 from stage1_dual.chat_templates import read_template, template_file
@@ -121,9 +122,12 @@ class JudgeSettings(ScorerSettings, ModelSettings):
     """Has the model rated by an endpoint, where ``model`` is its name there; nothing is sent anywhere without it."""
     repeat_share: Annotated[float, Field(ge=0, le=1)] = 0.05
     """Share of the rows that an endpoint rates a second time, independently, by which its noise is measured."""
-    rubric: str
+    rubric: str | None = None
     """A text with ``{completion}``, or the path of a file with one; its places are those of
     :class:`~stage1_dual.scoring.rubrics.Rubric`."""
+    preset: Preset | None = None
+    """A family of safety classifiers that read the conversation itself, by their chat template, instead of a rubric;
+    it sets ``answers``, ``output`` and ``answer_prefix`` where the recipe does not."""
     folder: str | None = None
     """Where the rubric's file is looked for first, before the current folder; the recipe's own folder where not
     given."""
@@ -144,6 +148,11 @@ class JudgeSettings(ScorerSettings, ModelSettings):
     """Longest text, tokens; a longer one fails. The model's own limit where not given."""
     batch_tokens: Positive = 4096
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_its_preset(cls, value: Any) -> Any:
+        return with_preset(value)
+
     @field_validator("answers", mode="before")
     @classmethod
     def _answers_are_texts(cls, value: Any) -> Any:
@@ -163,9 +172,19 @@ class JudgeSettings(ScorerSettings, ModelSettings):
         return self
 
     @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if (self.rubric is None) == (self.preset is None):
+            raise ValueError("a judge has a `rubric` or a `preset`, one of the two")
+        if self.preset is not None and not self.as_message:
+            raise ValueError("a `preset` reads the conversation by a chat template; leave out `as_message: false`")
+        return self
+
+    @model_validator(mode="after")
     def _endpoint_can(self) -> Self:
         if self.endpoint is None:
             return self
+        if self.preset is not None:
+            raise ValueError("a `preset` reads the answer behind its first tokens, which no endpoint shows")
         idle = [name for name in _IN_PROCESS if getattr(self, name) != type(self).model_fields[name].default]
         if idle:
             raise ValueError(
@@ -190,7 +209,9 @@ class JudgeSettings(ScorerSettings, ModelSettings):
         Raises:
             InputError: the rubric is not there, cannot be read or is none.
         """
-        return Question(Rubric(self._rubric_text()), self.scale(), self.as_message, self.answer_prefix)
+        text = self._rubric_text()
+        rubric = None if text is None else Rubric(text)
+        return Question(rubric, self.scale(), self.as_message, self.answer_prefix)
 
     def checkpoints(self) -> dict[str, ModelSettings | None]:
         """The judge, where it is a checkpoint."""
@@ -209,7 +230,7 @@ class JudgeSettings(ScorerSettings, ModelSettings):
             url=self.endpoint.base_url,
             model=self.model,
             requests=self.endpoint.draws or 1,
-            characters=len(self._rubric_text()),
+            characters=len(self._rubric_text() or ""),
             per_minute=self.endpoint.requests_per_minute,
         )
 
@@ -270,7 +291,9 @@ class JudgeSettings(ScorerSettings, ModelSettings):
             token_budget=one.batch_tokens,
         )
 
-    def _rubric_text(self) -> str:
+    def _rubric_text(self) -> str | None:
+        if self.rubric is None:
+            return None
         if is_text_template(self.rubric):
             return self.rubric
         for folder in (*([self.folder] if self.folder is not None else []), str(Path.cwd())):

@@ -80,6 +80,15 @@ class ScorerSettings(Section, ABC):
         """Padded tokens of a batch of its models; 0 where it has none."""
         return 0
 
+    @property
+    def copies(self) -> int:
+        """How many times the weights of its models are held at once."""
+        return 1
+
+    def packages(self) -> tuple[str, ...]:
+        """Packages of the extra ``sample`` that it needs besides torch and transformers."""
+        return ()
+
     def remote(self) -> Remote | None:
         """What it sends elsewhere; None for a scorer that computes on this machine."""
         return None

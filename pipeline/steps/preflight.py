@@ -46,6 +46,10 @@ def check_packages(run: Run, steps: Sequence[str]) -> None:
     """
     if "sample" in steps or "evaluate" in steps:
         require_extra("sample", "torch", "transformers", run.config.sampling.engine, purpose="sampling")
+    if {"score", "evaluate"} & set(steps):
+        for name, scorer in run.config.used_scorers().items():
+            if packages := scorer.packages():
+                require_extra("sample", *packages, purpose=f"`scorers.{name}`")
     if {"sample", "score", "evaluate"} & set(steps) and run.config.execution.kind == "ray":
         require_extra("ray", "ray", purpose="`execution: ray`")
     if "train" in steps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from pipeline.contracts.section import Dtype
@@ -9,7 +10,13 @@ from pipeline.networks import load_network
 
 
 def load_model(
-    model_class: Any, checkpoint: str, *, revision: str | None, dtype: Dtype, config: Any | None = None
+    model_class: Any,
+    checkpoint: str,
+    *,
+    revision: str | None,
+    dtype: Dtype,
+    config: Any | None = None,
+    left_over: Collection[str] = (),
 ) -> Any:
     """A model in evaluation mode, from safetensors only.
 
@@ -19,6 +26,7 @@ def load_model(
         revision: of a Hub model.
         dtype: of weights and arithmetic.
         config: of the model, for a class that cannot read it; the checkpoint's own where not given.
+        left_over: as :func:`pipeline.networks.load_network` takes it.
 
     Raises:
         InputError: the checkpoint cannot be loaded, or a weight is missing, unexpected or of another shape.
@@ -31,6 +39,7 @@ def load_model(
         dtype=getattr(torch, dtype),
         what="the scorer",
         revision=revision,
+        left_over=left_over,
         **({} if config is None else {"config": config}),
     )
 

@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.section import Dtype
-from stage1_dual.checkpoints import check_scorer_checkpoint, is_local, resolve_head
+from stage1_dual.checkpoints import (
+    Heads,
+    check_scorer_checkpoint,
+    find_heads,
+    is_local,
+    resolve_head,
+    weight_shapes,
+)
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions
 from stage1_dual.scoring.batches import batches_by_tokens
+from stage1_dual.scoring.checked_network import CheckedNetwork
 from stage1_dual.scoring.decoder_heads import DecoderHeads
 from stage1_dual.scoring.loading import load_model, resolve_device
 from stage1_dual.scoring.outputs import HeadOutput, describe_outputs
 from stage1_dual.scoring.shared_prefix import PaddingCounts, can_share
-from stage1_dual.scoring.text_scores import TextScorer
+from stage1_dual.scoring.text_scores import Reader, TextNetwork, TextScorer
 from stage1_dual.scoring.texts import OverLength, TextReader, check_max_length
+from stage1_dual.scoring.vllm_pooling import VllmPooling, require_pooled
 
 if TYPE_CHECKING:
     import torch
+
+Engine = Literal["transformers", "vllm"]
+
+_OF_THE_LANGUAGE_MODEL = ("lm_head.weight",)
+"""What reward models have left over from the language model they were made from, and read nowhere."""
 
 
 class SequenceClassificationScorer(TextScorer):
     """Scores with one or several heads of one classifier, all from one forward pass.
 
-    A score is what the model's own forward pass gives for the row's text alone, whatever is computed beside it.
+    A score is what the model's own forward pass gives for the row's text alone, whatever is computed beside it. Reward
+    models of the layouts of :mod:`stage1_dual.scoring.reward_heads` are classifiers too.
 
     Args:
         checkpoint: folder of a sequence classifier, or its id on the Hub.
@@ -39,11 +56,16 @@ class SequenceClassificationScorer(TextScorer):
         token_budget: padded tokens of a batch (speed only).
         share_prefixes: whether the responses to a prompt share its computation, where the model is a decoder with
             full attention and it pays (speed only).
+        engine: what computes the scores. With ``vllm`` transformers still computes those that are checked, so that the
+            weights are held twice.
+        checked_share: share of the texts that ``vllm`` is checked on.
+        engine_limit: as :class:`~stage1_dual.scoring.checked_network.CheckedNetwork` takes it.
         device: torch device; ``auto`` for the accelerator that the process sees, or else its CPU.
 
     Raises:
-        MissingExtraError: torch or transformers is not installed.
-        InputError: the checkpoint does not fit, or a weight is missing, unexpected or of another shape.
+        MissingExtraError: torch, transformers or the engine is not installed.
+        InputError: the checkpoint does not fit or is none that the engine reads, or a weight is missing, unexpected or
+            of another shape.
     """
 
     def __init__(
@@ -58,41 +80,83 @@ class SequenceClassificationScorer(TextScorer):
         over_length: OverLength = "flag",
         token_budget: int = 4096,
         share_prefixes: bool = True,
+        engine: Engine = "transformers",
+        checked_share: float = 0.02,
+        engine_limit: float = 1e-4,
         device: str = "auto",
     ) -> None:
         for output in outputs:
             check_scorer_checkpoint(checkpoint, head=output.head, template=template, revision=revision)
-        model = _load_classifier(checkpoint, revision=revision, dtype=dtype).to(resolve_device(device))
+        found = _read_heads(checkpoint, revision=revision)
+        heads = [resolve_head(output.head, found.labels, checkpoint=checkpoint) for output in outputs]
+        if engine == "vllm":
+            require_pooled(found, checkpoint=checkpoint)
+        model = _load_classifier(checkpoint, found, revision=revision, dtype=dtype).to(resolve_device(device))
+        if any(output.output == "probability" for output in outputs):
+            _require_probabilities(found, model.config.problem_type, checkpoint=checkpoint)
+        tokenizer = load_tokenizer(checkpoint, revision=revision)
         positions = _usable_positions(model, read_max_positions(checkpoint, revision=revision))
-        reader = TextReader(
-            load_tokenizer(checkpoint, revision=revision),
-            template,
-            max_length=check_max_length(max_length, positions=positions, checkpoint=checkpoint),
-            over_length=over_length,
-        )
-        config = model.config
-        labels: dict[int, str] = {int(index): str(label) for index, label in config.id2label.items()}
-        heads = [resolve_head(output.head, labels, checkpoint=checkpoint) for output in outputs]
-        if config.problem_type == "regression" and any(output.output == "probability" for output in outputs):
-            raise InputError(f"the scorer {checkpoint} is a regression: it has no probabilities; use `output: logit`")
+        longest = check_max_length(max_length, positions=positions, checkpoint=checkpoint)
+        texts = TextReader(tokenizer, template, max_length=longest, over_length=over_length)
+        reader: Reader = texts
+        network: TextNetwork
+        if found.layout == "gated":
+            from stage1_dual.scoring.reward_heads import GatedNetwork, GatedTextReader, read_header
+
+            header = read_header(tokenizer, checkpoint=checkpoint)
+            network = GatedNetwork(model, header=header, token_budget=token_budget, share_prefixes=share_prefixes)
+            reader = GatedTextReader(texts, header) if 0 in heads else texts  # the objectives need no gate
+        elif found.layout == "two_layers":
+            network = DecoderNetwork(model, token_budget=token_budget, share_prefixes=share_prefixes)
+        else:
+            network = _network(model, token_budget=token_budget, share_prefixes=share_prefixes)
+        self._pooling: VllmPooling | None = None
+        self._checked: CheckedNetwork | None = None
+        self._check = {"share": checked_share, "limit": engine_limit}
+        if engine == "vllm":
+            self._pooling = VllmPooling(
+                checkpoint, heads=found, revision=revision, dtype=dtype, max_length=longest, token_budget=token_budget
+            )
+            network = self._checked = CheckedNetwork(
+                self._pooling,
+                network,
+                share=checked_share,
+                limit=engine_limit,
+                cut=partial(up_to_pooled, pad=model.config.get_text_config().pad_token_id),
+                names=("vLLM", "transformers", "engine_limit"),
+            )
         super().__init__(
-            _network(model, token_budget=token_budget, share_prefixes=share_prefixes),
+            network,
             reader=reader,
             outputs=outputs,
             heads=heads,
-            independent=len(labels) == 1 or config.problem_type == "multi_label_classification",
+            independent=len(found.labels) == 1 or model.config.problem_type == "multi_label_classification",
             description={
                 "scorer": "sequence_classification",
                 "model": checkpoint,
                 "revision": revision,
                 "dtype": dtype,
-                "labels": [labels[index] for index in sorted(labels)],
+                "labels": [found.labels[index] for index in sorted(found.labels)],
                 "outputs": [
                     {**output, "head_index": head}
                     for output, head in zip(describe_outputs(outputs), heads, strict=True)
                 ],
             },
         )
+
+    def describe(self) -> Mapping[str, object]:
+        """The resolved settings of the scorer, and by vLLM what the check has found so far, JSON-serialisable."""
+        if self._checked is None:
+            return super().describe()
+        found = {"texts": self._checked.checked, "largest_difference": self._checked.largest}
+        return {**super().describe(), "engine": "vllm", "engine_check": {**self._check, **found}}
+
+    def close(self) -> None:
+        """Free the models."""
+        super().close()
+        self._checked = None
+        if self._pooling is not None:
+            self._pooling.close()
 
 
 class DecoderNetwork:
@@ -115,13 +179,15 @@ class DecoderNetwork:
 
     def logits(self, token_ids: Sequence[Sequence[int]], groups: Sequence[Hashable]) -> np.ndarray:
         """Raw outputs of all heads for each text, float64, shape (n, heads)."""
-        return self._heads.logits([self._up_to_pooled(ids) for ids in token_ids], groups)
+        return self._heads.logits([up_to_pooled(ids, pad=self._pad) for ids in token_ids], groups)
 
-    def _up_to_pooled(self, token_ids: Sequence[int]) -> Sequence[int]:
-        end = len(token_ids)
-        while end > 1 and token_ids[end - 1] == self._pad:
-            end -= 1
-        return token_ids[:end]
+
+def up_to_pooled(token_ids: Sequence[int], *, pad: int | None) -> Sequence[int]:
+    """The tokens up to the last that is not padding, which is the one that a decoder's head reads; at least one."""
+    end = len(token_ids)
+    while end > 1 and token_ids[end - 1] == pad:
+        end -= 1
+    return token_ids[:end]
 
 
 class WholeNetwork:
@@ -168,34 +234,60 @@ class WholeNetwork:
         return logits
 
 
-def _load_classifier(checkpoint: str, *, revision: str | None, dtype: Dtype) -> Any:
+def _read_heads(checkpoint: str, *, revision: str | None) -> Heads:
     try:
-        import torch
-        from transformers import AutoConfig, AutoModelForSequenceClassification
+        from transformers import PreTrainedConfig
     except ImportError as error:
         raise import_failure(
             error, package="transformers", extra="sample", purpose="scoring with transformers"
         ) from error
-    if dtype == "float32":
-        return load_model(AutoModelForSequenceClassification, checkpoint, revision=revision, dtype=dtype)
-    import transformers
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(
+            checkpoint, revision=revision, local_files_only=is_local(checkpoint)
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(f"the configuration of {checkpoint} cannot be read: {error}") from error
+    return find_heads(config, weight_shapes(Path(checkpoint)) if is_local(checkpoint) else {}, checkpoint=checkpoint)
 
-    # Logits of a head in bfloat16 take few distinct values, and the head is small enough to be exact: it keeps its
-    # float32 weights while the body is loaded in less.
+
+def _load_classifier(checkpoint: str, heads: Heads, *, revision: str | None, dtype: Dtype) -> Any:
+    import torch
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
+
     config = AutoConfig.from_pretrained(
         checkpoint, revision=revision, trust_remote_code=False, local_files_only=is_local(checkpoint)
     )
-    names = [name for name in config.architectures or [] if name.endswith("ForSequenceClassification")]
-    base = getattr(transformers, names[0], None) if names else None
-    if base is None:
-        raise InputError(f"transformers has no class for the architectures {config.architectures} of {checkpoint}")
+    load = partial(load_model, checkpoint=checkpoint, revision=revision, dtype=dtype, config=config)
+    if heads.layout == "gated":
+        from stage1_dual.scoring.reward_heads import GatedRewardModel
+
+        return load(GatedRewardModel)
+    if len(config.id2label) != len(heads.labels):  # the weights say it where the configuration does not
+        config.num_labels = len(heads.labels)
+    if heads.layout == "two_layers":
+        from stage1_dual.scoring.reward_heads import TwoLayerRewardModel
+
+        return load(TwoLayerRewardModel, left_over=_OF_THE_LANGUAGE_MODEL)
+    classes: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if type(config) not in classes:
+        raise InputError(f"transformers has no sequence classifier for the {config.model_type!r} of {checkpoint}")
+    base = classes[type(config)]
+    if dtype == "float32":
+        return load(base, left_over=_OF_THE_LANGUAGE_MODEL)
+    # Logits of a head in bfloat16 take few distinct values, and the head is small enough to be exact: it keeps its
+    # float32 weights while the body is loaded in less.
     model_class = type(base.__name__, (base,), {"_keep_in_fp32_modules_strict": {"score", "classifier"}})
-    model = load_model(model_class, checkpoint, revision=revision, dtype=dtype)
+    model = load(model_class, left_over=_OF_THE_LANGUAGE_MODEL)
     head = getattr(model, "score", None) or getattr(model, "classifier", None)
     if not isinstance(head, torch.nn.Module):
         raise InputError(f"{base.__name__} has neither `score` nor `classifier`; score with dtype float32")
     head.register_forward_pre_hook(lambda _, inputs: tuple(part.float() for part in inputs))
     return model
+
+
+def _require_probabilities(heads: Heads, problem_type: str | None, *, checkpoint: str) -> None:
+    if problem_type == "regression" or heads.layout == "gated":
+        raise InputError(f"the scorer {checkpoint} is a regression: it has no probabilities; use `output: logit`")
 
 
 def _usable_positions(model: Any, positions: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from stage1_dual.scoring.outputs import HeadOutput, activate
 from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.shared_prefix import PaddingCounts
-from stage1_dual.scoring.texts import ReadText, TextReader
+from stage1_dual.scoring.texts import ReadText
 
 
 class TextNetwork(Protocol):
@@ -23,6 +23,18 @@ class TextNetwork(Protocol):
 
     def logits(self, token_ids: Sequence[Sequence[int]], groups: Sequence[Hashable]) -> np.ndarray:
         """Raw outputs of all heads for each text, float64, shape (n, heads); texts of a group begin alike."""
+        ...
+
+
+class Reader(Protocol):
+    """From rows to the tokens that a network reads."""
+
+    def read(self, rows: Sequence[ScoreRequest]) -> list[ReadText | RowFailure]:
+        """One text a row, in the order of the rows; equal texts of a prompt are one object."""
+        ...
+
+    def describe(self) -> Mapping[str, object]:
+        """How texts are read, JSON-serialisable."""
         ...
 
 
@@ -42,7 +54,7 @@ class TextScorer:
         self,
         network: TextNetwork,
         *,
-        reader: TextReader,
+        reader: Reader,
         outputs: Sequence[HeadOutput],
         heads: Sequence[int],
         independent: bool,
