@@ -1,6 +1,6 @@
 """A judge whose ratings are drawn, as a constraint: agreement with gold, noise, and what the reserve gives back.
 
-    python benchmarks/judge_noise.py [--data-dir data] [--margin 0.5] [--draws 1] [--samples 64] [--limit N] [--seed 0]
+    python benchmarks/judge_noise.py [--data-dir data] [--margin 0.5] [--draws 4] [--samples 64] [--limit N] [--seed 0]
 
 Trains a small causal language model on the embedded world's gold harmlessness to rate replies from 1 to 5 (once; kept
 under models/), and serves it on this machine as an OpenAI-compatible endpoint that gives no log-probabilities, so that
@@ -29,6 +29,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -133,21 +134,25 @@ def serve(judge: str) -> None:
 
     one_at_a_time = threading.Lock()
 
+    @cache
+    def reached(content: str) -> list[float]:
+        """Cumulated probabilities of the answers; several draws of one text are computed once."""
+        (text,) = reader.read([ScoreRequest("", 0, [], content)], max_length=256)
+        assert isinstance(text, JudgeText)
+        logp = next_token_logp(
+            model, [text.token_ids], groups=[0], token_ids=reader.first_token_ids, token_budget=4096
+        )
+        return list(itertools.accumulate((np.exp(logp[0]) / np.exp(logp[0]).sum()).tolist()))
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers["Content-Length"]))
-            row = ScoreRequest("", 0, [], json.loads(raw)["messages"][0]["content"])
-            (text,) = reader.read([row], max_length=256)
-            assert isinstance(text, JudgeText)
             with one_at_a_time:
-                logp = next_token_logp(
-                    model, [text.token_ids], groups=[0], token_ids=reader.first_token_ids, token_budget=4096
-                )
-            reached = list(itertools.accumulate((np.exp(logp[0]) / np.exp(logp[0]).sum()).tolist()))
+                up_to = reached(json.loads(raw)["messages"][0]["content"])
             drawn = int(hashlib.sha256(raw).hexdigest()[:13], 16) / 16**13
-            answer = list(RATINGS)[min(bisect.bisect(reached, drawn), len(reached) - 1)]
+            answer = list(RATINGS)[min(bisect.bisect(up_to, drawn), len(up_to) - 1)]
             data = json.dumps({"model": "judge", "choices": [{"message": {"content": answer}}]}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
@@ -204,8 +209,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--margin", type=float, default=0.5)
-    parser.add_argument("--draws", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=64, help="responses a prompt, of the evaluation too")
+    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=64, help="responses a prompt; half in the evaluation")
     parser.add_argument("--limit", type=int, help="prompts of each split, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--serve", help="serve this judge and do nothing else")
@@ -232,13 +237,16 @@ def build_runs(args: argparse.Namespace, judge: str, url: str) -> tuple[Run, dic
             "seed": args.seed,
             "prompts.limit": args.limit,
             "sampling.samples_per_prompt": args.samples,
-            "evaluation.samples_per_prompt": args.samples,
+            "evaluation.samples_per_prompt": args.samples // 2,
+            # Short steps: where --limit leaves few prompts, those of the recipe are too few.
+            "training.tokens_per_step": 4096,
+            "training.learning_rate": 5.0e-4,
             "scorers.judge": {
                 "kind": "judge",
                 "model": judge,
                 "rubric": RUBRIC,
                 "answers": RATINGS,
-                "repeat_share": 0.2,
+                "repeat_share": 0.1,
                 "endpoint": {"base_url": url, "draws": args.draws, "max_tokens": 1},
             },
             "constraints": {"judge": {"direction": ">=", "margin": args.margin}},
