@@ -1,4 +1,4 @@
-"""Probabilities of a judge's next token by vLLM; with the sampler and the pooling one of the files that import it.
+"""Probabilities of a judge's next token by vLLM; one of the three files that import it.
 
 The engine runs in this process, as the sampler's does and for the same reason.
 """

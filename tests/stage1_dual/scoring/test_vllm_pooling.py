@@ -9,6 +9,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers.reward_models import ATTRIBUTES, LLAMA_3, build_published_tokenizer, save_published
@@ -98,7 +99,8 @@ def test_a_run_ends_where_the_engines_differ_and_goes_on_where_they_do_not(
     assert dualign("score", recipe) == 0
     samples = rows_of(run_folder(recipe) / "samples")
     found = rows_of(scores)
-    asked = {row["prompt_id"]: row["prompt"] for row in rows_of(run_folder(recipe) / "prompts")}
+    tables = [pq.read_table(path) for path in (run_folder(recipe) / "prompts").glob("data/*.parquet")]
+    asked = {row["prompt_id"]: row["prompt"] for table in tables for row in table.to_pylist()}
     expected, _ = scored(
         Path(model),
         [ScoreRequest(r["prompt_id"], r["sample_index"], asked[r["prompt_id"]], r["completion"]) for r in samples],
