@@ -1,6 +1,6 @@
 """A judge whose ratings are drawn, as a constraint: agreement with gold, noise, and what the reserve gives back.
 
-    python benchmarks/judge_noise.py [--data-dir data] [--margin 0.5] [--draws 1] [--samples 64] [--limit N] [--seed 0]
+    python benchmarks/judge_noise.py [--data-dir data] [--margin 0.5] [--draws 4] [--samples 64] [--limit N] [--seed 0]
 
 Trains a small causal language model on the embedded world's gold harmlessness to rate replies from 1 to 5 (once; kept
 under models/), and serves it on this machine as an OpenAI-compatible endpoint that gives no log-probabilities, so that
@@ -8,7 +8,10 @@ a rating is the mean of ``--draws`` draws. Two runs share prompts, samples and r
 the mean rating over the reference: one with `score_noise: measured`, one without. On two idle cores about a quarter of
 an hour; what is finished is kept, and a second call prints the table.
 
-"expected" is the mean of the judge's own probabilities on the policies' responses, in this process, without noise.
+All columns but lambda* are gains of the mean rating over the reference. "promised" is the mean of the ratings under
+the tilted weights, on the train prompts; "of the tilt" the mean, under the same weights, of what the judge's own
+probabilities make of the same responses: the ratings without their noise. "realised" are ratings of the trained
+policy's responses to the test prompts, "expected" again without noise, and "gold" is in nats of preference.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -39,13 +43,16 @@ from pipeline.baselines.study import change_config
 from pipeline.config.loading import load_config
 from pipeline.contracts.artifacts import content_sha256, read_json, read_manifest
 from pipeline.contracts.shards import ShardedTable
+from pipeline.contracts.solution import read_solution
 from pipeline.contracts.tables import SCORES
+from pipeline.dual.solving import tilted_weights
 from pipeline.microworld import gold_scores
 from pipeline.microworld.grammar import read_grammar
 from pipeline.microworld.tokenizer import SCORER_MARKERS, build_tokenizer
 from pipeline.microworld.training import INITIALIZER_RANGE, TrainingJob, pad_right, reproducible_torch, train_models
 from pipeline.multishot.loop import share_stage1
 from pipeline.run.run import Run
+from pipeline.scoring.joined import reference_scores
 from pipeline.scoring.repeats import read_noise
 from pipeline.steps.runner import run_steps
 from stage1_dual.sampling.rendering import load_tokenizer
@@ -127,21 +134,25 @@ def serve(judge: str) -> None:
 
     one_at_a_time = threading.Lock()
 
+    @cache
+    def reached(content: str) -> list[float]:
+        """Cumulated probabilities of the answers; several draws of one text are computed once."""
+        (text,) = reader.read([ScoreRequest("", 0, [], content)], max_length=256)
+        assert isinstance(text, JudgeText)
+        logp = next_token_logp(
+            model, [text.token_ids], groups=[0], token_ids=reader.first_token_ids, token_budget=4096
+        )
+        return list(itertools.accumulate((np.exp(logp[0]) / np.exp(logp[0]).sum()).tolist()))
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers["Content-Length"]))
-            row = ScoreRequest("", 0, [], json.loads(raw)["messages"][0]["content"])
-            (text,) = reader.read([row], max_length=256)
-            assert isinstance(text, JudgeText)
             with one_at_a_time:
-                logp = next_token_logp(
-                    model, [text.token_ids], groups=[0], token_ids=reader.first_token_ids, token_budget=4096
-                )
-            reached = list(itertools.accumulate((np.exp(logp[0]) / np.exp(logp[0]).sum()).tolist()))
+                up_to = reached(json.loads(raw)["messages"][0]["content"])
             drawn = int(hashlib.sha256(raw).hexdigest()[:13], 16) / 16**13
-            answer = list(RATINGS)[min(bisect.bisect(reached, drawn), len(reached) - 1)]
+            answer = list(RATINGS)[min(bisect.bisect(up_to, drawn), len(up_to) - 1)]
             data = json.dumps({"model": "judge", "choices": [{"message": {"content": answer}}]}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
@@ -182,11 +193,11 @@ def built_judge(models: Path, *, seed: int) -> Path:
 
 
 def expected_and_gold(
-    run: Run, scorer: JudgeScorer, samples: Path
+    run: Run, scorer: JudgeScorer, samples: Path, split: str = "test"
 ) -> tuple[np.ndarray, np.ndarray, list[tuple[str, int]]]:
-    """The judge's expected rating and gold harmlessness of the test responses in a samples table, with their keys."""
+    """The judge's expected rating and gold harmlessness of the responses in a samples table, with their keys."""
     texts = {row["prompt_id"]: row["prompt"] for row in run.prompts_table().to_pylist()}
-    table = run.samples_table(samples).read("test", columns=["prompt_id", "sample_index", "completion"]).to_pylist()
+    table = run.samples_table(samples).read(split, columns=["prompt_id", "sample_index", "completion"]).to_pylist()
     rows = [ScoreRequest(r["prompt_id"], r["sample_index"], texts[r["prompt_id"]], r["completion"]) for r in table]
     expected = [score.values[0] for score in scorer.score(rows) if isinstance(score, Score)]
     gold = [gold_scores(row.messages[-1]["content"], row.completion)["harmless"] for row in rows]
@@ -198,8 +209,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--margin", type=float, default=0.5)
-    parser.add_argument("--draws", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=64, help="responses a prompt, of the evaluation too")
+    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=64, help="responses a prompt; half in the evaluation")
     parser.add_argument("--limit", type=int, help="prompts of each split, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--serve", help="serve this judge and do nothing else")
@@ -226,13 +237,16 @@ def build_runs(args: argparse.Namespace, judge: str, url: str) -> tuple[Run, dic
             "seed": args.seed,
             "prompts.limit": args.limit,
             "sampling.samples_per_prompt": args.samples,
-            "evaluation.samples_per_prompt": args.samples,
+            "evaluation.samples_per_prompt": args.samples // 2,
+            # Short steps: where --limit leaves few prompts, those of the recipe are too few.
+            "training.tokens_per_step": 4096,
+            "training.learning_rate": 5.0e-4,
             "scorers.judge": {
                 "kind": "judge",
                 "model": judge,
                 "rubric": RUBRIC,
                 "answers": RATINGS,
-                "repeat_share": 0.2,
+                "repeat_share": 0.1,
                 "endpoint": {"base_url": url, "draws": args.draws, "max_tokens": 1},
             },
             "constraints": {"judge": {"direction": ">=", "margin": args.margin}},
@@ -265,19 +279,27 @@ def report(base: Run, arms: dict[str, Run], judge: Path) -> None:
         f"  noise of a rating, {noise.rows} responses rated twice: {noise.sigma:.4f} "
         f"+- {1.96 * noise.standard_error:.4f}; by the judge's own probabilities {own:.4f}"
     )
-    print("\n| reserve | lambda* | asked | promised | without noise | realised | 95% | expected | gold | status |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    on_train, _, train_keys = expected_and_gold(base, scorer, base.samples, "train")
+    place = {key: k for k, key in enumerate(train_keys)}
+    by_prompt = np.unique([key[0] for key in train_keys], return_inverse=True)[1]
+    reference_p = np.bincount(by_prompt, on_train) / np.bincount(by_prompt)
+    columns = ("reserve", "lambda*", "asked", "promised", "less the noise", "of the tilt", "realised", "95%")
+    print(f"\n| {' | '.join((*columns, 'expected', 'gold'))} |\n|{'---|' * (len(columns) + 2)}")
     for name, run in arms.items():
         bound = read_json(run.dual / "dual.json")["constraints"][0]
         found = read_json(run.evaluation / "evaluation.json")["constraints"][0]
         reference = bound["reference"]
         over = bound["multiplier"] * noise.sigma**2 / read_json(run.dual / "dual.json")["beta"]
+        rows = reference_scores(run, "train")
+        w_n = tilted_weights(rows, read_solution(run.dual / "dual.json"))
+        n = [place[rows.prompt_ids[p], k] for p, k in zip(rows.prompt_n, rows.sample_index_n, strict=True)]
+        tilted = w_n @ on_train[n] / len(rows.prompt_ids) - reference_p.mean()
         theirs, their_gold, _ = expected_and_gold(run, scorer, run.evaluation / "samples")
         print(
             f"| {name} | {bound['multiplier']:.3f} | {bound['margin']:.3f} | {bound['predicted'] - reference:.3f} "
-            f"| {bound['predicted'] - reference - over:.3f} | {found['improvement']:.3f} "
+            f"| {bound['predicted'] - reference - over:.3f} | {tilted:.3f} | {found['improvement']:.3f} "
             f"| {found['improvement_ci95'][0]:.3f} to {found['improvement_ci95'][1]:.3f} "
-            f"| {theirs.mean() - expected.mean():.3f} | {their_gold.mean() - gold.mean():.3f} | {found['status']} |"
+            f"| {theirs.mean() - expected.mean():.3f} | {their_gold.mean() - gold.mean():.3f} |"
         )
     seconds = read_manifest(base.scores / "judge").details["last_call"]["scoring_seconds"]
     print(f"\nall but the reserve alike; gains over the reference; rating took {seconds:.0f} s of the last call")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.contracts.artifacts import content_sha256
-from pipeline.contracts.errors import InputError, MissingExtraError
+from pipeline.contracts.errors import InputError
 from pipeline.contracts.section import Positive, Section
 from pipeline.scorers.judge_presets import Preset, with_preset
 from pipeline.scorers.kind import Check, Remote, ScorerSettings
@@ -101,7 +100,7 @@ class EndpointSettings(Section):
 
 _ASKED = frozenset({"draws", "top_logprobs", "max_tokens", "request"})
 """Settings of an endpoint that determine the values."""
-_IN_PROCESS = ("revision", "dtype", "max_length", "as_message", "answer_prefix")
+_IN_PROCESS = ("revision", "dtype", "max_length", "as_message", "answer_prefix", "engine")
 """Settings that only a judge in this process has a use for."""
 
 
@@ -114,6 +113,7 @@ class JudgeSettings(ScorerSettings, ModelSettings):
 
     not_identity: ClassVar = frozenset(
         {"model", "revision", "batch_tokens", "rubric", "folder", "endpoint", "repeat_share"}
+        | {"checked_share", "engine_limit"}
     )
     folder_setting: ClassVar = "folder"
 
@@ -147,6 +147,12 @@ class JudgeSettings(ScorerSettings, ModelSettings):
     max_length: Positive | None = None
     """Longest text, tokens; a longer one fails. The model's own limit where not given."""
     batch_tokens: Positive = 4096
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What computes the probabilities; vLLM's are compared with those of transformers."""
+    checked_share: Annotated[float, Field(gt=0, le=1)] = 0.02
+    """Share of the texts that vLLM is compared on, besides the longest of every shard."""
+    engine_limit: Annotated[float, Field(gt=0)] = 1e-4
+    """Largest difference to transformers above which the step fails, nats; a share of log-probabilities beyond 1."""
 
     @model_validator(mode="before")
     @classmethod
@@ -177,6 +183,14 @@ class JudgeSettings(ScorerSettings, ModelSettings):
             raise ValueError("a judge has a `rubric` or a `preset`, one of the two")
         if self.preset is not None and not self.as_message:
             raise ValueError("a `preset` reads the conversation by a chat template; leave out `as_message: false`")
+        return self
+
+    @model_validator(mode="after")
+    def _of_vllm(self) -> Self:
+        fields = type(self).model_fields
+        changed = [name for name in ("checked_share", "engine_limit") if getattr(self, name) != fields[name].default]
+        if changed and self.engine != "vllm":
+            raise ValueError(f"{' and '.join(changed)} belong to `engine: vllm`, and the engine is {self.engine}")
         return self
 
     @model_validator(mode="after")
@@ -217,6 +231,17 @@ class JudgeSettings(ScorerSettings, ModelSettings):
         """The judge, where it is a checkpoint."""
         return {} if self.endpoint is not None else {"": self}
 
+    def packages(self) -> tuple[str, ...]:
+        """The engine, or what asks an endpoint."""
+        if self.endpoint is not None:
+            return ("httpx",)
+        return ("vllm",) if self.engine == "vllm" else ()
+
+    @property
+    def copies(self) -> int:
+        """By vLLM two: what it is compared with is held beside it."""
+        return 2 if self.engine == "vllm" else 1
+
     @property
     def tokens_at_once(self) -> int:
         """Padded tokens of a batch."""
@@ -249,10 +274,9 @@ class JudgeSettings(ScorerSettings, ModelSettings):
         return self.question().info_columns
 
     def check(self, models: Models) -> Iterator[Check]:
-        """The rubric; the judge's checkpoint where it is here, or the package and the key that its endpoint needs."""
+        """The rubric; the judge's checkpoint where it is here, or the key that its endpoint needs."""
         yield self.question
         if self.endpoint is not None:
-            yield _require_httpx
             yield partial(read_key, self.endpoint.key_env)
         elif "" in models:
             yield partial(check_causal_checkpoint, models[""].path, revision=models[""].revision)
@@ -289,6 +313,9 @@ class JudgeSettings(ScorerSettings, ModelSettings):
             dtype=one.dtype,
             max_length=one.max_length,
             token_budget=one.batch_tokens,
+            engine=one.engine,
+            checked_share=one.checked_share,
+            engine_limit=one.engine_limit,
         )
 
     def _rubric_text(self) -> str | None:
@@ -304,8 +331,3 @@ class JudgeSettings(ScorerSettings, ModelSettings):
             f"`rubric` is {self.rubric!r}, which is neither a text with {{completion}} nor a file beside the recipe "
             "or in the current folder"
         )
-
-
-def _require_httpx() -> None:
-    if importlib.util.find_spec("httpx") is None:
-        raise MissingExtraError(package="httpx", extra="sample", purpose="a judge at an endpoint")

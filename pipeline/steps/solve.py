@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.scoring.categories import prompt_categories, statistics_by_categor
 from pipeline.scoring.demanded import Demands, read_demands
 from pipeline.scoring.joined import JoinedScores, all_scores, apply_length_rule, reference_scores
 from pipeline.scoring.quality import describe_faults, describe_truncation
-from pipeline.scoring.repeats import measured_sigma
+from pipeline.scoring.repeats import measured_sigma, read_noise
 from stage1_dual.dual import DualProblem
 
 
@@ -100,6 +101,31 @@ def solve(run: Run) -> None:
     )
 
 
+def _noise_warnings(run: Run, dual: Mapping[str, Any]) -> list[str]:
+    """What noise that was measured adds to what is predicted, where no reserve is asked for and it shows.
+
+    It shows where it is more than the prediction's own 95% interval says of either side.
+    """
+    found = []
+    reward = dual["reward"]
+    entries = [(reward, reward["name"], 1.0, "a policy is expected to have so much less")]
+    entries += [
+        (bound, bound["score"], bound["multiplier"], f"set `constraints.{bound['name']}.score_noise: measured` to ask for it")
+        for bound in dual["constraints"]
+        if not bound["safeguard"]["score_noise"] and bound["statistic"] == {"kind": "mean"}
+    ]
+    for entry, score, multiplier, remedy in entries:
+        noise = read_noise(run.scores / score)
+        low, high = entry["predicted_ci95"]
+        over = 0.0 if noise is None else multiplier * noise.sigma**2 / dual["beta"]
+        if noise is not None and low is not None and high is not None and over > 0.5 * (high - low):
+            found.append(
+                f"two ratings of one response by `{score}` differ by chance (standard deviation of one "
+                f"{noise.sigma:.3g}), so that its predicted mean is {over:.3g} too good: {remedy}"
+            )
+    return found
+
+
 def _describe_samples(
     run: Run,
     dual: dict[str, Any],
@@ -121,6 +147,7 @@ def _describe_samples(
         n_unsampled=manifest.count("failed"),
         n_prompts_left_out=read_manifest(run.prompts).counts.get("left_out", 0),
     )
+    faults += _noise_warnings(run, dual)
     for fault in faults:
         log.warning("solve: %s", fault)
     weight_n = tilted_weights(train, Solution.from_document(dual))

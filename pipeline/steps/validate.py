@@ -447,6 +447,14 @@ def _check_scores(responses: ResponseSet, folder: Path, manifest: Manifest) -> I
                 yield f"{path}: {infinite} scores are not finite"
         yield from _check_distinct(folder, split, np.concatenate(scored))
     yield from _check_counts(folder, manifest, {"rows": n_rows})
+    if "repeats.parquet" in manifest.files:
+        # Imported where it is used: it brings the recipe along, which a check of most runs does without.
+        from pipeline.scoring.repeats import read_noise
+
+        noise, recorded = read_noise(folder), manifest.details.get("score_noise")
+        sigma = recorded.get("sigma") if isinstance(recorded, dict) else None
+        if noise is not None and sigma != noise.sigma:
+            yield f"{folder}: the rows that were scored twice have a noise of {noise.sigma}, the manifest {sigma}"
 
 
 def _read_dual(run: Path) -> _CheckedSolution:

@@ -253,8 +253,8 @@ def _noise_tightening(
     if float(np.max(np.abs(np.linalg.eigvals(slope)))) >= 1:
         raise InputError(
             f"`score_noise` is {demand.score_noise_m.tolist()}, which is as much as the scores vary within prompts "
-            "under the tilt: nothing of them is known but noise. Lower the noise (more draws of a judge), or bound "
-            "another score"
+            "under the tilt that is asked for: whatever is added to the demand, the tilt leans on the noise by more. "
+            "Lower the noise (more draws of a judge) or the demand, or bound another score"
         )
     found_m = np.array(wanted_m)
     step = np.linalg.solve(np.eye(len(active)) - slope, wanted_m[active] - present_m[active])

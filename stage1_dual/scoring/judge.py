@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -15,15 +15,20 @@ from pipeline.contracts.section import Dtype
 from stage1_dual.chat_templates import render_chat, require_repeatable
 from stage1_dual.checkpoints import check_causal_checkpoint
 from stage1_dual.sampling.rendering import load_tokenizer, read_max_positions, with_one_bos
+from stage1_dual.scoring.checked_network import CheckedNetwork
 from stage1_dual.scoring.loading import load_model, resolve_device
 from stage1_dual.scoring.outputs import Affine
 from stage1_dual.scoring.protocol import RowFailure, Score, ScoreRequest
 from stage1_dual.scoring.rubrics import Question
-from stage1_dual.scoring.shared_prefix import can_share, iterate_forward, shared_lengths
+from stage1_dual.scoring.shared_prefix import PaddingCounts, can_share, iterate_forward, shared_lengths
+from stage1_dual.scoring.text_scores import TextNetwork
 from stage1_dual.scoring.texts import check_max_length
+from stage1_dual.scoring.vllm_next_token import VllmNextToken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Engine = Literal["transformers", "vllm"]
 
 
 class JudgeScorer:
@@ -43,10 +48,14 @@ class JudgeScorer:
         dtype: of weights and arithmetic; the softmax is float64 whatever it is.
         max_length: longest text, tokens, or None for the model's own limit.
         token_budget: padded tokens of a batch (speed only).
+        engine: what computes the probabilities. With ``vllm`` transformers still computes those that are checked, so
+            that the weights are held twice.
+        checked_share: share of the texts that ``vllm`` is checked on.
+        engine_limit: as :class:`~stage1_dual.scoring.checked_network.CheckedNetwork` takes it, of log-probabilities.
         device: torch device; ``auto`` for the accelerator that the process sees, or else its CPU.
 
     Raises:
-        MissingExtraError: torch or transformers is not installed.
+        MissingExtraError: torch, transformers or the engine is not installed.
         InputError: the judge cannot be loaded, has no chat template where one is needed, or two answers of different
             values begin with the same token.
     """
@@ -61,6 +70,9 @@ class JudgeScorer:
         dtype: Dtype = "float32",
         max_length: int | None = None,
         token_budget: int = 4096,
+        engine: Engine = "transformers",
+        checked_share: float = 0.02,
+        engine_limit: float = 1e-4,
         device: str = "auto",
     ) -> None:
         try:
@@ -74,9 +86,32 @@ class JudgeScorer:
         positions = read_max_positions(checkpoint, revision=revision)
         self._max_length = check_max_length(max_length, positions=positions, checkpoint=checkpoint)
         model = load_model(AutoModelForCausalLM, checkpoint, revision=revision, dtype=dtype)
-        self._model: Any = model.to(resolve_device(device))
-        self._affine, self._token_budget = affine, token_budget
+        wanted = self._reader.first_token_ids
+        trusted = NextToken(model.to(resolve_device(device)), wanted=wanted, token_budget=token_budget)
+        self._network: TextNetwork | None = trusted
+        self._affine = affine
+        self._vllm: VllmNextToken | None = None
+        if engine == "vllm":
+            # The token that vLLM draws, and nobody reads, has a position too.
+            self._max_length = min(self._max_length, positions - 1)
+            self._vllm = VllmNextToken(
+                checkpoint,
+                wanted=wanted,
+                revision=revision,
+                dtype=dtype,
+                max_length=self._max_length,
+                token_budget=token_budget,
+            )
+            self._network = CheckedNetwork(
+                self._vllm,
+                trusted,
+                share=checked_share,
+                limit=engine_limit,
+                cut=tuple,
+                names=("vLLM", "transformers", "engine_limit"),
+            )
         self._description = {
+            "engine": engine,
             "scorer": "judge",
             "model": checkpoint,
             "dtype": dtype,
@@ -89,13 +124,10 @@ class JudgeScorer:
         """One result a row, in the order of the rows; equal texts are computed once."""
         read = self._reader.read(rows, max_length=self._max_length)
         distinct = {text.token_ids: text for text in read if isinstance(text, JudgeText)}
-        logp = next_token_logp(
-            self._model,
-            list(distinct),
-            groups=[text.prompt_id for text in distinct.values()],
-            token_ids=self._reader.first_token_ids,
-            token_budget=self._token_budget,
-        )
+        assert self._network is not None
+        logp = np.empty((0, 0))
+        if distinct:
+            logp = self._network.logits(list(distinct), [text.prompt_id for text in distinct.values()])
         values = {ids: self._value(logp_a) for ids, logp_a in zip(distinct, logp, strict=True)}
         return [text if isinstance(text, RowFailure) else _score(text, values[text.token_ids]) for text in read]
 
@@ -104,8 +136,11 @@ class JudgeScorer:
         return self._description
 
     def close(self) -> None:
-        """Free the model."""
-        self._model = None
+        """Free the model and the engine."""
+        self._network = None
+        if self._vllm is not None:
+            self._vllm.close()
+            self._vllm = None
 
     def _value(self, logp_a: np.ndarray) -> float | RowFailure:
         try:
@@ -259,6 +294,26 @@ class JudgeReader:
                 )
             owner.setdefault(token, answer)
         return values
+
+
+class NextToken:
+    """Log-probabilities of some tokens as the next one of a text, by transformers: :func:`next_token_logp`.
+
+    Args:
+        model: a causal language model of transformers, on its device.
+        wanted: the tokens.
+        token_budget: padded tokens of a batch (speed only).
+    """
+
+    def __init__(self, model: Any, *, wanted: Sequence[int], token_budget: int) -> None:
+        self._model, self._wanted, self._token_budget = model, tuple(wanted), token_budget
+        self.counts = PaddingCounts()
+
+    def logits(self, token_ids: Sequence[Sequence[int]], groups: Sequence[Hashable]) -> np.ndarray:
+        """Log-probability of each wanted token behind each text, nats, float64, shape (n, wanted)."""
+        return next_token_logp(
+            self._model, token_ids, groups=groups, token_ids=self._wanted, token_budget=self._token_budget
+        )
 
 
 def next_token_logp(

@@ -1,4 +1,4 @@
-"""Heads of a classifier by vLLM's pooling; one of the two files that import vLLM, beside the sampler.
+"""Heads of a classifier by vLLM's pooling; one of the three files that import vLLM.
 
 The engine runs in this process, as the sampler's does and for the same reason. What it gives is the raw output of the
 heads, in float32: vLLM would otherwise apply a sigmoid or softmax of its own choice.

@@ -134,7 +134,7 @@ def test_a_score_that_is_all_noise_cannot_be_bounded() -> None:
     rng = np.random.default_rng(4)
     noise_pk = rng.normal(size=(300, 64))
     problem = DualProblem.from_arrays(rng.normal(size=(300, 64)), noise_pk, thresholds=noise_pk.mean() + 0.1, beta=1.0)
-    with pytest.raises(InputError, match="nothing of them is known but noise"):
+    with pytest.raises(InputError, match="the tilt leans on the noise by more"):
         solve_tightened(problem, _demand(score_noise=1.05))
 
 

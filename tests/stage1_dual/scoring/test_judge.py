@@ -84,6 +84,26 @@ def test_values_are_those_of_the_whole_forward_pass(
     scorer.close()
 
 
+def test_vllm_gives_the_numbers_of_transformers(judge: str) -> None:
+    """Two answers of which one is unlikely: log-odds show what a mean of probabilities would not."""
+    scale = AnswerScale((("1", 1.0), ("I", 0.0)), "log_odds", 0.0)
+    scorers = [
+        JudgeScorer(judge, question=Question(RUBRIC, scale), engine=engine, checked_share=0.5, device="cpu")
+        for engine in ("transformers", "vllm")
+    ]
+    long = ScoreRequest("p", 9, ROWS[0].messages, "rest " * 90)
+    first, second = (scorer.score([*ROWS, long]) for scorer in scorers)
+    for scorer in scorers:
+        scorer.close()
+    assert isinstance(first[-1], RowFailure)
+    assert isinstance(second[-1], RowFailure)
+    for one, other in zip(first[:-1], second[:-1], strict=True):
+        assert isinstance(one, Score)
+        assert isinstance(other, Score)
+        assert other.values[0] == pytest.approx(one.values[0], abs=1e-4)
+        assert other.scored_sha256 == one.scored_sha256
+
+
 def test_log_odds_of_a_guard_that_reads_the_conversation(judge: str) -> None:
     scale = AnswerScale((("1", 1.0), ("2", 0.0)), "log_odds", 0.0)
     scorer = JudgeScorer(judge, question=Question(None, scale), affine=Affine(-1, 0.5), device="cpu")
