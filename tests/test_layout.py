@@ -77,8 +77,6 @@ SAME_NAME = {
     "loading.py": ("pipeline/config", "stage1_dual/scoring"),
     # The pictures of the report and of the experiments.
     "figures.py": ("pipeline/baselines", "pipeline/report"),
-    # Pairs that are handed on, and pairs of a data set.
-    "pairs.py": ("pipeline/formats", "pipeline/sources"),
     # Those an experiment trains, and those a run samples from.
     "policies.py": ("pipeline/baselines", "pipeline/sampling"),
 }

@@ -110,7 +110,12 @@ def _noise_warnings(run: Run, dual: Mapping[str, Any]) -> list[str]:
     reward = dual["reward"]
     entries = [(reward, reward["name"], 1.0, "a policy is expected to have so much less")]
     entries += [
-        (bound, bound["score"], bound["multiplier"], f"set `constraints.{bound['name']}.score_noise: measured` to ask for it")
+        (
+            bound,
+            bound["score"],
+            bound["multiplier"],
+            f"set `constraints.{bound['name']}.score_noise: measured` to ask for it",
+        )
         for bound in dual["constraints"]
         if not bound["safeguard"]["score_noise"] and bound["statistic"] == {"kind": "mean"}
     ]

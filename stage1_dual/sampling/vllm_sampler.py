@@ -122,7 +122,7 @@ class VllmSampler:
         self._distribution = distribution
         self._tokenizer = load_tokenizer(checkpoint, revision=revision)
         self._eos_token_ids = find_eos_token_ids(checkpoint, self._tokenizer, revision=revision)
-        self._process = _borrowed_process(
+        self._process = borrowed_process(
             offline=is_local(checkpoint),
             threads=threads,
             compile_cache=cache if self._compiles else None,
@@ -428,7 +428,7 @@ def _draw_processor() -> Any:
 
 
 @contextmanager
-def _borrowed_process(*, offline: bool, threads: int | None, compile_cache: Path | None) -> Iterator[None]:
+def borrowed_process(*, offline: bool, threads: int | None, compile_cache: Path | None) -> Iterator[None]:
     """Set what vLLM reads from the process, and undo afterwards what it and we changed.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.section import Dtype
 from stage1_dual.checkpoints import is_local
-from stage1_dual.sampling.vllm_sampler import _borrowed_process
+from stage1_dual.sampling.vllm_sampler import borrowed_process
 from stage1_dual.scoring.shared_prefix import PaddingCounts
 from stage1_dual.scoring.vllm_pooling import _ANY_FREE_MEMORY, _cache_bytes
 
@@ -53,7 +53,7 @@ class VllmNextToken:
         self._wanted = list(wanted)
         self._engine: Any = None
         self.counts = PaddingCounts()
-        self._process: Any = _borrowed_process(offline=is_local(checkpoint), threads=None, compiles=False)
+        self._process: Any = borrowed_process(offline=is_local(checkpoint), threads=None, compile_cache=None)
         self._process.__enter__()
         try:
             with warnings.catch_warnings(action="ignore"):  # of what vLLM uses, which its users cannot change

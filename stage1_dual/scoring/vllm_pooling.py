@@ -16,7 +16,7 @@ import numpy as np
 from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.section import Dtype
 from stage1_dual.checkpoints import Heads, is_local
-from stage1_dual.sampling.vllm_sampler import _borrowed_process
+from stage1_dual.sampling.vllm_sampler import borrowed_process
 from stage1_dual.scoring.shared_prefix import PaddingCounts
 
 POOLED = frozenset(
@@ -77,7 +77,7 @@ class VllmPooling:
         # vLLM's class of these reward models has an output for every token, and transformers' a head for the last.
         self._is_tokenwise = heads.layout == "two_layers"
         self.counts = PaddingCounts()
-        self._process: Any = _borrowed_process(offline=is_local(checkpoint), threads=None, compile_cache=None)
+        self._process: Any = borrowed_process(offline=is_local(checkpoint), threads=None, compile_cache=None)
         self._process.__enter__()
         try:
             self._engine = _start_engine(
