@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pipeline.baselines.constraint_kinds import constraint_kinds
 from pipeline.baselines.costs import cost
 from pipeline.baselines.demands import constraint_satisfaction, two_constraints
 from pipeline.baselines.dual_experiments import convergence, geometry, sample_sizes
@@ -25,6 +26,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "constraint_satisfaction": Experiment("realised against demanded margins", constraint_satisfaction),
     "trade_off": Experiment("helpfulness against harmlessness, all methods", trade_off),
     "two_constraints": Experiment("harmlessness and humour, a grid of margins", two_constraints),
+    "constraint_kinds": Experiment("share, each category, band, KL budget, tail, equality", constraint_kinds),
     "sample_sizes": Experiment("lambda* against the number of prompts and responses", sample_sizes),
     "convergence": Experiment("the dual by our solver and by projected gradient", convergence),
     "preference_calibration": Experiment("calibration of the implicit rewards", preference_calibration),

@@ -125,6 +125,40 @@ def two_constraints_figure(table: pa.Table) -> Figure:
     return figure
 
 
+def kinds_figure(table: pa.Table) -> Figure:
+    """Realised less demanded of every demand, in the units it is judged in, by kind of constraint."""
+    kinds = list(dict.fromkeys(table["kind"].to_pylist()))
+    colors = {"satisfied": BLUE, "undecided": GREY, "violated": VERMILLION}
+    with paper_style():
+        figure = new_figure(height_inches=0.42 * len(kinds) + 1.2)
+        axes = figure.subplots()
+        rows = table.to_pylist()
+        for place, kind in enumerate(kinds):
+            of_kind = [row for row in rows if row["kind"] == kind]
+            spread = np.linspace(-0.32, 0.32, len(of_kind)) if len(of_kind) > 1 else np.zeros(1)
+            for row, offset in zip(of_kind, spread, strict=True):
+                value, low, high = (
+                    (row[key] - row["demanded"]) / row["unit_size"] for key in ("realised", "ci95_low", "ci95_high")
+                )
+                axes.errorbar(
+                    value,
+                    place + offset,
+                    xerr=interval_bars([value], [low], [high]),
+                    fmt="o",
+                    color=colors[row["status"]],
+                    markersize=2.5,
+                    elinewidth=0.8,
+                )
+        for status, color in colors.items():
+            axes.plot([], [], "o", color=color, markersize=3, label=status)
+        axes.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))
+        axes.set_yticks(range(len(kinds)), kinds)
+        axes.invert_yaxis()
+        axes.set_xlabel("realised less demanded (sd of the column; KL: nats)")
+        _finish(figure, axes, columns=3)
+    return figure
+
+
 def calibration_figure(table: pa.Table) -> Figure:
     """Observed share of preferences against the probability that the implicit reward gives them."""
     with paper_style():

@@ -30,22 +30,25 @@ class EvaluatedScore(Part):
 
 
 class EvaluatedConstraint(EvaluatedScore):
-    """Likewise of a constraint, with what was demanded and the verdict on it."""
+    """The statistic of a constraint, with what was demanded and the verdict on it."""
 
     name: Name
     direction: Direction
     threshold: float
     margin: float | None = None
+    tolerance: float | None = None
     slack: float
     status: Status
 
 
 class RealisedKl(Part):
-    """Divergence of the trained policy, nats per prompt."""
+    """Divergence of the trained policy, nats per prompt, with the verdict on it where it has a budget."""
 
     predicted: float
     realised: float
     realised_ci95: Ends | None = None
+    budget: float | None = None
+    status: Status | None = None
 
 
 class Lagrangian(Part):
@@ -96,9 +99,12 @@ class Evaluation(Part):
 
     @model_validator(mode="after")
     def _status_is_the_worst(self) -> Self:
-        worst = max((bound.status for bound in self.constraints), key=get_args(Status).index)
+        judged = [bound.status for bound in self.constraints]
+        if self.kl.status is not None:
+            judged.append(self.kl.status)
+        worst = max(judged, key=get_args(Status).index)
         if worst != self.status:
-            raise ValueError(f"`status` is {self.status!r}; the worst of the constraints is {worst!r}")
+            raise ValueError(f"`status` is {self.status!r}; the worst of what was demanded is {worst!r}")
         return self
 
     def require_of(self, solution: Solution, *, source: Path) -> None:

@@ -464,10 +464,11 @@ def _published_bars(values: Sequence[PublishedValue]) -> Any:
 
 
 def _show_bound(axes: Axes, bound: Bound, limits: tuple[float, float]) -> None:
-    """The threshold, and a shade over the side it rules out."""
+    """The threshold, and a shade over the side it rules out; an equality is the line itself."""
     room = 0.06 * (limits[1] - limits[0])
     low, high = min(limits[0], bound.threshold - room), max(limits[1], bound.threshold + room)
-    ruled_out = (low, bound.threshold) if bound.direction == ">=" else (bound.threshold, high)
-    axes.axvspan(*ruled_out, color=FORBIDDEN, linewidth=0, zorder=0, label="ruled out")
+    if bound.direction != "=":
+        ruled_out = (low, bound.threshold) if bound.direction == ">=" else (bound.threshold, high)
+        axes.axvspan(*ruled_out, color=FORBIDDEN, linewidth=0, zorder=0, label="ruled out")
     axes.axvline(bound.threshold, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label="_threshold")
     axes.set_xlim(low, high)

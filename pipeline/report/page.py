@@ -30,7 +30,16 @@ from pipeline.report.readers import (
 )
 from pipeline.report.solved import ReportedConstraint, ReportedSolution
 from pipeline.report.style import save_figure
-from pipeline.report.views import category_table, decimals, demand_in_words, demanded, number, stage1_view, stage2_view
+from pipeline.report.views import (
+    category_table,
+    decimals,
+    demand_in_words,
+    demanded,
+    number,
+    stage1_view,
+    stage2_view,
+    subject,
+)
 
 _STEPS = ("prompts", "samples", "dual", "tilted", "policy", "evaluation")
 _EXAMPLE_PROMPTS = 3
@@ -129,7 +138,7 @@ def _demand(bound: ReportedConstraint) -> tuple[str, str]:
     stands = f"the reference is at {number(bound.reference, digits)} on the train prompts"
     if margin is not None:
         stands += f": {demanded(bound.direction, asked, digits)} there"
-    return f"{bound.name} {demand_in_words(bound.direction, asked, margin, digits)}", stands
+    return f"{subject(bound.name, bound.stated)} {demand_in_words(bound.direction, asked, margin, digits)}", stands
 
 
 def _examples(run_dir: Path, solved: ReportedSolution) -> list[PromptExamples]:

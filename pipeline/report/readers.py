@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.contracts.arrays import FloatArray
@@ -19,7 +20,7 @@ from pipeline.contracts.artifacts import read_json, shown
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.shards import read_parquet
 from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import CONSTRAINT_PREFIX, PROMPTS, SAMPLES, tilted_schema
+from pipeline.contracts.tables import CONSTRAINT_PREFIX, PROMPTS, SAMPLES, SCORE_PREFIX, tilted_schema
 from pipeline.published import PublishedPoint
 from pipeline.report.figures import (
     Bound,
@@ -51,7 +52,7 @@ class HandoffRows:
     Attributes:
         prompt_n: number of each row's prompt, shape (n,).
         reward_n: rewards, reward units, shape (n,).
-        scores_nm: constraint scores in the user's own direction, score units, shape (n, m).
+        scores_nm: the columns that the multipliers multiply, in the user's own direction, shape (n, m).
         weight_n: tilted weights, summing to 1 within a prompt, shape (n,).
     """
 
@@ -153,9 +154,10 @@ def build_dual_curves(solved: ReportedSolution, problem: DualProblem, *, n_point
         scale = float(problem.score_scale_m[place])
         # beta / s tilts by one standard deviation of the score: the natural unit of a multiplier that is 0.
         unit = problem.beta / scale if scale > 0 else 1.0
-        upper = lam_star.ci95[1] if lam_star.ci95 is not None else 0.0
-        end = max(2.0 * lam_star.value, 1.25 * upper) or unit
-        lam_k = np.union1d(np.linspace(0.0, end, n_points), [lam_star.value])
+        lower, upper = lam_star.ci95 if lam_star.ci95 is not None else (0.0, 0.0)
+        end = max(0.0, 2.0 * lam_star.value, 1.25 * upper)
+        start = min(0.0, 2.0 * lam_star.value, 1.25 * lower) if bound.direction == "=" else 0.0
+        lam_k = np.union1d(np.linspace(start, end or (0.0 if start else unit), n_points), [lam_star.value])
         lam_km = np.tile(lam_star_m, (len(lam_k), 1))
         lam_km[:, place] = lam_k
         found = [evaluate_dual(problem, lam_m) for lam_m in lam_km]
@@ -258,7 +260,7 @@ def build_ladder_curves(solved: ReportedSolution) -> list[LadderCurve]:
             corrected=bound.multiplier_corrected,
         )
         for bound in solved.constraints
-        if bound.multiplier > 0
+        if bound.multiplier
     ]
 
 
@@ -336,10 +338,13 @@ def read_examples(folder: Path, solution: Solution, *, n_prompts: int, n_each: i
     Raises:
         CorruptArtifactError: no such table, a damaged file, or a column that is missing.
     """
-    names = {"reward": solution.reward.name, **{CONSTRAINT_PREFIX + name: name for name in solution.names}}
     path = _tilted_files(folder)[0]
+    scores = tuple(dict.fromkeys(score for one in solution.constraints for score in one.stated.scores))
+    # Tables of before there were statistics have the scores as what the multipliers multiply.
+    prefix = SCORE_PREFIX if SCORE_PREFIX + scores[0] in pq.read_schema(path).names else CONSTRAINT_PREFIX
+    names = {"reward": solution.reward.name, **{prefix + name: name for name in scores}}
     needed = ["prompt_id", "prompt", "completion", "weight", *names]
-    table = read_parquet(path, columns=needed, schema=tilted_schema(solution.names))
+    table = read_parquet(path, columns=needed, schema=tilted_schema(solution.names, scores))
     ids = pc.unique(table["prompt_id"])[:n_prompts]
     found = []
     for prompt_id in ids:

@@ -80,7 +80,7 @@ class Diagnostics(Part):
 
 
 class PredictedScore(Part):
-    """Means of a score over the prompts of a category."""
+    """The mean reward, or a constraint's statistic, over the prompts of a category; None where it is about others."""
 
     name: Name
     reference: float | None
@@ -111,6 +111,7 @@ class ReportedSolution(Solution):
     duality_gap: float
     kkt_residual: float
     kl: Kl
+    beta_ci95: Ends | None = None
     ladder: Ladder
     trust: Trust
     diagnostics: Diagnostics
@@ -126,7 +127,7 @@ class ReportedSolution(Solution):
             missing = sorted(set(self.names) - rung.multipliers.keys())
             if missing:
                 raise ValueError(f"`ladder.rungs[{place}].multipliers` lacks {missing[0]!r}")
-        other = {score.name for one in self.by_category for score in one.scores} - {self.reward.name, *self.scores}
+        other = {score.name for one in self.by_category for score in one.scores} - {self.reward.name, *self.names}
         if other:
             raise ValueError(f"`by_category` has the scores {sorted(other)}, which are not of this dual")
         return self

@@ -14,12 +14,15 @@ from typing import Any, Literal
 from pipeline.contracts.errors import printable
 from pipeline.contracts.problem import Direction, sign_of
 from pipeline.contracts.solution import SolvedConstraint
+from pipeline.contracts.statistics import Statistic
 from pipeline.contracts.training_verdict import TrainingVerdict
 from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution, Trust
 
 _GUARDS = ("reserve", "assurance", "score_error", "response_bias")
 
 Tone = Literal["good", "doubtful", "bad", "neutral"]
+
+_HOW_MUCH: Mapping[Direction, str] = {">=": "at least", "<=": "at most", "=": "exactly"}
 
 _TONES: Mapping[str, Tone] = {
     "satisfied": "good",
@@ -215,7 +218,8 @@ def stage1_view(dual: Mapping[str, Any], training: TrainingVerdict | None = None
         tail = "" if heldout is None else f", on held-out prompts {show(heldout, digits)}"
         asked = demand_in_words(bound.direction, bound.demanded.threshold, bound.demanded.margin, digits)
         answers.append(
-            f"{bound.name}: {asked} demanded; predicted {_with_interval(show(predicted, digits), ends, digits)}{tail}."
+            f"{subject(bound.name, bound.stated)}: {asked} demanded; predicted "
+            f"{_with_interval(show(predicted, digits), ends, digits)}{tail}."
         )
     return TableView(
         title=f"Stage 1: the tilted optimum, from {solved.n_samples:,} samples of {solved.n_prompts:,} prompts",
@@ -240,9 +244,10 @@ def stage1_view(dual: Mapping[str, Any], training: TrainingVerdict | None = None
                 "solution",
                 (
                     f"{solved.status}: KKT residual {solved.kkt_residual:.0e}, "
-                    f"duality gap {solved.duality_gap:.0e}, beta {solved.beta:g}"
+                    f"duality gap {solved.duality_gap:.0e}, beta {solved.beta:g}{_budget(solved)}"
                 ),
             ),
+            *_certified_tails(solved),
         ),
         warnings=_other_warnings(solved),
         badges=badges(solved.trust, None, training),
@@ -299,7 +304,7 @@ def stage2_view(
         )
         asked = demand_in_words(bound["direction"], bound["threshold"], found.margin, digits)
         answers.append(
-            f"{bound['name']}: {asked} demanded; realised "
+            f"{subject(bound['name'], solved.stated)}: {asked} demanded; realised "
             f"{_with_interval(found.show(found.realised, digits), found.ci95, digits)}."
         )
     verdicts = badges(stage1.trust, evaluation, training)
@@ -372,7 +377,9 @@ def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
     status = evaluation["status"]
     if status == "satisfied":
         those = "the constraint" if len(bounds) == 1 else f"each of the {len(bounds)} constraints"
-        return f"For {those} the whole 95% interval is on the right side of what was demanded."
+        those += "" if evaluation.get("kl", {}).get("budget") is None else " and the KL budget"
+        side = "within the tolerance of" if all(one["direction"] == "=" for one in bounds) else "on the right side of"
+        return f"For {those} the whole 95% interval is {side} what was demanded."
     lines = []
     for bound in sorted(bounds, key=lambda bound: bound["status"] != status):  # the one that decides comes first
         if bound["status"] == "satisfied":
@@ -380,7 +387,15 @@ def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
         digits, found = _realised_decimals(bound), _Realised.of(bound)
         asked = bound["threshold"] if found.margin is None else found.margin
         ends = interval(found.ci95, digits)
-        if bound["status"] == "undecided":
+        tolerance = bound.get("tolerance")
+        if tolerance is not None:
+            near = f"{found.show(asked, digits)} +- {number(tolerance, digits)}"
+            lines.append(
+                f"{bound['name']} cannot be told from its demand: {ends} lies partly outside {near}."
+                if bound["status"] == "undecided"
+                else f"{bound['name']} misses its demand of {near}: all of {ends} is outside."
+            )
+        elif bound["status"] == "undecided":
             lines.append(
                 f"{bound['name']} cannot be told from its demand: {found.show(asked, digits)} lies inside {ends}."
             )
@@ -390,12 +405,18 @@ def verdict_sentence(evaluation: Mapping[str, Any]) -> str:
                 f"{bound['name']} misses its demand of {found.show(asked, digits)} by {miss}: all of {ends} is on the "
                 "wrong side."
             )
+    kl = evaluation.get("kl", {})
+    if kl.get("status") not in (None, "satisfied"):
+        lines.append(
+            f"The KL to the reference is {kl['status']}: {interval(kl['realised_ci95'], 3)} nats, and the budget is "
+            f"{kl['budget']:g}."
+        )
     return "\n".join(lines)
 
 
 def binding_verdict(bound: SolvedConstraint) -> str:
-    """Whether a constraint costs reward: ``binding`` where its multiplier is positive."""
-    return "binding" if bound.multiplier > 0 else "inactive"
+    """Whether a constraint costs reward: ``binding`` where its multiplier is not 0."""
+    return "binding" if bound.multiplier else "inactive"
 
 
 def demanded(direction: Direction, threshold: float, digits: int) -> str:
@@ -410,13 +431,45 @@ def as_given(margin: float | None, digits: int) -> str:
     return f"ref {'-' if margin < 0 else '+'} {number(abs(margin), digits)}"
 
 
+def in_words(statistic: Statistic) -> str:
+    """``share of responses with harmless >= 0``: what a constraint bounds, as people say it."""
+    score = statistic.score
+    if statistic.kind == "share":
+        bound = f">= {statistic.at_least:g}" if statistic.at_least is not None else f"<= {statistic.at_most:g}"
+        text = f"share of responses with {score} {bound}"
+    elif statistic.kind == "shortfall":
+        text = f"mean of what {score} lacks to {statistic.below:g}"
+    elif statistic.kind == "cvar":
+        assert statistic.level is not None  # a cvar has one
+        ends = "lowest" if statistic.tail == "lower" else "highest"
+        text = f"mean of the {ends} {100 * statistic.level:g}% of {score}"
+    else:
+        text = score if statistic.per is None else f"{score} per {statistic.per}"
+    where = " and ".join(f"{column} {' or '.join(values)}" for column, values in statistic.where)
+    return f"{text}, {where}" if where else text
+
+
+def subject(name: str, statistic: Statistic) -> str:
+    """A constraint by its name, and what it bounds where the name alone does not say so."""
+    if statistic == Statistic(name):
+        return name
+    words = in_words(statistic)
+    return words if name == statistic.text() else f"{name} ({words})"
+
+
 def demand_in_words(direction: Direction, threshold: float, margin: float | None, digits: int) -> str:
     """``at least 0.800 above the reference``: a constraint as people say it."""
     if margin is None:
-        return f"{'at least' if direction == '>=' else 'at most'} {number(threshold, digits)}"
+        return f"{_HOW_MUCH[direction]} {number(threshold, digits)}"
     if margin == 0:
-        return f"not {'below' if direction == '>=' else 'above'} the reference"
+        return (
+            "as the reference"
+            if direction == "="
+            else f"not {'below' if direction == '>=' else 'above'} the reference"
+        )
     side = "below" if margin < 0 else "above"
+    if direction == "=":
+        return f"{_HOW_MUCH[direction]} {number(abs(margin), digits)} {side} the reference"
     # At least -0.1 over the reference is at most 0.1 below it.
     bound = "at least" if (direction == ">=") == (margin > 0) else "at most"
     return f"{bound} {number(abs(margin), digits)} {side} the reference"
@@ -667,9 +720,26 @@ def _predicted_kl(solved: ReportedSolution) -> str:
     return f"{kl.predicted:.3f} nats a prompt from the reference (at most {kl.log_samples:.2f} can show)"
 
 
+def _budget(solved: ReportedSolution) -> str:
+    """Where beta comes from, if it was not given."""
+    if solved.kl_budget is None:
+        return ""
+    ends = "" if solved.beta_ci95 is None else f" {interval(solved.beta_ci95, decimals(0.0, solved.beta_ci95))}"
+    return f"{ends}, found for a KL budget of {solved.kl_budget:g} nats"
+
+
+def _certified_tails(solved: ReportedSolution) -> Iterable[tuple[str, str]]:
+    """Where the tails begin that the solution is certified for."""
+    for bound in solved.constraints:
+        if bound.certified_at is not None:
+            digits = decimals(bound.reference, bound.threshold)
+            yield "tail", f"{bound.name} is certified at t = {number(bound.certified_at, digits)} of {bound.score}"
+
+
 def _realised_kl(kl: Mapping[str, Any]) -> str:
     ends = interval(kl.get("realised_ci95"), 3)
-    return f"{kl['predicted']:.3f} predicted -> {kl['realised']:.3f} realised {ends}".rstrip() + " nats a prompt"
+    text = f"{kl['predicted']:.3f} predicted -> {kl['realised']:.3f} realised {ends}".rstrip() + " nats a prompt"
+    return text if kl.get("budget") is None else f"{text}; {kl['status']}: at most {kl['budget']:g} demanded"
 
 
 def _closed_fraction(lagrangian: Mapping[str, Any]) -> str:

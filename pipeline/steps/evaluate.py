@@ -29,8 +29,7 @@ from pipeline.run.run import Run
 from pipeline.run.step import finish_step, log, remedy
 from pipeline.sampling.policies import trained_policy
 from pipeline.sampling.policy_samples import sample_policy
-from pipeline.scoring.categories import means_by_category, prompt_categories
-from pipeline.scoring.demanded import read_demands
+from pipeline.scoring.categories import prompt_categories, statistics_by_category
 from pipeline.scoring.joined import policy_scores, reference_scores
 from pipeline.scoring.log_ratios import log_ratios
 from pipeline.scoring.sample_scores import score_policy
@@ -97,8 +96,8 @@ def compare_policy(run: Run, *, solution: Solution, samples: Path, scores: Path,
     """What the run's policy does beside what the reference does and what the dual predicted.
 
     Args:
-        run: the run; its demands are judged.
-        solution: of its dual.
+        run: the run.
+        solution: of its dual; what was demanded of it is judged.
         samples: folder of the policy's samples table.
         scores: holds a folder with a score table for each scorer.
         split: of the prompts.
@@ -120,19 +119,21 @@ def compare_policy(run: Run, *, solution: Solution, samples: Path, scores: Path,
     if not both:
         raise InputError(f"no {split} prompt has responses of both the reference and the policy that take part")
     reference_rows, policy_rows = reference_rows.of_prompts(both), policy_rows.of_prompts(both)
+    demands = [one.demand for one in solution.constraints]
     evaluation = evaluate_policy(
         reference=reference_rows,
         policy=policy_rows,
         log_ratio_n=log_ratios(run, policy_samples=samples, rows=policy_rows, split=split),
         solution=solution,
-        constraints=read_demands(run).constraints,
+        constraints=demands,
         n_replicates=config.evaluation.bootstrap_replicates,
         rng=np.random.default_rng(config.seed),
     )
     policies = {"reference": (reference_rows, None), "realised": (policy_rows, None)}
-    names = (config.reward, *config.constraint_scores())
     evaluation["prompts_left_out"] = left_out
-    evaluation["by_category"] = means_by_category(policies, prompt_categories(run), names=names)
+    evaluation["by_category"] = statistics_by_category(
+        policies, prompt_categories(run), reward=config.reward, constraints=demands
+    )
     return evaluation
 
 

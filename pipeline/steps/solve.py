@@ -15,7 +15,7 @@ from pipeline.dual.solving import EvaluationSize, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.run.run import Run
 from pipeline.run.step import derived_step_is_current, finish_step, log
-from pipeline.scoring.categories import means_by_category, prompt_categories
+from pipeline.scoring.categories import prompt_categories, statistics_by_category
 from pipeline.scoring.demanded import Demands, read_demands
 from pipeline.scoring.joined import JoinedScores, all_scores, apply_length_rule, reference_scores
 from pipeline.scoring.quality import describe_faults, describe_truncation
@@ -119,7 +119,9 @@ def _describe_samples(
     policies = {"reference": (train, None), "predicted": (train, weight_n)}
     return {
         **dual,
-        "by_category": means_by_category(policies, prompt_categories(run), names=names),
+        "by_category": statistics_by_category(
+            policies, prompt_categories(run), reward=run.config.reward, constraints=demands.constraints
+        ),
         "truncation": truncation,
         "warnings": [*demands.warnings, *dual["warnings"], *faults],
     }

@@ -59,5 +59,5 @@ def test_the_status_is_the_worst_of_the_constraints(one_bound: Any, tmp_path: Pa
         bound["status"] = "satisfied"
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps({**document, "status": "violated"}))
-    with pytest.raises(CorruptArtifactError, match="the worst of the constraints is 'satisfied'"):
+    with pytest.raises(CorruptArtifactError, match="the worst of what was demanded is 'satisfied'"):
         read_evaluation(path, read_solution(one_bound.folder / "dual" / "dual.json"))

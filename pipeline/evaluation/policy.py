@@ -1,11 +1,12 @@
 """Predicted against realised: does the trained policy keep what the dual promised?
 
 Everything is on the test prompts, clustered by prompt: the responses to one prompt are not independent of each other,
-the prompts are. Inside, scores are turned (:mod:`pipeline.contracts.problem`); what is returned is in the user's own
-direction.
+the prompts are. What is judged of a constraint is its own statistic, a share as a share and a tail as a tail, in the
+user's own direction and units.
 
 A margin is a statement about the policy *and* the reference on the same prompts, so its interval is that of the paired
-difference, which the variation between prompts does not widen. An absolute threshold is compared with the plain mean.
+difference, which the variation between prompts does not widen. An absolute threshold is compared with the statistic
+itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import numpy as np
 
 from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.problem import Constraint, Direction, constraint_signs, sign_of
+from pipeline.contracts.problem import Constraint, Direction
+from pipeline.evaluation.intervals import margin_interval, mean_interval, statistic_interval
+from pipeline.scoring.estimates import Estimate, column_values, estimate
 
 if TYPE_CHECKING:  # they are handed in, and bring Arrow along
     from pipeline.contracts.solution import Solution
@@ -34,7 +37,7 @@ class TiltPrediction:
 
     Attributes:
         reward: mean reward under the tilted policy.
-        constraints: mean constraint scores, shape (m,), user's direction.
+        constraints: the statistics that are bounded, shape (m,), each in its own units.
         kl: KL(tilted || reference), nats per prompt.
         optimum_p: beta * log E_ref exp((r + <lambda*, g - b>) / beta) of each prompt, shape (p,), reward units; its
             mean is D(lambda*).
@@ -58,25 +61,40 @@ def predict_tilt(reference: JoinedScores, *, solution: Solution, thresholds_m: F
         solution: lambda* and beta.
         thresholds_m: b on these prompts, in the user's own direction, shape (m,).
     """
-    signs_m, lam_star, beta = solution.signs_m, solution.multipliers_m, solution.beta
-    b_m = thresholds_m * signs_m
-    reward_p, kl_p, optimum_p, constraints_pm = [], [], [], []
-    _, rewards, scores = reference.by_prompt()
-    for r_k, g_km in zip(rewards, scores, strict=True):
-        logit_k = (r_k + (g_km * signs_m - b_m) @ lam_star) / beta
+    beta = solution.beta
+    tilt_n = reference.reward_n + _weighted_slack(reference, solution, thresholds_m)
+    weight_n = np.empty(reference.n_samples)
+    kl_p, optimum_p = [], []
+    for rows in _rows_by_prompt(reference):
+        logit_k = tilt_n[rows] / beta
         shift = logit_k.max()
         log_z = shift + np.log(np.mean(np.exp(logit_k - shift)))
-        w_k = np.exp(logit_k - log_z) / len(r_k)
-        reward_p.append(w_k @ r_k)
-        constraints_pm.append(w_k @ g_km)
+        weight_n[rows] = w_k = np.exp(logit_k - log_z) / len(logit_k)
         kl_p.append(w_k @ (logit_k - log_z))
         optimum_p.append(beta * _log_mean_exp(logit_k))
     return TiltPrediction(
-        reward=float(np.mean(reward_p)),
-        constraints=np.mean(constraints_pm, axis=0),
+        reward=float(_prompt_means(reference, reference.reward_n, weight_n).mean()),
+        constraints=np.array([estimate(one.stated, reference, weight_n).value for one in solution.constraints]),
         kl=float(np.mean(kl_p)),
         optimum_p=np.array(optimum_p),
     )
+
+
+def _weighted_slack(rows: JoinedScores, solution: Solution, thresholds_m: FloatArray) -> FloatArray:
+    """<lambda*, g - b> of each row, reward units, shape (n,), g the columns that lambda* multiplies.
+
+    Where a column has its threshold inside it, that of a ratio, nothing is left to subtract.
+    """
+    slack_n = np.zeros(rows.n_samples)
+    for one, sign, threshold in zip(solution.constraints, solution.signs_m, thresholds_m, strict=True):
+        column_n = one.column(rows.statistic_columns(one.stated, at=one.certified_at))
+        slack_n += one.multiplier * sign * (column_n - (threshold if one.column_ratio is None else 0.0))
+    return slack_n
+
+
+def _rows_by_prompt(rows: JoinedScores) -> list[slice]:
+    ends = [*rows.starts[1:], rows.n_samples]
+    return [slice(int(start), int(end)) for start, end in zip(rows.starts, ends, strict=True)]
 
 
 def _log_mean_exp(logit_k: FloatArray) -> float:
@@ -126,23 +144,42 @@ def evaluate_policy(
     """
     _require_same(reference, policy, log_ratio_n, solution, constraints)
     n_prompts, beta = len(reference.prompt_ids), solution.beta
-    ref_r_p, ref_g_pm = _prompt_means(reference)
-    pol_r_p, pol_g_pm = _prompt_means(policy)
-    thresholds = np.array(
-        [bound.absolute_threshold(float(mean)) for bound, mean in zip(constraints, ref_g_pm.mean(axis=0), strict=True)]
+    ref_r_p, pol_r_p = (_prompt_means(rows, rows.reward_n) for rows in (reference, policy))
+    statistics = [constraint.statistic for constraint in constraints]
+    ref_m, pol_m = ([estimate(one, rows) for one in statistics] for rows in (reference, policy))
+    thresholds_m = np.array(
+        [bound.absolute_threshold(found.value) for bound, found in zip(constraints, ref_m, strict=True)]
     )
-    predicted = predict_tilt(reference, solution=solution, thresholds_m=thresholds)
+    predicted = predict_tilt(reference, solution=solution, thresholds_m=thresholds_m)
     kl_p = np.array([ratio_k.mean() for ratio_k in np.split(log_ratio_n, policy.starts[1:])])
-
     entries = [
-        _constraint_entry(constraint, thresholds[j], predicted.constraints[j], ref_g_pm[:, j], pol_g_pm[:, j])
-        for j, constraint in enumerate(constraints)
+        _constraint_entry(constraint, float(threshold), float(promised), ref, pol, spread)
+        for constraint, threshold, promised, ref, pol, spread in zip(
+            constraints,
+            thresholds_m,
+            predicted.constraints,
+            ref_m,
+            pol_m,
+            [float(np.std(value_n)) for value_n in column_values(statistics, reference)],
+            strict=True,
+        )
     ]
-    slack_weight_m = constraint_signs(constraints) * solution.multipliers_m  # <lambda, g - b> in the user's units
-    ref_lagrangian_p = ref_r_p + (ref_g_pm - thresholds) @ slack_weight_m
-    pol_lagrangian_p = pol_r_p + (pol_g_pm - thresholds) @ slack_weight_m - beta * kl_p
+    ref_lagrangian_p, pol_lagrangian_p = (
+        _prompt_means(rows, rows.reward_n + _weighted_slack(rows, solution, thresholds_m))
+        for rows in (reference, policy)
+    )
+    pol_lagrangian_p = pol_lagrangian_p - beta * kl_p
+    kl: dict[str, Any] = {
+        "predicted": predicted.kl,
+        "realised": float(kl_p.mean()),
+        "realised_ci95": mean_interval(kl_p),
+    }
+    statuses: list[Status] = [entry["status"] for entry in entries]
+    if solution.kl_budget is not None:
+        statuses.append(judge(kl["realised_ci95"], solution.kl_budget, "<="))
+        kl |= {"budget": solution.kl_budget, "status": statuses[-1]}
     return {
-        "status": max((entry["status"] for entry in entries), key=_WORST_LAST.index),
+        "status": max(statuses, key=_WORST_LAST.index),
         "n_prompts": n_prompts,
         "n_samples": policy.n_samples,
         "reward": {
@@ -155,31 +192,26 @@ def evaluate_policy(
             "improvement_ci95": mean_interval(pol_r_p - ref_r_p),
         },
         "constraints": entries,
-        "kl": {"predicted": predicted.kl, "realised": float(kl_p.mean()), "realised_ci95": mean_interval(kl_p)},
+        "kl": kl,
         "lagrangian": _lagrangian_entry(ref_lagrangian_p, pol_lagrangian_p, predicted.optimum_p, n_replicates, rng),
     }
 
 
-def mean_interval(value_p: FloatArray) -> list[float]:
-    """95% interval of the mean over prompts (Student's t, one observation a prompt, shape (p,))."""
-    # Imported where it is used: SciPy takes longer to import than everything else here, and reading is more common.
-    from scipy.special import stdtrit
+def judge(interval: Sequence[float], threshold: float, direction: Direction, *, tolerance: float = 0.0) -> Status:
+    """Whether an interval lies among the values that a constraint allows, partly, or not at all.
 
-    mean = float(value_p.mean())
-    if len(value_p) < 2:
-        # One cluster carries no information on the spread between clusters.
-        raise InputError("an interval needs at least 2 test prompts, 1 given")
-    half = float(stdtrit(len(value_p) - 1, 0.975) * value_p.std(ddof=1) / np.sqrt(len(value_p)))
-    return [mean - half, mean + half]
-
-
-def judge(interval: Sequence[float], threshold: float, direction: Direction) -> Status:
-    """Whether an interval lies on the right side of a threshold, contains it, or lies on the wrong side."""
-    sign = sign_of(direction)
-    low, high = sorted(sign * bound for bound in interval)
-    if low >= sign * threshold:
+    Args:
+        interval: of the statistic, both ends, in its own units.
+        threshold: absolute.
+        direction: of the constraint.
+        tolerance: of an equality: how far from the threshold is allowed.
+    """
+    low, high = sorted(interval)
+    lowest = -np.inf if direction == "<=" else threshold - tolerance
+    highest = np.inf if direction == ">=" else threshold + tolerance
+    if lowest <= low and high <= highest:
         return "satisfied"
-    return "violated" if high < sign * threshold else "undecided"
+    return "violated" if high < lowest or low > highest else "undecided"
 
 
 def _require_same(
@@ -206,35 +238,47 @@ def _require_same(
         )
 
 
-def _prompt_means(rows: JoinedScores) -> tuple[FloatArray, FloatArray]:
-    """Mean reward of each prompt, shape (p,), and its mean constraint scores, shape (p, m)."""
-    _, rewards, scores = rows.by_prompt()
-    return np.array([r_k.mean() for r_k in rewards]), np.array([g_km.mean(axis=0) for g_km in scores])
+def _prompt_means(rows: JoinedScores, value_n: FloatArray, weight_n: FloatArray | None = None) -> FloatArray:
+    """Mean of each prompt under weights that sum to 1 within it, equal ones where there are none; shape (p,)."""
+    if weight_n is None:
+        weight_n = 1.0 / np.bincount(rows.prompt_n)[rows.prompt_n]
+    return np.asarray(np.bincount(rows.prompt_n, value_n * weight_n), dtype=np.float64)
+
+
+_TOLERANCE = 0.1
+"""Of an equality that gives none, in standard deviations of the statistic's column under the reference."""
 
 
 def _constraint_entry(
-    constraint: Constraint, threshold: float, predicted: float, ref_g_p: FloatArray, pol_g_p: FloatArray
+    constraint: Constraint, threshold: float, predicted: float, ref: Estimate, pol: Estimate, spread: float
 ) -> dict[str, Any]:
-    realised = float(pol_g_p.mean())
-    difference_p = pol_g_p - ref_g_p
-    if constraint.margin is not None:
-        reference = float(ref_g_p.mean())
-        interval = [reference + bound for bound in mean_interval(difference_p)]
-    else:
-        interval = mean_interval(pol_g_p)
+    if len(ref.numerator_q) != len(pol.numerator_q):
+        raise InputError(
+            f"{constraint.statistic.text()} is of {len(ref.numerator_q)} test prompts under the reference and of "
+            f"{len(pol.numerator_q)} under the policy; a comparison needs the same"
+        )
+    interval = statistic_interval(pol) if constraint.margin is None else margin_interval(pol, ref)
+    tolerance = 0.0
+    if constraint.is_equality:
+        tolerance = _TOLERANCE * spread if constraint.tolerance is None else constraint.tolerance
     return {
         "name": constraint.name,
+        "score": constraint.statistic.score,
+        "statistic": constraint.statistic.to_document(),
         "direction": constraint.direction,
-        "threshold": float(threshold),
+        "threshold": threshold,
         "margin": constraint.margin,
-        "reference": float(ref_g_p.mean()),
-        "predicted": float(predicted),
-        "realised": realised,
+        "tolerance": tolerance if constraint.is_equality else None,
+        "n_prompts": len(pol.numerator_q),
+        "column_sd": spread,
+        "reference": ref.value,
+        "predicted": predicted,
+        "realised": pol.value,
         "ci95": interval,
-        "slack": constraint.sign * (realised - float(threshold)),
-        "status": judge(interval, float(threshold), constraint.direction),
-        "improvement": float(difference_p.mean()),
-        "improvement_ci95": mean_interval(difference_p),
+        "slack": constraint.sign * (pol.value - threshold),
+        "status": judge(interval, threshold, constraint.direction, tolerance=tolerance),
+        "improvement": pol.value - ref.value,
+        "improvement_ci95": mean_interval(pol.observations_q - ref.observations_q),
     }
 
 

@@ -5,34 +5,49 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.solutions import bound, build_solution
-from scipy import stats
 
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint
+from pipeline.contracts.statistics import Statistic
 from pipeline.dual.solving import build_problem
-from pipeline.evaluation import evaluate_policy, judge, mean_interval, predict_tilt
+from pipeline.evaluation import evaluate_policy, judge, predict_tilt
 from pipeline.scoring.joined import JoinedScores
 from stage1_dual.dual import tilt
 
 
-def joined(reward, scores):
-    """Scored samples of prompts p0, p1, ...: a list of rewards (k_p,), a list of constraint scores (k_p, m)."""
+def joined(reward, scores, *, names=("g", "h"), category=None):
+    """Scored samples of prompts p0, p1, ...: a list of rewards (k_p,), a list of scores (k_p, s)."""
     counts = [len(r_k) for r_k in reward]
     return JoinedScores(
         prompt_ids=tuple(f"p{place:04d}" for place in range(len(counts))),
         prompt_n=np.repeat(np.arange(len(counts)), counts),
         sample_index_n=np.concatenate([np.arange(count) for count in counts]),
         reward_n=np.concatenate(list(reward)),
-        score_names=("g",),
+        score_names=tuple(names[: scores[0].shape[1]]),
         scores_ns=np.concatenate(list(scores)),
         cut_off_n=np.zeros(sum(counts), dtype=bool),
+        prompt_columns={} if category is None else {"category": np.array(category)},
     )
 
 
-def solution(*multipliers, beta=1.0, names=("g",), directions=(">=",)):
+def solution(*multipliers, beta=1.0, names=("g",), directions=(">=",), statistics=None):
     """The evaluation's own thresholds are given to it; of the solution it reads the rest."""
-    entries = zip(names, directions, multipliers, strict=True)
-    return build_solution(*(bound(name, way, multiplier=lam) for name, way, lam in entries), beta=beta, reward="r")
+    bounds = []
+    for name, way, lam, statistic in zip(
+        names, directions, multipliers, statistics or (None,) * len(names), strict=True
+    ):
+        changes = {}
+        if statistic is not None:
+            changes = {
+                "score": statistic.score,
+                "statistic": statistic.to_document(),
+                "certified_at": -1.0 if statistic.kind == "cvar" else None,
+                "column_ratio": 0.0 if statistic.is_ratio else None,
+                "column_threshold": 0.0,
+            }
+        direction = "<=" if statistic is not None and statistic.kind == "shortfall" else way
+        bounds.append(bound(name, direction, multiplier=lam, **changes))
+    return build_solution(*bounds, beta=beta, reward="r")
 
 
 def discrete_world(rng, n_prompts=60, n_outcomes=6):
@@ -146,22 +161,6 @@ def test_the_correction_survives_single_and_extreme_responses(logits):
     assert (predicted.optimum_p >= largest - np.log(len(logits)) - 1e-12).all()
 
 
-def test_paired_intervals_are_tighter_and_cover():
-    """Prompts differ by far more than the policy gains: pairing must remove that, and 95% must mean 95%."""
-    rng = np.random.default_rng(2)
-    covered, paired_width, plain_width = 0, [], []
-    repeats = 300
-    for _ in range(repeats):
-        level_p = 3 * rng.normal(size=50)
-        ref_p, pol_p = level_p + 0.1 * rng.normal(size=50), level_p + 0.5 + 0.1 * rng.normal(size=50)
-        low, high = mean_interval(pol_p - ref_p)
-        covered += low <= 0.5 <= high
-        paired_width.append(high - low)
-        plain_width.append(np.diff(mean_interval(pol_p))[0])
-    assert abs(covered - 0.95 * repeats) < 4 * np.sqrt(0.95 * 0.05 * repeats)
-    assert np.mean(paired_width) < 0.1 * np.mean(plain_width)
-
-
 @pytest.mark.parametrize(
     ("interval", "direction", "expected"),
     [
@@ -172,10 +171,104 @@ def test_paired_intervals_are_tighter_and_cover():
         ((-0.3, -0.1), "<=", "satisfied"),
         ((-0.1, 0.3), "<=", "undecided"),
         ((0.1, 0.3), "<=", "violated"),
+        ((-0.05, 0.1), "=", "satisfied"),
+        ((-0.05, 0.2), "=", "undecided"),
+        ((-0.3, 0.3), "=", "undecided"),
+        ((0.11, 0.2), "=", "violated"),
+        ((-0.2, -0.11), "=", "violated"),
     ],
 )
 def test_verdicts(interval, direction, expected):
-    assert judge(interval, 0.0, direction) == expected
+    assert judge(interval, 0.0, direction, tolerance=0.1 if direction == "=" else 0.0) == expected
+
+
+def populations(rng, n_prompts=80, n_responses=40):
+    """A reference and a policy whose scores are one higher on the prompts of category x; h is 1, 2, 3 in turn."""
+    scores = [
+        np.column_stack([rng.normal(size=n_responses), 1.0 + np.arange(n_responses) % 3]) for _ in range(n_prompts)
+    ]
+    category = ["x" if place % 4 == 0 else "y" for place in range(n_prompts)]
+    better = [s_k + np.array([float(kind == "x"), 0.0]) for s_k, kind in zip(scores, category, strict=True)]
+    zeros = [np.zeros(n_responses)] * n_prompts
+    return joined(zeros, scores, category=category), joined(zeros, better, category=category)
+
+
+WHERE_X = (("category", ("x",)),)
+
+
+@pytest.mark.parametrize(
+    ("statistic", "value"),
+    [
+        (Statistic("g", "share", at_least=0.0), lambda g, h, x: np.mean(g >= 0)),
+        (Statistic("g", "share", at_most=0.5), lambda g, h, x: np.mean(g <= 0.5)),
+        (Statistic("g", "shortfall", below=-1.0), lambda g, h, x: np.mean(np.maximum(-1 - g, 0))),
+        (Statistic("g", where=WHERE_X), lambda g, h, x: g[x].mean()),
+        (Statistic("g", "share", at_least=0.0, where=WHERE_X), lambda g, h, x: np.mean(g[x] >= 0)),
+        (Statistic("g", per="h"), lambda g, h, x: g.mean() / h.mean()),
+        (Statistic("g", "cvar", level=0.05), lambda g, h, x: np.sort(g.ravel())[: g.size // 20].mean()),
+        (
+            Statistic("g", "cvar", level=0.1, where=WHERE_X),
+            lambda g, h, x: np.sort(g[x].ravel())[: g[x].size // 10].mean(),
+        ),
+    ],
+)
+def test_each_statistic_is_judged_as_itself(statistic, value):
+    """By its definition on the raw scores of both policies."""
+    rng = np.random.default_rng(8)
+    reference, policy = populations(rng)
+    entry = evaluate_policy(
+        reference=reference,
+        policy=policy,
+        log_ratio_n=np.zeros(policy.n_samples),
+        solution=solution(0.0, statistics=(statistic,)),
+        constraints=[
+            Constraint("g", "<=" if statistic.kind == "shortfall" else ">=", margin=0.0, statistic=statistic)
+        ],
+        n_replicates=100,
+        rng=rng,
+    )["constraints"][0]
+    x = np.arange(80) % 4 == 0
+    for rows, key in ((reference, "reference"), (policy, "realised"), (reference, "predicted")):
+        g, h = (rows.score_n(name).reshape(80, 40) for name in ("g", "h"))
+        assert entry[key] == pytest.approx(value(g, h, x), abs=1e-12), key
+    assert entry["n_prompts"] == (20 if statistic.where else 80)
+    assert entry["ci95"][0] - 1e-12 <= entry["realised"] <= entry["ci95"][1] + 1e-12
+
+
+def test_a_share_without_an_exception_is_not_certain():
+    """40 prompts without one bad response: the interval reaches below 1, and a demand of 0.999 stays undecided."""
+    rows = joined([np.zeros(16)] * 40, [np.ones((16, 1))] * 40)
+    statistic = Statistic("g", "share", at_least=0.0)
+    entry = evaluate_policy(
+        reference=rows,
+        policy=rows,
+        log_ratio_n=np.zeros(640),
+        solution=solution(0.0, statistics=(statistic,)),
+        constraints=[Constraint("g", ">=", threshold=0.999, statistic=statistic)],
+        n_replicates=100,
+        rng=np.random.default_rng(0),
+    )["constraints"][0]
+    assert entry["realised"] == 1.0 == entry["ci95"][1]
+    assert entry["ci95"][0] < 0.95
+    assert entry["status"] == "undecided"
+
+
+@pytest.mark.parametrize(("tolerance", "status"), [(None, "satisfied"), (0.001, "undecided")])
+def test_an_equality_is_met_within_its_tolerance(tolerance, status):
+    """Without one it is a tenth of a standard deviation of the column."""
+    rng = np.random.default_rng(9)
+    reference, _ = populations(rng, n_prompts=100, n_responses=64)
+    entry = evaluate_policy(
+        reference=reference,
+        policy=reference,
+        log_ratio_n=np.zeros(6400),
+        solution=solution(-0.0, directions=("=",)),
+        constraints=[Constraint("g", "=", threshold=0.0, tolerance=tolerance)],
+        n_replicates=100,
+        rng=rng,
+    )["constraints"][0]
+    assert entry["tolerance"] == (pytest.approx(0.1, rel=0.05) if tolerance is None else tolerance)
+    assert entry["status"] == status
 
 
 def test_the_worst_constraint_is_the_status():
@@ -183,8 +276,8 @@ def test_the_worst_constraint_is_the_status():
     ones = [np.ones(4) for _ in range(20)]
     scores = [np.column_stack([np.ones(4), np.ones(4)]) + 0.01 * rng.normal(size=(4, 2)) for _ in range(20)]
     result = evaluate_policy(
-        reference=joined(ones, scores),
-        policy=joined(ones, scores),
+        reference=joined(ones, scores, names=("a", "b")),
+        policy=joined(ones, scores, names=("a", "b")),
         log_ratio_n=np.zeros(80),
         solution=solution(0.0, 0.0, names=("a", "b"), directions=(">=", "<=")),
         constraints=[Constraint("a", ">=", threshold=0.5), Constraint("b", "<=", threshold=0.5)],
@@ -195,6 +288,24 @@ def test_the_worst_constraint_is_the_status():
     assert result["status"] == "violated"
     assert result["constraints"][1]["slack"] == pytest.approx(-0.5, abs=0.02)
     assert result["lagrangian"]["closed_fraction"] is None  # constant reward, no multiplier: nothing to close
+
+
+@pytest.mark.parametrize(("budget", "status"), [(0.7, "satisfied"), (0.5, "undecided"), (0.3, "violated")])
+def test_a_kl_budget_is_judged_beside_the_constraints(budget, status):
+    rng = np.random.default_rng(10)
+    reference, _ = populations(rng)
+    result = evaluate_policy(
+        reference=reference,
+        policy=reference,
+        log_ratio_n=0.5 + 0.5 * rng.normal(size=80).repeat(40),
+        solution=solution(0.0).model_copy(update={"kl_budget": budget}),
+        constraints=[Constraint("g", ">=", threshold=-1.0)],
+        n_replicates=100,
+        rng=rng,
+    )
+    assert (result["kl"]["budget"], result["kl"]["status"]) == (budget, status)
+    assert result["constraints"][0]["status"] == "satisfied"
+    assert result["status"] == status
 
 
 def test_predict_tilt_without_multiplier_at_large_beta_is_the_reference():
@@ -218,18 +329,6 @@ def test_the_prediction_is_that_of_the_dual(direction):
     assert predicted.reward == pytest.approx(dual.reward_p.mean(), abs=1e-13)
     assert predicted.constraints == pytest.approx(constraint.sign * dual.scores_mp.mean(axis=1), abs=1e-13)
     assert predicted.kl == pytest.approx(dual.kl_p.mean(), abs=1e-13)
-
-
-def test_an_interval_needs_two_prompts():
-    with pytest.raises(InputError, match="at least 2 test prompts"):
-        mean_interval(np.zeros(1))
-
-
-@pytest.mark.parametrize("n_prompts", [2, 3, 10, 151, 100_000])
-def test_interval_is_students_to_the_last_digit(n_prompts):
-    value_p = np.random.default_rng(n_prompts).normal(size=n_prompts)
-    half = float(stats.t.ppf(0.975, n_prompts - 1) * value_p.std(ddof=1) / np.sqrt(n_prompts))
-    assert mean_interval(value_p) == [float(value_p.mean()) - half, float(value_p.mean()) + half]
 
 
 TWO = joined([np.zeros(2)] * 2, [np.zeros((2, 1))] * 2)

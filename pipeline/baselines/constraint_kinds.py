@@ -1,0 +1,157 @@
+"""Is each kind of constraint met? A trained policy for each, with the demand, the prediction and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.baselines import figures
+from pipeline.baselines.outcomes import Outcome, read_outcome
+from pipeline.baselines.policies import ONE_SHOT
+from pipeline.baselines.results import Result, Rows
+from pipeline.baselines.study import Arm, Changes, Study
+from pipeline.contracts.problem import sign_of
+
+_AT_LEAST_REFERENCE = {"direction": ">=", "margin": 0.8}
+
+KINDS: Mapping[str, Changes] = {
+    "share": {
+        "constraints": {
+            "safe": {
+                "score": "harmless",
+                "statistic": "share",
+                "at_least": 0.0,
+                "direction": ">=",
+                "threshold": 0.85,
+            }
+        }
+    },
+    "each category": {"constraints": {"tone": {"score": "harmless", "each": "category", **_AT_LEAST_REFERENCE}}},
+    "band": {"constraints": {"harmless": {"between": [1.1, 1.3]}}},
+    "KL budget": {"beta": {"kl": 0.5}, "constraints": {"harmless": _AT_LEAST_REFERENCE}},
+    "CVaR": {
+        "constraints": {
+            "tail": {"score": "harmless", "statistic": "cvar", "level": 0.1, "direction": ">=", "margin": 0.8}
+        }
+    },
+    "equality": {"constraints": {"humour": {"equals": 0.0}}},
+}
+"""The demands by kind, as a recipe has them; each is far enough from the reference to cost reward."""
+
+
+def constraint_kinds(study: Study) -> Result:
+    """One policy for each kind of constraint and seed: demanded, predicted, realised, judged."""
+    rows: Rows = []
+    for seed in study.seeds:
+        base = study.base(seed)
+        for kind, changes in KINDS.items():
+            arm = Arm(f"kind-{kind.lower().replace(' ', '-')}", ONE_SHOT, changes)
+            rows.extend(_rows(read_outcome(base, study.train(base, arm)), kind, seed))
+    table = pa.Table.from_pylist(rows)
+    summary = [_summary(kind, [row for row in rows if row["kind"] == kind]) for kind in KINDS]
+    findings = [
+        (
+            f"{sum(row['status'] != 'violated' for row in rows)} of {len(rows)} demands of "
+            f"{len(study.seeds) * len(KINDS)} policies are not violated, "
+            f"{sum(row['status'] == 'satisfied' for row in rows)} are satisfied"
+        ),
+        *(
+            f"{one['kind']}: mean absolute error {one['mean absolute error']:.3f} {one['unit']}, bias "
+            f"{one['bias']:+.3f}, over the {one['binding']} of {one['demands']} demands that bind"
+            for one in summary
+            if one["binding"]
+        ),
+    ]
+    return Result(
+        "constraint_kinds",
+        "Kinds of constraint: share, each category, band, KL budget, tail, equality",
+        table,
+        figures.kinds_figure(table),
+        findings,
+        pa.Table.from_pylist(summary),
+    )
+
+
+def _rows(outcome: Outcome, kind: str, seed: int) -> Rows:
+    found: Rows = []
+    evaluated = {entry["name"]: entry for entry in outcome.evaluation["constraints"]}
+    for one, entry in zip(outcome.solution.constraints, outcome.dual["constraints"], strict=True):
+        realised = evaluated[one.name]
+        margin = one.demanded.margin
+        origin = 0.0 if margin is None else realised["reference"]
+        demanded = one.demanded.threshold if margin is None else margin
+        error = (realised["realised"] - origin - demanded) / realised["column_sd"]
+        predicted, ends = _predicted(entry, margin=one.margin, sign=sign_of(one.direction))
+        found.append(
+            {
+                "kind": kind,
+                "constraint": one.name,
+                "seed": seed,
+                "demand": one.demand.text(),
+                "demanded": demanded,
+                "multiplier": one.multiplier,
+                "predicted": predicted,
+                "predicted_low": ends[0],
+                "predicted_high": ends[1],
+                "realised": realised["realised"] - origin,
+                "ci95_low": realised["ci95"][0] - origin,
+                "ci95_high": realised["ci95"][1] - origin,
+                "status": realised["status"],
+                "unit_size": realised["column_sd"],
+                "error": sign_of(one.direction) * error,
+                "unit": "sd",
+                "run": outcome.run.name,
+            }
+        )
+    kl = outcome.evaluation["kl"]
+    if "budget" in kl:
+        ends = outcome.dual["kl"]["predicted_ci95"]
+        found.append(
+            {
+                "kind": kind,
+                "constraint": "KL",
+                "seed": seed,
+                "demand": f"KL <= {kl['budget']:g}",
+                "demanded": kl["budget"],
+                "multiplier": outcome.solution.beta,
+                "predicted": outcome.dual["kl"]["predicted"],
+                "predicted_low": ends[0],
+                "predicted_high": ends[1],
+                "realised": kl["realised"],
+                "ci95_low": kl["realised_ci95"][0],
+                "ci95_high": kl["realised_ci95"][1],
+                "status": kl["status"],
+                "unit_size": 1.0,
+                "error": kl["budget"] - kl["realised"],
+                "unit": "nats",
+                "run": outcome.run.name,
+            }
+        )
+    return found
+
+
+def _predicted(entry: Mapping[str, Any], *, margin: float | None, sign: float) -> tuple[float, list[float]]:
+    """The prediction of the dual with its interval, over the reference where the demand is a margin."""
+    value = entry["predicted"] if entry["predicted_corrected"] is None else entry["predicted_corrected"]
+    if margin is None:
+        return value, entry["predicted_ci95"]
+    return value - entry["reference"], sorted(margin + sign * end for end in entry["slack_ci95"])
+
+
+def _summary(kind: str, rows: Rows) -> dict[str, Any]:
+    # A demand that another one overfulfils is met with room to spare; only missing it is an error then.
+    binding = [row for row in rows if row["multiplier"] != 0 and row["unit"] == "sd"]
+    errors = np.array([row["error"] for row in binding])
+    return {
+        "kind": kind,
+        "demands": len(rows),
+        "not violated": sum(row["status"] != "violated" for row in rows),
+        "satisfied": sum(row["status"] == "satisfied" for row in rows),
+        "binding": len(binding),
+        "mean absolute error": float(np.mean(np.abs(errors))) if binding else None,
+        "bias": float(np.mean(errors)) if binding else None,
+        "unit": "sd",
+    }
