@@ -127,7 +127,7 @@ class ReportedSolution(Solution):
             missing = sorted(set(self.names) - rung.multipliers.keys())
             if missing:
                 raise ValueError(f"`ladder.rungs[{place}].multipliers` lacks {missing[0]!r}")
-        other = {score.name for one in self.by_category for score in one.scores} - {self.reward.name, *self.scores}
+        other = {score.name for one in self.by_category for score in one.scores} - {self.reward.name, *self.names}
         if other:
             raise ValueError(f"`by_category` has the scores {sorted(other)}, which are not of this dual")
         return self
