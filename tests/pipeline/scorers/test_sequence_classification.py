@@ -70,6 +70,8 @@ def test_scores_of_before_there_were_engines_are_known(score_models: dict[str, s
     plain_group, fast_group = scorer_groups(score_models, scorers, tmp_path)
     assert (plain_group.names, fast_group.names) == (("x",), ("y", "z"))
     assert fast_group.settings[0] == {**plain_group.settings[0], "engine": "vllm"}
+    config = scorer_config(score_models, scorers)
+    assert [config.scorers[name].copies for name in ("x", "y")] == [1, 2]  # what checks is held beside it
     # What is checked for two heads at once is checked as the stricter one asks.
     started = {name: fast_group.start.keywords[name] for name in ("engine", "checked_share", "engine_limit")}
     assert started == {"engine": "vllm", "checked_share": 0.5, "engine_limit": 1e-5}
