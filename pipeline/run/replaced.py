@@ -22,7 +22,6 @@ _WRITTEN = (
     "info.parquet",
     "prompt_info.parquet",
     "repeats.parquet",
-    "answers/*.jsonl",
     "README.md",
     "provenance.json",
     "config.yaml",

@@ -22,7 +22,8 @@ from pipeline.scoring.groups import ScorerGroup, group_scorers
 from pipeline.scoring.repeats import measure_noise, noise_files
 
 _ANSWERS = "answers"
-"""Folder, beside the scores, of the answers that a scorer paid for."""
+"""Folder of the run that holds, for each scorer, the answers that it paid for: outside of the steps' own folders, so
+that `--redo` of a step, for whatever reason, pays for none of them again."""
 
 
 def score_samples(run: Run, responses: ResponseSet, *, step: str, names: Sequence[str] | None = None) -> None:
@@ -102,11 +103,9 @@ def _score_group(run: Run, group: ScorerGroup, responses: ResponseSet, *, step: 
     inputs = {**origin, "samples": read_manifest(samples).identity}
     waiting = []
     info = select_info(read_prompt_info(run.prompts), group.info_columns)
-    start = (
-        partial(group.start, cache=(folder / group.names[0] / _ANSWERS).absolute())
-        if group.keeps_answers
-        else (group.start)
-    )
+    start = group.start
+    if group.keeps_answers:
+        start = partial(start, cache=(run.folder / _ANSWERS / group.names[0]).absolute())
     for name, settings in zip(group.names, group.settings, strict=True):
         if group.looks_up and not is_complete(folder / name):
             _forget(folder / name)

@@ -1,4 +1,4 @@
-"""Samples from vLLM; the one file of the project that imports it.
+"""Samples from vLLM; one of the three files that import it.
 
 The engine runs in this process: its order of work, hence its arithmetic, then depends on the requests alone, which
 vLLM promises for no other mode (https://docs.vllm.ai/en/latest/usage/reproducibility/).

@@ -30,6 +30,21 @@ def test_what_is_demanded_is_apart_from_what_is_asked_on_top() -> None:
     )
 
 
+def test_noise_is_a_number_or_what_was_measured() -> None:
+    bounds = {
+        "harmless": {"direction": ">=", "margin": 0.5, "score_noise": "measured"},
+        "toxic": {"direction": "<=", "threshold": 0.2, "score_noise": 0.4},
+    }
+    config = _config(constraints=bounds)
+    assert config.safeguards({"harmless": 0.7}) == (Safeguard(score_noise=0.7), Safeguard(score_noise=0.4))
+    # What nobody asked for is not recorded: a run that was begun before there was the setting is the same run.
+    recorded = _config().constraints["harmless"].model_dump(mode="json")
+    assert recorded.keys() == {"direction", "threshold", "margin", "reserve", "assurance", "score_error"}
+    assert config.constraints["toxic"].model_dump(mode="json")["score_noise"] == 0.4
+    rule = _config(scorers={"helpful": {"kind": "python", "function": "a:b"}}).scorers["helpful"]
+    assert rule.identity_settings().keys() == {"sign", "offset", "kind", "function", "settings"}
+
+
 def test_all_scorers_are_used_the_reward_first() -> None:
     assert list(_config().used_scorers()) == ["helpful", "harmless", "unused"]
 

@@ -171,6 +171,8 @@ def test_a_killed_run_pays_for_nothing_twice_and_says_its_key_nowhere(
         assert server.answered.total() > paid
         total = server.answered.total()
         assert dualign("score", recipe) == dualign("solve", recipe) == 0
+        assert dualign("score", recipe, "--redo") == dualign("solve", recipe) == 0
+        assert rows_of(run_folder(recipe) / "scores" / "judge") == scores
         assert server.answered.total() == total
 
     manifest = read_manifest(run_folder(recipe) / "scores" / "judge")
