@@ -15,7 +15,9 @@ from pipeline.baselines.results import Result, Rows
 from pipeline.baselines.study import Arm, Changes, Study
 from pipeline.contracts.problem import sign_of
 
-_AT_LEAST_REFERENCE = {"direction": ">=", "margin": 0.8}
+_SURE = {"assurance": 0.9}
+_EPOCHS = 3.0
+"""As in the embedded recipe: after the one of the other experiments a policy has closed 0.9 of the way."""
 
 KINDS: Mapping[str, Changes] = {
     "share": {
@@ -25,21 +27,34 @@ KINDS: Mapping[str, Changes] = {
                 "statistic": "share",
                 "at_least": 0.0,
                 "direction": ">=",
-                "threshold": 0.85,
+                "threshold": 0.8,
+                **_SURE,
             }
         }
     },
-    "each category": {"constraints": {"tone": {"score": "harmless", "each": "category", **_AT_LEAST_REFERENCE}}},
-    "band": {"constraints": {"harmless": {"between": [1.1, 1.3]}}},
-    "KL budget": {"beta": {"kl": 0.5}, "constraints": {"harmless": _AT_LEAST_REFERENCE}},
+    "each category": {
+        "constraints": {
+            "tone": {"score": "harmless", "each": "category", "direction": ">=", "margin": 0.5, **_SURE},
+        }
+    },
+    "band": {"constraints": {"harmless": {"between": [1.0, 1.4], **_SURE}}},
+    "KL budget": {"beta": {"kl": 0.5}, "constraints": {"harmless": {"direction": ">=", "margin": 0.7, **_SURE}}},
     "CVaR": {
         "constraints": {
-            "tail": {"score": "harmless", "statistic": "cvar", "level": 0.1, "direction": ">=", "margin": 0.8}
+            "tail": {
+                "score": "harmless",
+                "statistic": "cvar",
+                "level": 0.1,
+                "direction": ">=",
+                "margin": 0.8,
+                **_SURE,
+            }
         }
     },
     "equality": {"constraints": {"humour": {"equals": 0.0}}},
 }
-"""The demands by kind, as a recipe has them; each is far enough from the reference to cost reward."""
+"""The demands by kind, as a recipe has them; each is far enough from the reference to cost reward. An equality has no
+safe side, and no assurance."""
 
 
 def constraint_kinds(study: Study) -> Result:
@@ -48,7 +63,9 @@ def constraint_kinds(study: Study) -> Result:
     for seed in study.seeds:
         base = study.base(seed)
         for kind, changes in KINDS.items():
-            arm = Arm(f"kind-{kind.lower().replace(' ', '-')}", ONE_SHOT, changes)
+            name = f"kind-{kind.lower().replace(' ', '-')}"
+            epochs = min(_EPOCHS, study.dpo_epochs)  # fewer where the study is quick
+            arm = Arm(name, ONE_SHOT, {**changes, "training.epochs": epochs})
             rows.extend(_rows(read_outcome(base, study.train(base, arm)), kind, seed))
     table = pa.Table.from_pylist(rows)
     summary = [_summary(kind, [row for row in rows if row["kind"] == kind]) for kind in KINDS]
@@ -59,8 +76,9 @@ def constraint_kinds(study: Study) -> Result:
             f"{sum(row['status'] == 'satisfied' for row in rows)} are satisfied"
         ),
         *(
-            f"{one['kind']}: mean absolute error {one['mean absolute error']:.3f} {one['unit']}, bias "
-            f"{one['bias']:+.3f}, over the {one['binding']} of {one['demands']} demands that bind"
+            f"{one['kind']}: realised less predicted is {one['|realised less predicted| (sd)']:.3f} standard "
+            f"deviations of the column in the mean, realised less demanded {one['realised less demanded (sd)']:+.3f}, "
+            f"the assurance included, over the {one['binding']} of {one['demands']} demands that bind"
             for one in summary
             if one["binding"]
         ),
@@ -102,6 +120,7 @@ def _rows(outcome: Outcome, kind: str, seed: int) -> Rows:
                 "status": realised["status"],
                 "unit_size": realised["column_sd"],
                 "error": sign_of(one.direction) * error,
+                "prediction_error": (realised["realised"] - realised["predicted"]) / realised["column_sd"],
                 "unit": "sd",
                 "run": outcome.run.name,
             }
@@ -126,6 +145,7 @@ def _rows(outcome: Outcome, kind: str, seed: int) -> Rows:
                 "status": kl["status"],
                 "unit_size": 1.0,
                 "error": kl["budget"] - kl["realised"],
+                "prediction_error": kl["realised"] - kl["predicted"],
                 "unit": "nats",
                 "run": outcome.run.name,
             }
@@ -144,14 +164,15 @@ def _predicted(entry: Mapping[str, Any], *, margin: float | None, sign: float) -
 def _summary(kind: str, rows: Rows) -> dict[str, Any]:
     # A demand that another one overfulfils is met with room to spare; only missing it is an error then.
     binding = [row for row in rows if row["multiplier"] != 0 and row["unit"] == "sd"]
-    errors = np.array([row["error"] for row in binding])
+    errors, surprises = (np.array([row[key] for row in binding]) for key in ("error", "prediction_error"))
     return {
         "kind": kind,
         "demands": len(rows),
         "not violated": sum(row["status"] != "violated" for row in rows),
         "satisfied": sum(row["status"] == "satisfied" for row in rows),
         "binding": len(binding),
-        "mean absolute error": float(np.mean(np.abs(errors))) if binding else None,
-        "bias": float(np.mean(errors)) if binding else None,
-        "unit": "sd",
+        "realised less demanded (sd)": float(np.mean(errors)) if binding else None,
+        "|realised less demanded| (sd)": float(np.mean(np.abs(errors))) if binding else None,
+        "realised less predicted (sd)": float(np.mean(surprises)) if binding else None,
+        "|realised less predicted| (sd)": float(np.mean(np.abs(surprises))) if binding else None,
     }
