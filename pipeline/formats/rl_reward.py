@@ -114,6 +114,7 @@ def build_prompts(
 def make_terms(solution: Solution, *, end_of_text: str) -> Terms:
     """What ``reward.json`` says of a solution: every constraint a mean of a score, which nothing is done to."""
     coefficients = solution.signs_m * solution.multipliers_m
+    thresholds = solution.signs_m * solution.turned_thresholds_m  # turned back
     return Terms(
         beta=solution.beta,
         reward=Maximised(score=solution.reward.name),
@@ -124,9 +125,9 @@ def make_terms(solution: Solution, *, end_of_text: str) -> Terms:
                 transform={"kind": "identity"},
                 direction=one.direction,
                 coefficient=float(coefficient),
-                threshold=one.threshold,
+                threshold=float(threshold),
             )
-            for one, coefficient in zip(solution.constraints, coefficients, strict=True)
+            for one, coefficient, threshold in zip(solution.constraints, coefficients, thresholds, strict=True)
         ),
         end_of_text=end_of_text,
     )
@@ -143,7 +144,7 @@ def make_module(source: HandOff) -> Mapping[str, bytes]:
     examples = []
     table = read_tilted(source.tilted, source.solution, split="train")
     if table is not None:
-        rows = _raw_scores(table, terms)
+        rows = raw_scores(table, terms)
         expected_n = source.solution.tilt(table)
         for scores, expected in zip(rows, expected_n, strict=True):
             total = combine(scores, document)
@@ -164,7 +165,21 @@ def make_module(source: HandOff) -> Mapping[str, bytes]:
     }
 
 
-def _raw_scores(table: pa.Table, terms: Terms) -> list[dict[str, float]]:
+def raw_scores(table: pa.Table, terms: Terms) -> list[dict[str, float]]:
+    """The raw scores of the rows of the hand-off table, by the names of ``reward.json``.
+
+    A raw score has a column of its own, ``score_<name>``, where no constraint's column is the score itself.
+
+    Raises:
+        InputError: the table has a raw score that no term reads, so that a constraint is on something made of it.
+    """
+    read = {_SCORE_PREFIX + term.score for term in terms.constraints}
+    unread = [name for name in table.column_names if name.startswith(_SCORE_PREFIX) and name not in read]
+    if unread:
+        raise InputError(
+            f"`rl-reward` cannot be written: no term of {TERMS} reads {', '.join(unread)} of the hand-off table; a "
+            "constraint is on something else than the mean of its score"
+        )
     columns = {terms.reward.score: "reward"}
     for term in terms.constraints:
         raw = _SCORE_PREFIX + term.score

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipeline.contracts.artifacts import read_json
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.solution import Solution
-from pipeline.formats.rl_reward import make_terms
+from pipeline.formats.rl_reward import make_terms, raw_scores
 from pipeline.formats.writing import write_exports
 from pipeline.run.run import Run
 
@@ -148,6 +148,15 @@ def test_a_constraint_that_is_no_mean_of_a_score_is_refused(run: Run, monkeypatc
         InputError, match=r"`rl-reward` cannot be written: .* something else than the mean of its score"
     ):
         write_exports(run, ["rl-reward"], SETTINGS)
+
+
+def test_a_raw_score_that_no_term_reads_is_refused() -> None:
+    """As a table has them whose constraint is on something that is made of a score."""
+    terms = make_terms(build_solution(bound("tail", "<=", threshold=0.2, multiplier=0.4)), end_of_text="")
+    table = pa.table({"reward": [1.0], "constraint_tail": [1.0], "score_harm": [3.0]})
+    with pytest.raises(InputError, match=r"no term of reward\.json reads score_harm of the hand-off table"):
+        raw_scores(table, terms)
+    assert raw_scores(table.drop_columns("score_harm"), terms) == [{"helpful": 1.0, "tail": 1.0}]
 
 
 def ascend(
