@@ -17,11 +17,15 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+# Its neighbours here have names of packages that trainers import (`coverage`).
+sys.path[:] = [one for one in sys.path if Path(one or ".").resolve() != Path(__file__).resolve().parent]
 
 _TEXT = "call a friend"
 _SCORERS = """

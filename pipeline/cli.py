@@ -551,7 +551,7 @@ def _validate(options: argparse.Namespace, rest: Sequence[str]) -> None:
     for fault in found.faults:
         print(printable(f"fault: {fault}"))
     if not found.faults:
-        print(f"{len(found.chain)} artifacts, no faults")
+        print(f"{len(found.chain)} artifact{'s' if len(found.chain) != 1 else ''}, no faults")
     if found.faults:
         raise InputError(f"{folder} has {len(found.faults)} fault{'s' if len(found.faults) > 1 else ''}")
 

@@ -162,7 +162,7 @@ def make_module(source: HandOff) -> Mapping[str, bytes]:
     examples = []
     table = read_tilted(source.tilted, source.solution, split="train")
     if table is not None:
-        rows = _raw_scores(table, terms)
+        rows = raw_scores(table, terms)
         expected_n = source.solution.tilt(table)
         for scores, expected in zip(rows, expected_n, strict=True):
             total = combine(scores, document)
@@ -183,7 +183,11 @@ def make_module(source: HandOff) -> Mapping[str, bytes]:
     }
 
 
-def _raw_scores(table: pa.Table, terms: Terms) -> list[dict[str, float]]:
+def raw_scores(table: pa.Table, terms: Terms) -> list[dict[str, float]]:
+    """The raw scores of the rows of the hand-off table, by the names of ``reward.json``.
+
+    A raw score has a column of its own, ``score_<name>``, where no constraint's column is the score itself.
+    """
     columns = {terms.reward.score: "reward"}
     for term in terms.constraints:
         for score in filter(None, (term.score, term.transform.get("per"))):

@@ -262,4 +262,4 @@ def test_it_needs_no_model_and_runs_nothing_of_the_folder(exports: Path, tmp_pat
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 artifacts, no faults" in done.stdout
+    assert "1 artifact, no faults" in done.stdout
