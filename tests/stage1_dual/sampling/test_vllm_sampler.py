@@ -122,7 +122,7 @@ def fresh(drawn: Drawn, tmp_path_factory: pytest.TempPathFactory) -> list[list[S
     kept = {
         name: value for name, value in os.environ.items() if name not in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR")
     }
-    subprocess.run([sys.executable, "-c", _FRESH, *arguments], check=True, timeout=600, env={**kept, **own})
+    subprocess.run([sys.executable, "-c", _FRESH, *arguments], check=True, timeout=300, env={**kept, **own})
     compiled = folder / "XDG_CACHE_HOME" / "vllm"
     assert any(compiled.rglob("*.so"))
     assert (compiled / "torchinductor").stat().st_mode & 0o077 == 0
@@ -267,7 +267,7 @@ def test_a_long_completion_holds_no_other_shard_up_and_a_killed_run_draws_by_the
             time.sleep(0.002)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.communicate()
     n_kept = len(ShardedTable(killed, SAMPLES, {}).read("train"))
     process = start(killed, whole)
     out, _ = process.communicate(timeout=300)
