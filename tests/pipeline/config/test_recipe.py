@@ -36,7 +36,8 @@ def test_noise_is_a_number_or_what_was_measured() -> None:
         "toxic": {"direction": "<=", "threshold": 0.2, "score_noise": 0.4},
     }
     config = _config(constraints=bounds)
-    assert config.safeguards({"harmless": 0.7}) == (Safeguard(score_noise=0.7), Safeguard(score_noise=0.4))
+    asked = [safeguard for _, safeguard in config.stated_constraints()]
+    assert asked == [Safeguard(measures_noise=True), Safeguard(score_noise=0.4)]
     # What nobody asked for is not recorded: a run that was begun before there was the setting is the same run.
     recorded = _config().constraints["harmless"].model_dump(mode="json")
     assert recorded.keys() == {"direction", "threshold", "margin", "reserve", "assurance", "score_error"}

@@ -50,7 +50,7 @@ def test_an_interval_may_be_open_and_a_rung_without_solution(one_bound: Any) -> 
     [
         (
             lambda dual: {**dual, "constraints": [{**dual["constraints"][0], "multiplier": -1.0}]},
-            "multiplier` is -1.0",
+            "multiplier` of 'harmless' is -1; it must not be negative",
         ),
         (lambda dual: {**dual, "trust": {}}, "`trust.verdict` is missing"),
         (lambda dual: {**dual, "ladder": {"rungs": None}}, "`ladder.rungs` is None; it must be a list"),

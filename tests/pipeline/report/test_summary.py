@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.joined_scores import join
 
 from pipeline.contracts.problem import Constraint
+from pipeline.dual.posing import pose
 from pipeline.dual.sweep import solve_points
 from pipeline.report.summary import MAX_LINES, frontier_view, html_summary, text_summary
 from pipeline.report.views import Badge, Cell, Row, TableView
-from stage1_dual.dual import DualProblem
 
 
 def view(n_constraints: int, *, name: str = "score", verdict: str = "", n_warnings: int = 0) -> TableView:
@@ -69,10 +70,9 @@ def test_html_escapes_the_users_names() -> None:
 
 def test_a_frontier_marks_what_is_infeasible() -> None:
     rng = np.random.default_rng(0)
-    g = rng.normal(size=(20, 16, 1))
-    problem = DualProblem.from_arrays(rng.normal(size=(20, 16)), g, thresholds=[0.0], beta=1.0, constraint_names=["g"])
-    points = [[Constraint("g", ">=", threshold=value)] for value in (0.0, 0.5, 99.0)]
-    found = frontier_view(solve_points(problem, points, swept=[0]))
+    rows = join({f"p{p:02d}": [(*rng.normal(size=2), False) for _ in range(16)] for p in range(20)})
+    points = [[Constraint("harmless", ">=", threshold=value)] for value in (0.0, 0.5, 99.0)]
+    found = frontier_view(solve_points(pose(rows, constraints=points[0], beta=1.0), points, swept=[0]))
     assert found.title == "Frontier: 3 thresholds, 2 of them feasible"
     *feasible, last = found.rows
     assert [row.cells[-1].value for row in feasible] == ["", ""]
