@@ -51,11 +51,14 @@ Change = Mapping[str, Any]
 _LORA = {"adapter": "lora", "lora_r": 16}
 
 TRAINED: dict[str, Change] = {
+    "all weights, 1e-5": {"learning_rate": 1e-5},
     "all weights, 2e-5": {"learning_rate": 2e-5},
     "all weights, 5e-5": {"learning_rate": 5e-5},
     "all weights, 1e-4": {"learning_rate": 1e-4},
     "all weights, 2e-4": {"learning_rate": 2e-4},
     "all weights, 5e-5, 3 epochs": {"learning_rate": 5e-5, "epochs": 3.0},
+    "LoRA of rank 16, 3e-5": {"learning_rate": 3e-5, **_LORA},
+    "LoRA of rank 16, 1e-4": {"learning_rate": 1e-4, **_LORA},
     "LoRA of rank 16, 3e-4": {"learning_rate": 3e-4, **_LORA},
     "LoRA of rank 16, 1e-3": {"learning_rate": 1e-3, **_LORA},
     "LoRA of rank 16, 2e-3": {"learning_rate": 2e-3, **_LORA},

@@ -89,10 +89,13 @@ def test_no_checkpoint_above_the_reference_did_not_pay(fractions: tuple[float, .
 def test_the_advice_follows_the_curve() -> None:
     moved = judge(-0.1, -0.2)
     assert "where held-out prompts gain nothing" in moved.reasons[1]
+    # 0.05 nats gained for 0.1 of KL at the first: a quarter of the way gains 0.0125 and costs 0.00625, of 0.5 to gain.
     assert moved.advice[:2] == (
-        "lower learning_rate from 0.0003 to 0.0001",
+        "lower learning_rate from 0.0003 to about 7.5e-05: on its way, 0.25 of it would have closed 0.013",
         "or train on about 640 prompts instead of 160",
     )
+    aside = judge(-0.3, -0.4)  # nothing was gained on any part of the way
+    assert aside.advice[0] == "lower learning_rate from 0.0003 to 0.0001"
     still = judge(-0.0001, -0.0002, kl=1e-4)
     assert "hardly moved (a KL of 0.0001 nats where 0.5 could be gained)" in still.reasons[1]
     assert still.advice[:2] == ("raise learning_rate from 0.0003 to 0.0009", "or epochs from 2 to 6")
