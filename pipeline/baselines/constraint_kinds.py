@@ -16,8 +16,6 @@ from pipeline.baselines.study import Arm, Changes, Study
 from pipeline.contracts.problem import sign_of
 
 _SURE = {"assurance": 0.9}
-_EPOCHS = 3.0
-"""As in the embedded recipe: after the one of the other experiments a policy has closed 0.9 of the way."""
 
 KINDS: Mapping[str, Changes] = {
     "share": {
@@ -64,8 +62,7 @@ def constraint_kinds(study: Study) -> Result:
         base = study.base(seed)
         for kind, changes in KINDS.items():
             name = f"kind-{kind.lower().replace(' ', '-')}"
-            epochs = min(_EPOCHS, study.dpo_epochs)  # fewer where the study is quick
-            arm = Arm(name, ONE_SHOT, {**changes, "training.epochs": epochs})
+            arm = Arm(name, ONE_SHOT, changes)
             rows.extend(_rows(read_outcome(base, study.train(base, arm)), kind, seed))
     table = pa.Table.from_pylist(rows)
     summary = [_summary(kind, [row for row in rows if row["kind"] == kind]) for kind in KINDS]
