@@ -14,64 +14,76 @@ from pipeline.baselines.policies import ONE_SHOT
 from pipeline.baselines.results import Result, Rows
 from pipeline.baselines.study import Arm, Changes, Study
 from pipeline.contracts.problem import sign_of
+from pipeline.contracts.statistics import Statistic
+from pipeline.run.run import Run
+from pipeline.scoring.joined import reference_scores
+from pipeline.scoring.statistic_estimates import estimate
+from stage1_dual.dual import InfeasibleError, KlBudgetError
 
 _SURE = {"assurance": 0.9}
 
-KINDS: Mapping[str, Changes] = {
-    "share": {
-        "constraints": {
-            "safe": {
-                "score": "harmless",
-                "statistic": "share",
-                "at_least": 0.0,
-                "direction": ">=",
-                "threshold": 0.8,
-                **_SURE,
-            }
-        }
-    },
-    "each category": {
-        "constraints": {
-            "tone": {"score": "harmless", "each": "category", "direction": ">=", "margin": 0.5, **_SURE},
-        }
-    },
-    "band": {"constraints": {"harmless": {"between": [1.0, 1.4], **_SURE}}},
-    "KL budget": {"beta": {"kl": 0.5}, "constraints": {"harmless": {"direction": ">=", "margin": 0.7, **_SURE}}},
-    "CVaR": {
-        "constraints": {
-            "tail": {
-                "score": "harmless",
-                "statistic": "cvar",
-                "level": 0.1,
-                "direction": ">=",
-                "margin": 0.8,
-                **_SURE,
-            }
-        }
-    },
-    "equality": {"constraints": {"humour": {"equals": 0.0}}},
-}
-"""The demands by kind, as a recipe has them; each is far enough from the reference to cost reward. An equality has no
-safe side, and no assurance."""
+
+def demands(study: Study, base: Run) -> Mapping[str, Changes]:
+    """The demands by kind, as a recipe has them, each far enough from the reference to cost reward.
+
+    All but that of the equality, which has no safe side, are assured. What a policy learns least of are a step and a
+    kink in the score: after the experiments' single epoch the share fell 0.065 short of its prediction and the worst
+    tenth 0.41. So these two train twice as long, and have a reserve.
+
+    Args:
+        study: whose middle margin says how far to go.
+        base: for what the reference's means are.
+    """
+    rows = reference_scores(base, "train", names=(study.config.reward, "harmless", "humour"))
+    harmless, humour = (estimate(Statistic(name), rows).value for name in ("harmless", "humour"))
+
+    def step(factor: float) -> float:
+        return round(factor * study.middle_margin, 9)
+
+    above: Mapping[str, Any] = {"score": "harmless", "direction": ">=", **_SURE}
+    low, high = round(harmless + step(0.6), 3), round(harmless + step(1.1), 3)
+    share = {**above, "statistic": "share", "at_least": 0.0, "margin": step(0.2), "reserve": step(0.075)}
+    longer = {"training.epochs": 2 * study.config.training.epochs}
+    return {
+        "share": {"constraints": {"safe": share}, **longer},
+        "each category": {"constraints": {"tone": {**above, "each": "category", "margin": step(0.625)}}},
+        "band": {"constraints": {"harmless": {"between": [low, high], **_SURE}}},
+        "KL budget": {
+            "beta": {"kl": step(0.625)},
+            "constraints": {"harmless": {"direction": ">=", "margin": step(0.875), **_SURE}},
+        },
+        "CVaR": {
+            "constraints": {
+                "tail": {**above, "statistic": "cvar", "level": 0.2, "margin": step(0.75), "reserve": step(0.25)}
+            },
+            **longer,
+        },
+        "equality": {"constraints": {"humour": {"equals": round(humour - step(1 / 3), 3)}}},
+    }
 
 
 def constraint_kinds(study: Study) -> Result:
     """One policy for each kind of constraint and seed: demanded, predicted, realised, judged."""
     rows: Rows = []
+    refused: list[str] = []
     for seed in study.seeds:
         base = study.base(seed)
-        for kind, changes in KINDS.items():
-            name = f"kind-{kind.lower().replace(' ', '-')}"
-            arm = Arm(name, ONE_SHOT, changes)
-            rows.extend(_rows(read_outcome(base, study.train(base, arm)), kind, seed))
+        for kind, changes in demands(study, base).items():
+            arm = Arm(f"kind-{kind.lower().replace(' ', '-')}", ONE_SHOT, changes)
+            try:
+                rows.extend(_rows(read_outcome(base, study.train(base, arm)), kind, seed))
+            except (InfeasibleError, KlBudgetError) as error:  # a world of few responses may not have room for it
+                refused.append(f"{kind}, seed {seed}: {str(error).splitlines()[0]}")
     table = pa.Table.from_pylist(rows)
-    summary = [_summary(kind, [row for row in rows if row["kind"] == kind]) for kind in KINDS]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    summary = [_summary(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
     findings = [
         (
             f"{sum(row['status'] != 'violated' for row in rows)} of {len(rows)} demands of "
-            f"{len(study.seeds) * len(KINDS)} policies are not violated, "
+            f"{len({row['run'] for row in rows})} policies are not violated, "
             f"{sum(row['status'] == 'satisfied' for row in rows)} are satisfied"
         ),
+        *refused,
         *(
             f"{one['kind']}: realised less predicted is {one['|realised less predicted| (sd)']:.3f} standard "
             f"deviations of the column in the mean, realised less demanded {one['realised less demanded (sd)']:+.3f}, "

@@ -208,17 +208,18 @@ def check_module(folder: Path, solution: Solution) -> Iterator[str]:
     if tuple(found) != solution.names:
         yield f"{folder / TERMS} has the constraints {list(found)}, and dual.json {list(solution.names)}"
         return
+    document = load_terms(folder)
     for wanted in expected.constraints:
         term = found[wanted.name]
         if term.transform != wanted.transform:
             yield f"{folder / TERMS}: what is done to the score of {term.name} is not what dual.json says"
+            return
         for name in ("coefficient", "threshold"):
             if getattr(term, name) != getattr(wanted, name):
                 yield (
                     f"{folder / TERMS}: the {name} of {term.name} is {getattr(term, name):.12g}, and dual.json gives "
                     f"{getattr(wanted, name):.12g}"
                 )
-    document = load_terms(folder)
     for place, example in enumerate(read_json(folder / EXAMPLES)):
         total = combine(example["scores"], document)
         if not abs(total - example["reward"]) <= TOLERANCE * max(1.0, abs(example["reward"])):

@@ -229,7 +229,7 @@ def test_half_of_the_rows_unreadable_is_half_of_the_rows_lost_and_nothing_more(
 def test_noise_that_nothing_measures_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bound = {"direction": ">=", "margin": 0.0, "score_noise": "measured"}
     assert dualign("sample", write_recipe(tmp_path, constraints={"harmless": bound})) == 2
-    assert "`constraints.harmless.score_noise` is 'measured', and the scorer scores no row twice" in (
+    assert "`constraints.harmless.score_noise` is 'measured', and the scorer 'harmless' scores no row twice" in (
         capsys.readouterr().err
     )
     assert dualign("prepare", write_recipe(tmp_path, constraints={"harmless": {**bound, "score_noise": 0.1}})) == 0

@@ -202,7 +202,7 @@ def equal_seeds(run):
             lambda run: edit_json(
                 run / "dual" / "dual.json", lambda value: value["constraints"][0].update(multiplier=-0.1)
             ),
-            r"dual\.json is damaged: `constraints\[0\]\.multiplier` is -0\.1; it must be greater than or equal to 0",
+            r"dual\.json is damaged: `multiplier` of 'harmless' is -0\.1; it must not be negative, but for an",
         ),
         (
             lambda run: edit_json(run / "dual" / "dual.json", lambda value: value.clear()),

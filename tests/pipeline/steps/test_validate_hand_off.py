@@ -147,8 +147,8 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     ),
     "a transform that the module does not have": (
         "rl-reward",
-        edit_json("reward.json", lambda terms: terms["constraints"][0].update(transform={"kind": "cvar"})),
-        r"transforms its score by 'cvar'",
+        edit_json("reward.json", lambda terms: terms["constraints"][0].update(transform={"kind": "median"})),
+        r"transforms its score by 'median'",
     ),
     "a score that the label was not drawn by": (
         "llama-factory",
