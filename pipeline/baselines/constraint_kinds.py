@@ -13,6 +13,7 @@ from pipeline.baselines.outcomes import Outcome, read_outcome
 from pipeline.baselines.policies import ONE_SHOT
 from pipeline.baselines.results import Result, Rows
 from pipeline.baselines.study import Arm, Changes, Study
+from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import sign_of
 from pipeline.contracts.statistics import Statistic
 from pipeline.run.run import Run
@@ -72,7 +73,7 @@ def constraint_kinds(study: Study) -> Result:
             arm = Arm(f"kind-{kind.lower().replace(' ', '-')}", ONE_SHOT, changes)
             try:
                 rows.extend(_rows(read_outcome(base, study.train(base, arm)), kind, seed))
-            except (InfeasibleError, KlBudgetError) as error:  # a world of few responses may not have room for it
+            except (InfeasibleError, KlBudgetError, InputError) as error:  # a small world may not have room for it
                 refused.append(f"{kind}, seed {seed}: {str(error).splitlines()[0]}")
     table = pa.Table.from_pylist(rows)
     kinds = list(dict.fromkeys(row["kind"] for row in rows))

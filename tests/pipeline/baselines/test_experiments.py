@@ -51,6 +51,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
         pairs=((0.005, 0.005),),
         dpo_epochs=1.0,
         sizes={},
+        real_model=load_config(recipe),
         show_progress=False,
     )
 
