@@ -131,14 +131,15 @@ def write_report(
     return [path, *(path for paths in written.values() for path in paths)]
 
 
-def _demand(bound: ReportedConstraint) -> tuple[str, str]:
-    """The constraint as a sentence: what was demanded, and where the reference policy stands."""
+def _demand(bound: ReportedConstraint) -> tuple[str, str, str]:
+    """The constraint as a sentence: what was demanded, of what, and where the reference policy stands."""
     digits = decimals(bound.reference, bound.threshold)
     asked, margin = bound.demanded.threshold, bound.demanded.margin
     stands = f"the reference is at {number(bound.reference, digits)} on the train prompts"
     if margin is not None:
         stands += f": {demanded(bound.direction, asked, digits)} there"
-    return f"{subject(bound.name, bound.stated)} {demand_in_words(bound.direction, asked, margin, digits)}", stands
+    what = f"{subject(bound.name, bound.stated)} {demand_in_words(bound.direction, asked, margin, digits)}"
+    return what, " on average" if bound.stated.kind == "mean" else "", stands
 
 
 def _examples(run_dir: Path, solved: ReportedSolution) -> list[PromptExamples]:
