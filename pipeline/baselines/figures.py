@@ -153,10 +153,10 @@ def kinds_figure(table: pa.Table) -> Figure:
         for status, color in colors.items():
             axes.plot([], [], "o", color=color, markersize=3, label=status)
         axes.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))
-        axes.set_yticks(range(len(kinds)), kinds)
         axes.invert_yaxis()
-        axes.set_xlabel("realised less demanded (sd of the column; KL: nats)")
+        axes.set_xlabel("realised less demanded (sd; of a KL nats)")
         _finish(figure, axes, columns=3)
+        axes.set_yticks(range(len(kinds)), kinds)  # after the ticks of numbers are thinned out
     return figure
 
 
