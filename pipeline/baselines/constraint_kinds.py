@@ -74,7 +74,9 @@ def constraint_kinds(study: Study) -> Result:
             try:
                 rows.extend(_rows(read_outcome(base, study.train(base, arm)), kind, seed))
             except (InfeasibleError, KlBudgetError, InputError) as error:  # a small world may not have room for it
-                refused.append(f"{kind}, seed {seed}: {str(error).splitlines()[0]}")
+                refused.append(
+                    f"{kind}, seed {seed}: {' '.join(line.strip() for line in str(error).splitlines()[:2])}"
+                )
     table = pa.Table.from_pylist(rows)
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     summary = [_summary(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
