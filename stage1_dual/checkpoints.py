@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.contracts.errors import InputError
+from pipeline.contracts.section import Dtype
 from stage1_dual.chat_templates import read_template, template_file
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -62,6 +63,20 @@ def _count_weights(path: Path) -> int:
             raise ValueError(f"{path.name} is not a safetensors file")
         header = json.loads(file.read(length))
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def cache_bytes_per_token(checkpoint: str, *, revision: str | None, dtype: Dtype) -> int:
+    """Memory of the keys and values of one token, in the arithmetic that computes them."""
+    import torch
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(
+        checkpoint, revision=revision, trust_remote_code=False, local_files_only=is_local(checkpoint)
+    ).get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return int(2 * config.num_hidden_layers * kv_heads * width * getattr(torch, dtype).itemsize)
 
 
 def check_policy_checkpoint(checkpoint: str, *, revision: str | None = None, template: str | None = None) -> None:

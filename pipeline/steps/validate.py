@@ -26,7 +26,7 @@ from pipeline.contracts.artifacts import (
     read_manifest,
     shown,
 )
-from pipeline.contracts.errors import CorruptArtifactError, DualignError, InputError
+from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.keys import PromptPlaces, row_keys
 from pipeline.contracts.shards import ShardedTable, read_parquet
 from pipeline.contracts.tables import (
@@ -41,12 +41,11 @@ from pipeline.contracts.tables import (
 )
 from pipeline.evaluation import judge
 from pipeline.formats.export_format import SOLUTION
-from pipeline.progress import progress_bar
 from pipeline.report.evaluated import read_evaluation
 from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution
 from pipeline.run.response_set import ResponseSet, known_response_sets
 from pipeline.steps.validate_hand_off import is_hand_off, validate_hand_off
-from pipeline.steps.validation import UNFORESEEN, Link, Validation
+from pipeline.steps.validation import Check, Link, Validation
 from stage1_dual.sampling.protocol import THE_POLICY
 
 _CHANCE = 1e-9
@@ -103,7 +102,7 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
         identity, run = (manifest.identity, manifest.run) if manifest is not None else (None, None)
         found.chain.append(Link(name, identity, run, counts, made_from))
     complete = {name: manifest for name, manifest in manifests.items() if manifest is not None}
-    checks: list[tuple[str, Callable[[], Iterator[str]]]] = [
+    checks: list[Check] = [
         ("lineage", lambda: _check_lineage(folder, complete)),
         *((f"hashes of {name}", _bound(_check_files, folder / name, complete[name])) for name in complete),
         ("prompts", lambda: _check_prompts(folder / "prompts")),
@@ -119,19 +118,11 @@ def validate_run(folder: Path, *, show_progress: bool = False) -> Validation:
             name = str(hand_off.relative_to(folder))
             found.chain.append(Link(name, manifest.identity, manifest.run, manifest.counts, tuple(manifest.inputs)))
             checks.append((name, _bound(_check_export, hand_off, manifest, complete)))
-    with progress_bar(total=len(checks), doing="validating", unit="checks", shown=show_progress) as bar:
-        for description, find_faults in checks:
-            try:
-                with np.errstate(all="ignore"):  # what is not finite is said where it is looked for
-                    found.faults += find_faults()
-            except DualignError as error:
-                found.faults.append(f"{description}: {error}")
-            except UNFORESEEN as error:
-                what = shown(f"{type(error).__name__}: {error}", limit=300)
-                found.faults.append(
-                    f"{description}: cannot be checked, as its files hold what no step writes ({what})"
-                )
-            bar.update()
+    found.perform(
+        checks,
+        unreadable=lambda what: f"{what}: cannot be checked, as its files hold what no step writes",
+        show_progress=show_progress,
+    )
     return found
 
 

@@ -6,7 +6,7 @@ Reads files only: no model, no torch, no network, and nothing that the folder br
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,15 @@ from pipeline.contracts.artifacts import (
     is_complete,
     read_json_object,
     read_manifest,
-    shown,
 )
-from pipeline.contracts.errors import CorruptArtifactError, DualignError, InputError
+from pipeline.contracts.errors import CorruptArtifactError, InputError
 from pipeline.contracts.shards import read_parquet
 from pipeline.contracts.solution import Solution, read_solution
 from pipeline.contracts.tables import SPLITS
 from pipeline.formats.all_formats import FORMATS
 from pipeline.formats.croissant import CROISSANT
 from pipeline.formats.export_format import CARD, SOLUTION, ExportFormat, Part, Row
-from pipeline.progress import progress_bar
-from pipeline.steps.validation import UNFORESEEN, Link, Validation
+from pipeline.steps.validation import Check, Link, Validation
 
 _LINES_AT_ONCE = 1000
 _OWN_FILES = ("settings.json", MANIFEST, CARD, CROISSANT)
@@ -67,7 +65,7 @@ def validate_hand_off(folder: Path, *, show_progress: bool = False) -> Validatio
     kind = FORMATS[name]
     found = Validation()
     found.chain.append(Link(name, manifest.identity, manifest.run, manifest.counts, tuple(manifest.inputs)))
-    checks: list[tuple[str, Callable[[], Iterator[str]]]] = [
+    checks: list[Check] = [
         ("files", lambda: _check_files(folder, manifest)),
         (SOLUTION, lambda: _check_solution(folder, manifest, kind)),
         (CROISSANT, lambda: _check_croissant(folder, manifest)),
@@ -78,18 +76,11 @@ def validate_hand_off(folder: Path, *, show_progress: bool = False) -> Validatio
         ),
         ("splits", lambda: _check_splits(folder, kind)),
     ]
-    with progress_bar(total=len(checks), doing="validating", unit="checks", shown=show_progress) as bar:
-        for description, find_faults in checks:
-            try:
-                found.faults += find_faults()
-            except DualignError as error:
-                found.faults.append(f"{description}: {error}")
-            except UNFORESEEN as error:
-                what = shown(f"{type(error).__name__}: {error}", limit=300)
-                found.faults.append(
-                    f"{folder / description} cannot be checked, as it holds what no export writes ({what})"
-                )
-            bar.update()
+    found.perform(
+        checks,
+        unreadable=lambda what: f"{folder / what} cannot be checked, as it holds what no export writes",
+        show_progress=show_progress,
+    )
     return found
 
 

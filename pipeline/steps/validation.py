@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
+
+from pipeline.contracts.artifacts import shown
+from pipeline.contracts.errors import DualignError
+from pipeline.progress import progress_bar
+
+Check = tuple[str, Callable[[], Iterator[str]]]
+"""What is looked at, for messages, and what finds its faults."""
 
 UNFORESEEN = (
     OSError,
@@ -50,3 +58,23 @@ class Validation:
 
     chain: list[Link] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+
+    def perform(self, checks: Sequence[Check], *, unreadable: Callable[[str], str], show_progress: bool) -> None:
+        """Look for faults, to the end whatever one of the files is.
+
+        Args:
+            checks: what to look at.
+            unreadable: from what was looked at to the beginning of the fault that nobody foresaw.
+            show_progress: show a progress bar.
+        """
+        with progress_bar(total=len(checks), doing="validating", unit="checks", shown=show_progress) as bar:
+            for description, find_faults in checks:
+                try:
+                    with np.errstate(all="ignore"):  # what is not finite is said where it is looked for
+                        self.faults += find_faults()
+                except DualignError as error:
+                    self.faults.append(f"{description}: {error}")
+                except UNFORESEEN as error:
+                    what = shown(f"{type(error).__name__}: {error}", limit=300)
+                    self.faults.append(f"{unreadable(description)} ({what})")
+                bar.update()

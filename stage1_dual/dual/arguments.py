@@ -146,13 +146,7 @@ def validate_beta(beta: float) -> float:
     Raises:
         InputError: it is not a positive, finite number.
     """
-    try:
-        value = float(beta)
-    except (TypeError, ValueError):
-        raise InputError(f"`beta` is {beta!r}; it must be a positive, finite number") from None
-    if not (np.isfinite(value) and value > 0):
-        raise InputError(f"`beta` is {value!r}; it must be a positive, finite number")
-    return value
+    return _positive("beta", beta, unit="")
 
 
 def validate_kl_budget(kl_budget: float) -> float:
@@ -161,12 +155,16 @@ def validate_kl_budget(kl_budget: float) -> float:
     Raises:
         InputError: it is not a positive, finite number.
     """
+    return _positive("kl", kl_budget, unit=" of nats")
+
+
+def _positive(name: str, number: float, *, unit: str) -> float:
     try:
-        value = float(kl_budget)
+        value = float(number)
     except (TypeError, ValueError):
-        raise InputError(f"`kl` is {kl_budget!r}; it must be a positive, finite number of nats") from None
+        raise InputError(f"`{name}` is {number!r}; it must be a positive, finite number{unit}") from None
     if not (np.isfinite(value) and value > 0):
-        raise InputError(f"`kl` is {value!r}; it must be a positive, finite number of nats")
+        raise InputError(f"`{name}` is {value!r}; it must be a positive, finite number{unit}")
     return value
 
 

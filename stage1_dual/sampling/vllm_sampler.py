@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.privacy import keep_private
 from pipeline.contracts.section import Dtype
-from stage1_dual.checkpoints import is_local
+from stage1_dual.checkpoints import cache_bytes_per_token, is_local
 from stage1_dual.sampling.protocol import (
     THE_POLICY,
     Distribution,
@@ -270,16 +270,7 @@ def _require_own_draws(rows: int, *, n_tokens: int) -> None:
 
 def cpu_cache_bytes(checkpoint: str, revision: str | None, dtype: Dtype, max_positions: int, max_num_seqs: int) -> int:
     """Memory for the keys and values of completions of full length; vLLM fills all of it with zeros at the start."""
-    import torch
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(
-        checkpoint, revision=revision, trust_remote_code=False, local_files_only=is_local(checkpoint)
-    ).get_text_config()
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    per_token: int = 2 * config.num_hidden_layers * kv_heads * width * getattr(torch, dtype).itemsize
+    per_token = cache_bytes_per_token(checkpoint, revision=revision, dtype=dtype)
     blocks = max_num_seqs * -(-max_positions // _CACHE_BLOCK) + 1  # one that vLLM keeps for itself
     one = -(-max_positions // _CACHE_BLOCK) + 1
     fitting = _available_bytes() // 2 // (per_token * _CACHE_BLOCK)

@@ -5,27 +5,20 @@ The engine runs in this process, as the sampler's does and for the same reason.
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import numpy as np
 
 from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.section import Dtype
-from stage1_dual.checkpoints import is_local
-from stage1_dual.sampling.vllm_sampler import borrowed_process
-from stage1_dual.scoring.shared_prefix import PaddingCounts
-from stage1_dual.scoring.vllm_pooling import _ANY_FREE_MEMORY, _cache_bytes
+from stage1_dual.scoring.vllm_engine import ANY_FREE_MEMORY, ScoringEngine, cache_bytes
 
 
-class VllmNextToken:
+class VllmNextToken(ScoringEngine):
     """Log-probabilities of some tokens as the next one of a text, computed by an in-process vLLM engine.
 
-    They are those of the model's softmax over its whole vocabulary, before anything that bends a distribution. While
-    the engine lives, ``VLLM_*`` environment variables and a few torch settings belong to vLLM; :meth:`close` puts them
-    back.
+    They are those of the model's softmax over its whole vocabulary, before anything that bends a distribution.
 
     Args:
         checkpoint: folder of a causal language model, or its id on the Hub.
@@ -51,10 +44,7 @@ class VllmNextToken:
         token_budget: int,
     ) -> None:
         self._wanted = list(wanted)
-        self._engine: Any = None
-        self.counts = PaddingCounts()
-        self._process: Any = borrowed_process(offline=is_local(checkpoint), threads=None, compile_cache=None)
-        self._process.__enter__()
+        super().__init__(checkpoint)
         try:
             with warnings.catch_warnings(action="ignore"):  # of what vLLM uses, which its users cannot change
                 try:
@@ -70,14 +60,14 @@ class VllmNextToken:
                     dtype=dtype,
                     max_model_len=max_length + 1,
                     max_num_batched_tokens=max(token_budget, max_length + 1),
-                    kv_cache_memory_bytes=_cache_bytes(
+                    kv_cache_memory_bytes=cache_bytes(
                         checkpoint,
                         revision=revision,
                         dtype=dtype,
                         max_length=max_length + 1,
                         token_budget=token_budget,
                     ),
-                    gpu_memory_utilization=_ANY_FREE_MEMORY,
+                    gpu_memory_utilization=ANY_FREE_MEMORY,
                     enforce_eager=True,
                     enable_prefix_caching=True,
                     disable_log_stats=True,
@@ -103,21 +93,9 @@ class VllmNextToken:
             SamplingParams(max_tokens=1, temperature=1.0, logprob_token_ids=self._wanted, detokenize=False),
             use_tqdm=False,
         )
-        read = sum(len(ids) for ids in token_ids)
-        computed = read - sum(output.num_cached_tokens or 0 for output in outputs)
-        self.counts += PaddingCounts(computed, computed, read)
+        self._count(token_ids, outputs)
         found = np.empty((len(outputs), len(self._wanted)))
         for place, output in enumerate(outputs):
             (first,) = output.outputs[0].logprobs
             found[place] = [first[token].logprob for token in self._wanted]
         return found
-
-    def close(self) -> None:
-        """Free the engine and give the process its settings back."""
-        if self._engine is not None:
-            self._engine.llm_engine.engine_core.shutdown()
-            self._engine = None
-            gc.collect()  # the engine is full of cycles, and one of them holds the cache
-        if self._process is not None:
-            self._process.__exit__(None, None, None)
-            self._process = None

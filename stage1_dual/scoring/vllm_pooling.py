@@ -6,7 +6,6 @@ heads, in float32: vLLM would otherwise apply a sigmoid or softmax of its own ch
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -15,9 +14,9 @@ import numpy as np
 
 from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.section import Dtype
-from stage1_dual.checkpoints import Heads, is_local
-from stage1_dual.sampling.vllm_sampler import borrowed_process
+from stage1_dual.checkpoints import Heads
 from stage1_dual.scoring.shared_prefix import PaddingCounts
+from stage1_dual.scoring.vllm_engine import ANY_FREE_MEMORY, ScoringEngine, cache_bytes
 
 POOLED = frozenset(
     {
@@ -35,19 +34,10 @@ POOLED = frozenset(
 )
 """Decoders that vLLM 0.29 was seen to pool as transformers does, to 4e-6 in float32
 (``benchmarks/scoring_rate.py --architectures``). Gemma 2 differed by 1e-3, and encoders do not start with a cache."""
-_CACHE_FACTOR = 4
-"""Tokens whose keys and values are held, as a multiple of a batch's: that of :mod:`.shared_prefix`."""
-_BLOCK = 128
-"""Tokens of the largest block of keys and values in use, that of vLLM on CPUs; a request may leave one half empty."""
-_ANY_FREE_MEMORY = 0.01
-"""Share of a device's memory that must be free at the start. What is used is told in bytes instead."""
 
 
-class VllmPooling:
+class VllmPooling(ScoringEngine):
     """Heads of a classifier, computed by an in-process vLLM engine.
-
-    While it lives, ``VLLM_*`` environment variables and a few torch settings belong to vLLM; :meth:`close` puts them
-    back.
 
     Args:
         checkpoint: folder of a classifier, or its id on the Hub.
@@ -73,12 +63,9 @@ class VllmPooling:
         token_budget: int,
     ) -> None:
         require_pooled(heads, checkpoint=checkpoint)
-        self._engine: Any = None
         # vLLM's class of these reward models has an output for every token, and transformers' a head for the last.
         self._is_tokenwise = heads.layout == "two_layers"
-        self.counts = PaddingCounts()
-        self._process: Any = borrowed_process(offline=is_local(checkpoint), threads=None, compile_cache=None)
-        self._process.__enter__()
+        super().__init__(checkpoint)
         try:
             self._engine = _start_engine(
                 checkpoint,
@@ -106,21 +93,9 @@ class VllmPooling:
             pooling_task="token_classify" if self._is_tokenwise else "classify",
             use_tqdm=False,
         )
-        read = sum(len(ids) for ids in token_ids)
-        computed = read - sum(output.num_cached_tokens for output in outputs)
-        self.counts += PaddingCounts(computed, computed, read)
+        self._count(token_ids, outputs)
         values = [output.outputs.data[-1] if self._is_tokenwise else output.outputs.data for output in outputs]
         return np.stack([value.double().cpu().numpy() for value in values])
-
-    def close(self) -> None:
-        """Free the engine and give the process its settings back."""
-        if self._engine is not None:
-            self._engine.llm_engine.engine_core.shutdown()
-            self._engine = None
-            gc.collect()  # the engine is full of cycles, and one of them holds the cache
-        if self._process is not None:
-            self._process.__exit__(None, None, None)
-            self._process = None
 
     def _require_computes(self, checkpoint: str) -> None:
         """Compute one token: what a kernel does not do shows there, once, and not on every row."""
@@ -166,10 +141,10 @@ def _start_engine(
                 dtype=dtype,
                 max_model_len=max_length,
                 max_num_batched_tokens=max(token_budget, max_length),
-                kv_cache_memory_bytes=_cache_bytes(
+                kv_cache_memory_bytes=cache_bytes(
                     checkpoint, revision=revision, dtype=dtype, max_length=max_length, token_budget=token_budget
                 ),
-                gpu_memory_utilization=_ANY_FREE_MEMORY,
+                gpu_memory_utilization=ANY_FREE_MEMORY,
                 enforce_eager=True,
                 enable_prefix_caching=True,
                 # A text of all positions that is computed in two parts waits for ever for its last token.
@@ -180,18 +155,3 @@ def _start_engine(
             )
         except (OSError, ValueError) as error:
             raise InputError(f"vLLM cannot load {checkpoint}: {error}") from error
-
-
-def _cache_bytes(checkpoint: str, *, revision: str | None, dtype: Dtype, max_length: int, token_budget: int) -> int:
-    """Memory of the keys and values of some batches, and of the longest text at least."""
-    import torch
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(
-        checkpoint, revision=revision, trust_remote_code=False, local_files_only=is_local(checkpoint)
-    ).get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    a_token = 2 * config.num_hidden_layers * heads * width * getattr(torch, dtype).itemsize
-    blocks = -(-max(_CACHE_FACTOR * token_budget, max_length) // _BLOCK) + 1
-    return int(blocks * _BLOCK * a_token)
