@@ -172,8 +172,9 @@ def _field_notes(section: type[BaseModel]) -> dict[str, str]:
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
         assert isinstance(body, ast.ClassDef)
         for statement, after in zip(body.body, body.body[1:], strict=False):
-            says = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            if says and isinstance(statement, ast.AnnAssign):
+            if not (isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr)):
+                continue
+            if isinstance(after.value, ast.Constant):
                 notes[ast.unparse(statement.target)] = _markdown(inspect.cleandoc(str(after.value.value)))
     return notes
 

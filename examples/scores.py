@@ -21,7 +21,7 @@ result = dualign.solve(TABLE, reward="helpful", constraints=["harmless >= ref + 
 print(result)
 
 # What each margin would cost: a certified solution a row.
-print(result.frontier())
+print(f"\n{result.frontier()}")
 
 # How far to trust it. With a much smaller beta the policy would be a handful of responses, and the verdict says so.
 print(f"\nbeta 1.0: {result.trust.verdict}")
