@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 import dualign  # noqa: E402
 import stage1_dual.dual  # noqa: E402
-from pipeline import cli  # noqa: E402
+from pipeline.commands.parsers import command_parsers  # noqa: E402
 from pipeline.config.recipe import RunConfig  # noqa: E402
 from pipeline.config.sections import ConstraintSettings, KlBudget  # noqa: E402
 from pipeline.contracts import errors, tables  # noqa: E402
@@ -245,23 +245,14 @@ _SHARED = 4
 
 def command_page() -> str:
     """Every command with its options, read off the parser."""
-    commands = {name: _subparser([name], name) for name in _subparsers([]).choices}
-    commands = {
-        key: parser
-        for name, parser in commands.items()
-        for key, parser in (
-            ((name, parser), ("solve --table", _subparser(["solve", "--table", "x"], "solve")))
-            if name == "solve"
-            else ((name, parser),)
-        )
-    }
-    summaries = {action.dest: action.help or "" for action in _subparsers([])._choices_actions}
-    table_action = _subparsers(["solve", "--table", "x"])._choices_actions
-    summaries["solve --table"] = next(one.help or "" for one in table_action if one.dest == "solve")
-    summaries["solve --table"] += ", on any table of scores, without a run"
+    commands = command_parsers()
+    summaries = {name: (parser.description or "").rstrip(".") for name, parser in commands.items()}
+    for name in commands:
+        if name.endswith(" --table"):
+            summaries[name] += ", of any table of scores, without a run"
     counts = Counter(_option(action) for parser in commands.values() for action in _shown(parser))
     shared = {option for option, count in counts.items() if count >= _SHARED}
-    epilogs = Counter(parser.epilog for parser in commands.values())
+    notes = Counter(note for parser in commands.values() for note in (parser.epilog or "").split("\n\n"))
     parts = [
         "# Command line\n",
         (
@@ -287,19 +278,8 @@ def command_page() -> str:
             parts.append(_table(["option", "meaning"], [list(option) for option in own]))
         if common:
             parts.append(f"Shared options: {', '.join(f'`{option}`' for option in common)}.\n")
-        if parser.epilog and epilogs[parser.epilog] < _SHARED:
-            parts.append(_epilog(parser.epilog))
+        parts += [_note(note) for note in (parser.epilog or "").split("\n\n") if note and notes[note] < _SHARED]
     return "\n".join(parts)
-
-
-def _subparsers(arguments: Sequence[str]) -> Any:
-    parser = cli._parser(arguments)
-    return next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-
-
-def _subparser(arguments: Sequence[str], name: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = _subparsers(arguments).choices[name]
-    return parser
 
 
 def _shown(parser: argparse.ArgumentParser) -> list[argparse.Action]:
@@ -333,10 +313,12 @@ def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.')}.\n"
 
 
-def _epilog(text: str) -> str:
-    """What stands below the options: examples are indented in it, and stay as they are."""
-    text = inspect.cleandoc(text)
-    return f"```text\n{text}\n```\n" if "\n" in text else f"{_sentence(text)}"
+def _note(text: str) -> str:
+    """What stands below the options: a paragraph, or examples as they are typed."""
+    head, _, lines = text.partition("\n")
+    if head == "examples:":
+        return f"```bash\n{textwrap.dedent(lines)}\n```\n"
+    return _sentence(_markdown(re.sub(r"\s+", " ", text)))
 
 
 def _exit_codes() -> str:
