@@ -10,6 +10,12 @@ ROOT = Path(__file__).parents[1]
 COVERED_ELSEWHERE = {
     "pipeline/__main__.py": "tests/pipeline/test_cli.py starts it as a program",
     "pipeline/contracts/arrays.py": "two names of types",
+    # What a command takes and starts shows where it is typed.
+    "pipeline/commands/all_commands.py": "tests/pipeline/test_cli.py",
+    "pipeline/commands/around_runs.py": "tests/pipeline/test_cli.py",
+    "pipeline/commands/on_runs.py": "tests/pipeline/test_cli.py",
+    "pipeline/commands/run_options.py": "tests/pipeline/test_cli.py",
+    "pipeline/commands/subcommand.py": "tests/pipeline/commands/test_parsers.py",
     "pipeline/baselines/palette.py": "colours",
     # What solve_problem and its file say are one question.
     "pipeline/dual/document.py": "tests/pipeline/dual/test_solving.py",
@@ -47,7 +53,6 @@ COVERED_ELSEWHERE = {
     "pipeline/scoring/log_ratios.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/scoring/sample_scores.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/evaluate.py": "tests/end_to_end/test_main_job.py",
-    "pipeline/steps/frontier.py": "tests/pipeline/dual/test_from_table.py",
     "pipeline/steps/prepare.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/report.py": "tests/pipeline/steps/test_inputs.py",
     "pipeline/steps/sample.py": "tests/pipeline/steps/test_runner.py",

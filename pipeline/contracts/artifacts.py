@@ -371,17 +371,24 @@ def begin_step(folder: Path, *, settings: Mapping[str, Any], inputs: Mapping[str
     if path.is_file():
         found = read_json(path)
         if found != wanted:
-            differing = "\n".join(f"  - {line}" for line in _differences(found, wanted))
+            differing = "\n".join(f"  - {line}" for line in differences(found, wanted))
             raise StaleArtifactError(f"{folder} was made from something else:\n{differing}\n{remedy}")
         return
     write_json(path, wanted)
 
 
-def _differences(found: Any, wanted: Any, prefix: str = "") -> Iterator[str]:
+def differences(found: Any, wanted: Any, prefix: str = "") -> Iterator[str]:
+    """Where two values of JSON differ, a line a key: ``beta: 1.0 then, 2.0 now``.
+
+    Args:
+        found: as it was.
+        wanted: as it is to be.
+        prefix: dotted key of the two.
+    """
     if isinstance(found, dict) and isinstance(wanted, dict):
         for key in sorted(found.keys() | wanted.keys()):
             if found.get(key) != wanted.get(key):
-                yield from _differences(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
+                yield from differences(found.get(key), wanted.get(key), f"{prefix}.{key}" if prefix else key)
         return
     name = prefix.removeprefix("settings.")
     yield f"{name}: {_short(found)} then, {_short(wanted)} now"

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -21,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.contracts.artifacts import environment, require_writable, run_lock, write_json
+from pipeline.contracts.artifacts import environment, write_json
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import (
     Constraint,
@@ -31,6 +29,7 @@ from pipeline.contracts.problem import (
     require_consistent,
     require_few_constraints,
 )
+from pipeline.dual.output_folder import FILES, PROBLEM, UNFINISHED, drop_results, require_output
 from pipeline.dual.posing import (
     ColumnPlan,
     ColumnUnits,
@@ -44,7 +43,7 @@ from pipeline.dual.posing import (
 from pipeline.dual.solving import EvaluationSize, SolvedDual, solve_problem
 from pipeline.dual.sweep import sweep_constraints, write_frontier
 from pipeline.dual.table_reader import ScoreChunk, ScoreTable
-from pipeline.dual.table_sources import ScoreFiles, ScoreSource
+from pipeline.dual.table_sources import ScoreSource
 from pipeline.progress import progress_bar
 from stage1_dual.dual import (
     DualProblem,
@@ -62,8 +61,6 @@ from stage1_dual.dual import (
 # Points of a sweep, each some five passes over the scores; fewer where a pass reads the disk.
 _FRONTIER_POINTS = 61
 _FEW_FRONTIER_POINTS = 11
-# Begins the names of folders that are gone when the work is done.
-_UNFINISHED = ".scores-"
 _NO_EVALUATION = EvaluationSize(0, 0)
 # Scores beyond this are kept on disk while it works. To group them in memory takes five times their size.
 MEMORY_BYTES = 2**28
@@ -163,6 +160,24 @@ class TableRequest:
         table.require_columns()
         return table
 
+    def problem(self, table: ScoreTable) -> dict[str, Any]:
+        """What is asked, of which table: two requests of one problem agree in it. Seeds are no part of a problem.
+
+        Args:
+            table: opened from this request; its files are read.
+        """
+        return {
+            "table": table.identity(),
+            "prompt_id": self.prompt_id,
+            "reward": self.reward,
+            "constraints": [asdict(one) for one in self.constraints],
+            "beta": self.beta,
+            "kl": self.kl,
+            "safeguards": {name: asdict(one) for name, one in sorted(self.safeguards.items())},
+            "evaluation": asdict(self.evaluation),
+            "correct_response_bias": self.corrects_response_bias,
+        }
+
     @property
     def start_beta(self) -> float:
         """Beta, or where its search starts under a KL budget."""
@@ -201,39 +216,6 @@ def labels_of(constraints: Sequence[Constraint]) -> tuple[str, ...]:
     """The columns that say which rows count for a constraint, each once."""
     found = [name for one in constraints for name in (*one.statistic.columns, *filter(None, [one.each]))]
     return tuple(dict.fromkeys(found))
-
-
-def require_output(output: Path, source: ScoreSource) -> None:
-    """Fail before the work where its results could not be written, or would be read as scores the next time.
-
-    Raises:
-        InputError: the folder cannot be written, or lies inside the folder of the table.
-    """
-    table = source.path if isinstance(source, ScoreFiles) else None
-    if table is not None and table.is_dir() and output.resolve().is_relative_to(table.resolve()):
-        raise InputError(
-            f"the output folder {output} lies inside the table {table}: the results would be read as scores"
-        )
-    require_writable(output)
-
-
-@contextmanager
-def hold_output(output: Path, source: ScoreSource) -> Iterator[None]:
-    """Hold an output folder for one process, and clear away what a killed one left unfinished.
-
-    Raises:
-        InputError: the folder cannot be written, or lies inside the folder of the table.
-        RunLockedError: another process writes there.
-    """
-    require_output(output, source)
-    with run_lock(output):
-        for path in output.glob(f"{_UNFINISHED}*"):
-            shutil.rmtree(path)
-        try:
-            yield
-        finally:
-            # While it is held: whoever locks a new file of that name comes after this work.
-            (output / ".lock").unlink(missing_ok=True)
 
 
 def solve_table(request: TableRequest, *, scratch: Path) -> TableSolution:
@@ -342,7 +324,7 @@ class TableSolution:
             of_splits = ~np.isnan(weight_n)
             yield chunk.row_n[of_splits], pa.table(columns, schema=self.weights_schema).filter(pa.array(of_splits))
 
-    def save(self, output: Path) -> None:
+    def save(self, output: Path) -> list[Path]:
         """Write ``weights.parquet``, ``frontier.parquet``, ``figures/`` and, last, ``dual.json`` into a folder.
 
         All of it is written aside first. What the folder had from an earlier solve is replaced once everything is
@@ -352,27 +334,34 @@ class TableSolution:
         Args:
             output: the folder, which the caller holds (:func:`hold_output`).
 
+        Returns:
+            What was written, ``dual.json`` first.
+
         Raises:
             InputError: the folder cannot be written, or lies inside the table's.
         """
         from pipeline.report.plates import write_stage1_figures  # brings matplotlib along
 
         require_output(output, self.request.source)
-        with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=output.resolve()) as folder:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=output.resolve()) as folder:
             aside = Path(folder)
             path = aside / "weights.parquet"
             with pq.ParquetWriter(path, self.weights_schema, compression="zstd", write_page_checksum=True) as writer:
                 for _, rows in self.weights():
                     writer.write_table(rows)
             write_frontier(aside / "frontier.parquet", self.frontier, metadata={})
-            dual = self.content | {"inputs": self.table.identity(), "environment": environment()}
+            record = self.request.problem(self.table)
+            dual = self.content | {"inputs": record.pop("table"), PROBLEM: record, "environment": environment()}
             problem, solution = self.solved.problem, self.solved.solution
-            figures = write_stage1_figures(dual, problem, solution, self.frontier, output=aside / "figures")
-            write_json(aside / "dual.json", dual)
-            (output / "dual.json").unlink(missing_ok=True)
+            made = [path, aside / "frontier.parquet"]
+            made += write_stage1_figures(dual, problem, solution, self.frontier, output=aside / "figures")
+            written = [str(one.relative_to(aside)) for one in made]
+            write_json(aside / "dual.json", dual | {FILES: written})
+            drop_results(output, except_for=written)
             (output / "figures").mkdir(exist_ok=True)
-            for made in (path, aside / "frontier.parquet", *figures, aside / "dual.json"):
-                made.replace(output / made.relative_to(aside))
+            for one in (*made, aside / "dual.json"):
+                one.replace(output / one.relative_to(aside))
+        return [output / "dual.json", *(output / name for name in written)]
 
     @cached_property
     def _normalisers(self) -> dict[str, tuple[ColumnPlan, Normaliser, np.ndarray, np.ndarray]]:

@@ -22,12 +22,12 @@ from pipeline.dual.from_table import (
     SafeguardName,
     TableRequest,
     TableSolution,
-    hold_output,
     labels_of,
     require_safeguard,
     scores_of,
     solve_table,
 )
+from pipeline.dual.output_folder import hold_output
 from pipeline.dual.solving import EvaluationSize
 from pipeline.dual.table_sources import is_data_frame, open_source
 from stage1_dual.dual import DualProblem, DualSolution, Trust

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import pyarrow as pa
+from typing import Any
 
 from pipeline.contracts.constraint_text import hold_ranges, read_constraint_families
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import MAX_FRONTIER_POINTS, Constraint
 from pipeline.dual.from_table import TableRequest, read_splits
-from pipeline.dual.sweep import solve_points
+from pipeline.dual.output_folder import PROBLEM
+from pipeline.dual.sweep import solve_points, write_frontier
+from pipeline.report.swept import SweptConstraint, SweptGrid, sweep_figure
+
+_log = logging.getLogger("dualign")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def read_grid(texts: Sequence[str]) -> ThresholdGrid:
     return ThresholdGrid(families, swept)
 
 
-def solve_grid(request: TableRequest, grid: ThresholdGrid, *, scratch: Path) -> pa.Table:
+def solve_grid(request: TableRequest, grid: ThresholdGrid, *, scratch: Path) -> SweptGrid:
     """Solve for every combination of thresholds; infeasible ones are marked, not dropped.
 
     Args:
@@ -67,13 +72,19 @@ def solve_grid(request: TableRequest, grid: ThresholdGrid, *, scratch: Path) -> 
         scratch: an empty folder for scores that do not fit in memory.
 
     Returns:
-        The rows of ``frontier.parquet``.
+        The rows of ``frontier.parquet``, and what they are of.
 
     Raises:
         InputError: as :func:`pipeline.dual.from_table.solve_table`.
     """
     splits, _ = read_splits(request.open_table(), request, scratch=scratch)
     posed = splits["train"].posed.within(request.kl)
+    if posed.problem.reward_scale == 0:
+        _log.warning(
+            "the reward %r is the same for all responses of every prompt: each threshold's policy is the one closest "
+            "to the reference that meets it, and every reward of the frontier is the reference's",
+            request.reward,
+        )
     places = _places(grid, posed.constraints)
     points = [
         # The constraints of `each` move together.
@@ -83,7 +94,39 @@ def solve_grid(request: TableRequest, grid: ThresholdGrid, *, scratch: Path) -> 
         ]
         for point in itertools.product(*grid.families)
     ]
-    return solve_points(posed, points, swept=[j for j, k in enumerate(places) if k in grid.swept])
+    swept = [j for j, k in enumerate(places) if k in grid.swept]
+    return SweptGrid(
+        rows=solve_points(posed, points, swept=swept),
+        reward=request.reward,
+        reference_reward=posed.problem.reference_reward,
+        swept=tuple(
+            SweptConstraint(one.name, one.direction, is_margin=one.margin is not None)
+            for one in (posed.constraints[j] for j in swept)
+        ),
+    )
+
+
+def write_grid(output: Path, grid: SweptGrid, *, problem: Mapping[str, Any]) -> list[Path]:
+    """Write ``frontier.parquet`` and its figure into a folder, the table last.
+
+    Args:
+        output: the folder.
+        grid: what was solved.
+        problem: what was asked, JSON-serialisable; kept in the table's metadata.
+
+    Returns:
+        What was written, the table first.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    from pipeline.report.style import save_figure
+
+    path = output / "frontier.parquet"
+    path.unlink(missing_ok=True)  # a figure of one problem never lies beside the table of another
+    figures = save_figure(sweep_figure(grid), output / "figures" / "frontier")
+    write_frontier(path, grid.rows, metadata={PROBLEM: json.dumps(problem)})
+    return [path, *figures]
 
 
 def _places(grid: ThresholdGrid, constraints: Sequence[Constraint]) -> list[int]:

@@ -438,7 +438,7 @@ def borrowed_process(*, offline: bool, threads: int | None, compile_cache: Path 
     os.environ.update(
         {
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_LOGGING_LEVEL": environment.get("VLLM_LOGGING_LEVEL", "ERROR"),
         }
     )
     if offline:

@@ -39,7 +39,7 @@ def table(tmp_path: Path) -> Path:
 
 def arguments(table: Path, margin: float) -> list[str]:
     asked = ["--reward", "r", "--constraint", f"g >= ref + {margin}", "--beta", "1", "--no-progress"]
-    return ["solve", "--table", str(table), *asked, "--output", str(table.parent / "out")]
+    return ["solve", "--table", str(table), *asked, "--output", str(table.parent / "out"), "--force"]
 
 
 def belong_together(output: Path, table: Path) -> bool:
@@ -115,3 +115,71 @@ def test_a_full_disk_is_one_message_and_leaves_what_was_there(table: Path) -> No
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
     assert main(arguments(table, 0.6)) == 0
     assert belong_together(output, table)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *given: str) -> str:
+    assert main(list(given)) == 2
+    return capsys.readouterr().err
+
+
+def test_another_problem_is_refused_until_forced_and_the_same_is_not(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = table.parent / "out"
+    asked = arguments(table, 0.3)[:-1]
+    assert main(asked) == 0
+    before = (output / "dual.json").read_bytes()
+    assert main([*asked, "--seed", "1"]) == 0  # other intervals of the same problem
+    assert (output / "dual.json").read_bytes() != before
+
+    before = (output / "dual.json").read_bytes()
+    err = refused(capsys, *arguments(table, 0.6)[:-1])
+    assert f"{output} holds the results of another problem" in err
+    assert "0.3" in err
+    assert "0.6" in err
+    assert "--force" in err
+    assert (output / "dual.json").read_bytes() == before
+    assert "beta: 1.0 then, 2.0 now" in refused(capsys, *asked, "--beta=2")
+
+    scores = pq.read_table(table).to_pydict()
+    scores["r"][0] += 1.0
+    pq.write_table(pa.table(scores), table)
+    assert "table.t.parquet" in refused(capsys, *asked)
+    assert main([*asked, "--force"]) == 0
+    assert belong_together(output, table)
+
+
+def test_results_of_which_nobody_can_tell_the_problem_are_kept(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = table.parent / "out"
+    output.mkdir()
+    for content in ('{"status": "certified"}', "not JSON"):
+        (output / "dual.json").write_text(content)
+        assert "does not say of which problem" in refused(capsys, *arguments(table, 0.3)[:-1])
+        assert (output / "dual.json").read_text() == content
+
+
+def test_a_frontier_and_a_solution_do_not_take_each_others_place(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    solve = arguments(table, 0.3)[:-1]
+    grid = [text.replace("+ 0.3", "+ 0:0.4:0.1") for text in solve]
+    grid[0] = "frontier"
+    assert main(grid) == 0
+    assert main(grid) == 0
+    assert "another problem" in refused(capsys, *solve)
+    assert main([*solve, "--force"]) == 0
+    assert "another problem" in refused(capsys, *grid)
+
+
+def test_figures_of_a_replaced_problem_go_with_it(table: Path) -> None:
+    asked = arguments(table, 0.3)
+    scores = pq.read_table(table)
+    pq.write_table(scores.append_column("other", scores["g"]), table)
+    assert main(asked) == 0
+    (table.parent / "out" / "figures" / "mine.txt").write_text("not ours")
+    assert main([text.replace("g >=", "other >=") for text in asked]) == 0
+    names = {path.stem for path in (table.parent / "out" / "figures").iterdir()}
+    assert {"dual_other", "mine"} <= names
+    assert not {"dual_g", "frontier_g"} & names

@@ -1,0 +1,25 @@
+"""The table of all commands, in the order of ``dualign --help``. Its modules import nothing that a command needs."""
+
+from __future__ import annotations
+
+from pipeline.commands.around_runs import BASELINES, COMPLETION, ENV, MULTISHOT
+from pipeline.commands.on_results import COMPARE, SHOW, VALIDATE
+from pipeline.commands.on_runs import STAGE_COMMANDS, STEP_COMMANDS
+from pipeline.commands.on_tables import FRONTIER, SOLVE_TABLE
+from pipeline.commands.subcommand import Subcommand
+
+COMMANDS: dict[str, Subcommand] = {
+    **STEP_COMMANDS,
+    **STAGE_COMMANDS,
+    "show": SHOW,
+    "compare": COMPARE,
+    "frontier": FRONTIER,
+    "validate": VALIDATE,
+    "multishot": MULTISHOT,
+    "baselines": BASELINES,
+    "env": ENV,
+    "completion": COMPLETION,
+}
+
+TABLE_FORMS: dict[str, Subcommand] = {"solve": SOLVE_TABLE}
+"""Commands that are another one where they are given ``--table``."""
