@@ -170,7 +170,7 @@ class TableRequest:
             "table": table.identity(),
             "prompt_id": self.prompt_id,
             "reward": self.reward,
-            "constraints": [asdict(one) for one in self.constraints],
+            "constraints": {one.name: asdict(one) for one in self.constraints},
             "beta": self.beta,
             "kl": self.kl,
             "safeguards": {name: asdict(one) for name, one in sorted(self.safeguards.items())},
