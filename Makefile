@@ -96,12 +96,32 @@ bench-dual: setup  ## the dual against projected gradient, L-BFGS-B and cvxpy; i
 bench-stage2: setup  ## training against TRL's DPOTrainer on the same scored data; needs `make stage1` (ARGS=--quick)
 	@$(BIN)/python benchmarks/stage2_trl.py --config $(CONFIG) $(if $(RUN),--run $(RUN)) $(ARGS)
 
+# The reference pages come from the code; tests/test_docs.py holds them to it.
+.PHONY: reference
+reference: setup  ## write docs/reference/ anew from the code
+	@$(BIN)/python docs/make_reference.py
+
+# The site needs neither torch nor .venv: an environment of its own, from a lock of its own.
+DOCS_VENV := .venv-docs
+
+$(DOCS_VENV)/.installed: requirements/docs.txt
+	@test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	@$(DOCS_VENV)/bin/pip install -q --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+.PHONY: docs
+docs: $(DOCS_VENV)/.installed  ## the pages of docs/ as a site in build/site; a link that leads nowhere ends it
+	@$(DOCS_VENV)/bin/python docs/make_reference.py --check
+	@$(DOCS_VENV)/bin/python -m sphinx -q -W --keep-going -b html -d build/site-cache docs build/site
+	@echo "build/site/index.html"
+
 .PHONY: check
-check: setup  ## ruff, mypy, import-linter
+check: setup  ## ruff, mypy, import-linter, the reference pages
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python docs/make_reference.py --check
 
 .PHONY: test
 test: setup  ## the test suite, with one real end-to-end run (ARGS= goes to pytest)
@@ -114,6 +134,8 @@ test-fast: setup  ## the tests that take under a minute in all: modules not mark
 # The locks come from pyproject.toml. PIP_FIND_LINKS or pip's configuration may point at local wheels; uv reads neither,
 # so they are handed over. The CUDA lock is resolved without them, or the CPU build of torch would be taken.
 LOCAL_WHEELS = $(shell $(BIN)/pip config get global.find-links 2>/dev/null || echo $(CPU_WHEELS)/torch/)
+DOCS_COMPILE := $(BIN)/uv pip compile -q --no-header --no-emit-find-links --python-platform x86_64-manylinux_2_28 \
+  --python-version 3.11 pyproject.toml --extra docs
 COMPILE := $(BIN)/uv pip compile -q --no-header --no-emit-find-links --python-platform x86_64-manylinux_2_28 \
   --python-version 3.11 pyproject.toml --extra train --extra ray --extra dev
 
@@ -122,8 +144,9 @@ lock: setup  ## resolve the version locks anew
 	@$(COMPILE) --upgrade --extra sample-cpu --overrides requirements/cpu-overrides.txt \
 	  --find-links "$(LOCAL_WHEELS)" -o requirements/cpu.txt
 	@$(COMPILE) --upgrade --extra sample -o requirements/cuda.txt
+	@$(DOCS_COMPILE) --upgrade -o requirements/docs.txt
 
 .PHONY: clean
 clean:  ## remove caches and builds (runs, models and .venv stay)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
-	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(DOCS_VENV)/*' -prune -exec rm -rf {} +

@@ -38,6 +38,7 @@ class RunConfig(Section):
     """Everything that determines a run."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of samples, training and bootstrap."""
     beta: Annotated[
         Annotated[float, Field(gt=0), Tag(_NUMBER)] | Annotated[KlBudget, Tag(_BUDGET)],
         Discriminator(lambda value: _BUDGET if isinstance(value, Mapping | KlBudget) else _NUMBER),
@@ -50,6 +51,7 @@ class RunConfig(Section):
     max_failed_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Share of the rows of a step that may fail before it stops; failed rows are counted and tried again next time."""
     scorers: dict[str, AnyScorerSettings]
+    """Scorers by their names; one that nothing uses is scored too, for the next question."""
     reward: str
     """Name of the scorer to maximise."""
     constraints: dict[str, ConstraintSettings]

@@ -30,6 +30,7 @@ class _SourceSettings(Section):
     """
 
     source: str
+    """Path of a file or folder, or id of a data set on the Hub."""
     revision: str | None = None
     """Branch, tag or commit of a data set on the Hub, which needs one."""
     dataset_config: str | None = None
@@ -48,9 +49,11 @@ class PromptSettings(_SourceSettings):
     """Where the prompts come from: ``embedded`` (the built-in world), or any other source."""
 
     source: str = "embedded"
+    """``embedded``, the path of a file or folder, or the id of a data set on the Hub."""
     system: str | None = None
     """System message put before every prompt that has none."""
     category_column: str | None = None
+    """Column with the category of a prompt, by which means are given and constraints may be stated."""
     info_columns: tuple[str, ...] = ()
     """Columns that scorers of the kinds ``python`` and ``judge`` may read of a prompt, as ``row.info``: a reference
     answer, tests, anything that JSON can hold."""
@@ -105,12 +108,19 @@ class SamplingSettings(Section):
     """
 
     engine: Literal["vllm", "transformers"] = "vllm"
+    """What draws; transformers where vLLM does not run."""
     samples_per_prompt: Positive = 128
+    """Responses to each prompt; a larger number later draws only the new ones."""
     max_new_tokens: Positive = 512
+    """Longest response; longer ones are cut off, and ``solve.on_length`` says what becomes of them."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
+    """1 draws from the reference; see ``samples_are_not_of_the_reference``."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """1 draws from the whole vocabulary."""
     top_k: Annotated[int, Field(ge=0)] = 0
+    """0 draws from the whole vocabulary."""
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """0 draws from the whole vocabulary."""
     samples_are_not_of_the_reference: bool = False
     """Must be true for any other temperature, top_p, top_k or min_p: the result then holds for the changed
     distribution, which is not the model that is fine-tuned."""
@@ -126,6 +136,7 @@ class SamplingSettings(Section):
     tensor_parallel_size: Positive = 1
     """Accelerators that share the model."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of an accelerator's memory that vLLM takes."""
 
     @model_validator(mode="after")
     def _of_the_reference(self) -> Self:
@@ -147,10 +158,13 @@ class ExecutionSettings(Section):
     """Where samplers and scorers run. Nothing of what they write depends on it."""
 
     kind: Literal["in_process", "ray"] = "in_process"
+    """In the process of the command, or as actors of a Ray cluster."""
     address: str | None = None
     """Of a running Ray cluster (``auto``, ``ray://HOST:PORT``); without it one is started on this machine."""
     min_actors: Positive = 1
+    """Actors that there are from the start."""
     max_actors: Positive = 1
+    """Actors that there may come to be, as the cluster has room."""
     gpus_per_actor: Annotated[float, Field(ge=0)] | None = None
     """Without it: as many as ``sampling.tensor_parallel_size`` where this machine has a GPU, otherwise none."""
     cpus_per_actor: Annotated[float, Field(gt=0)] | None = None
@@ -180,6 +194,7 @@ class ConstraintSettings(Section):
     score: str | None = None
     """Scorer of the score; without it the one that has the constraint's name."""
     statistic: Kind = "mean"
+    """What is bounded of the score."""
     at_least: float | None = None
     """Of a ``share``: responses count whose score is at or above this."""
     at_most: float | None = None
@@ -195,7 +210,9 @@ class ConstraintSettings(Section):
     each: str | None = None
     """Column of the prompts of which every value makes a constraint of its own, such as ``category``."""
     direction: Direction | None = None
+    """From which side the statistic is bounded, or that it is held."""
     threshold: float | None = None
+    """The bound itself, units of the statistic."""
     margin: float | None = None
     """Over the statistic under the reference policy."""
     between: tuple[float, float] | None = None
@@ -344,7 +361,9 @@ class SolveSettings(Section):
     """Take the multipliers that the response ladder corrects for finitely many responses, where it allows that: those
     that are best on the samples overfulfil the demand where responses are few."""
     bootstrap_replicates: Annotated[int, Field(ge=100)] = 1000
+    """Of the intervals of ``dual.json``."""
     frontier_points: Annotated[int, Field(ge=2)] = 61
+    """Thresholds that are solved for each constraint."""
 
 
 class PairSettings(_SourceSettings):
@@ -394,7 +413,9 @@ class EvaluationSettings(Section):
     """How the trained policy is judged, on the test prompts."""
 
     samples_per_prompt: Positive = 64
+    """Responses of the trained policy to each test prompt."""
     bootstrap_replicates: Annotated[int, Field(ge=100)] = 2000
+    """Of the interval of the closed fraction."""
 
 
 class MultishotSettings(Section):

@@ -24,6 +24,7 @@ class ColumnSettings(ScorerSettings):
 
     kind: Literal["column"]
     column: str
+    """Name of the column with the scores."""
     table: str | None = None
     """Parquet, CSV or JSON Lines; a column of the samples table where not given."""
 

@@ -49,6 +49,7 @@ class EndpointSettings(Section):
     concurrency: Positive = 8
     """Requests at the same time."""
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    """Their pace; without it as fast as answers come."""
     timeout: Annotated[float, Field(gt=0)] = 120.0
     """Seconds, for a connection and for each wait for data."""
     retries: Annotated[int, Field(ge=0)] = 6
@@ -147,6 +148,7 @@ class JudgeSettings(ScorerSettings, ModelSettings):
     max_length: Positive | None = None
     """Longest text, tokens; a longer one fails. The model's own limit where not given."""
     batch_tokens: Positive = 4096
+    """Padded tokens of a batch; throughput and memory only."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What computes the probabilities; vLLM's are compared with those of transformers."""
     checked_share: Annotated[float, Field(gt=0, le=1)] = 0.02

@@ -56,6 +56,7 @@ class ScorerSettings(Section, ABC):
     sign: Literal[1, -1] = 1
     """-1 turns the direction of a score round, as of a cost. A bound from above needs none: see ``direction``."""
     offset: float = 0.0
+    """Added to ``sign`` times what the scorer computes."""
 
     @classmethod
     def kind_name(cls) -> str:

@@ -34,6 +34,7 @@ class LogRatioSettings(ScorerSettings, ModelSettings):
     scale: Annotated[float, Field(gt=0)] = 1.0
     """Score units per nat: the beta of the preference tuning."""
     max_length: Positive | None = None
+    """Longest sequence, tokens, beyond which a row fails; the model's own limit where not given."""
     calibration: str | None = None
     """Table of preference pairs (prompt, chosen, rejected), judged when scoring starts; see the manifest."""
     min_accuracy: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -41,6 +42,7 @@ class LogRatioSettings(ScorerSettings, ModelSettings):
     template: str | None = None
     """How the pairs' prompts are rendered; without it by the reference's chat template."""
     batch_tokens: Positive = 4096
+    """Padded tokens of a batch; throughput and memory only."""
 
     @model_validator(mode="after")
     def _accuracy_of_pairs(self) -> Self:

@@ -29,9 +29,11 @@ class ModelSettings(Section):
     """
 
     model: str
+    """``embedded:NAME``, a folder, or an id on the Hub."""
     revision: str | None = None
     """Branch, tag or commit; a Hub id needs one."""
     dtype: Dtype = "float32"
+    """Of weights and arithmetic."""
 
 
 def is_hub_id(name: str) -> bool:

@@ -27,6 +27,7 @@ class SequenceClassificationSettings(TextScorerSettings):
     head: int | str = 0
     """Index of the head, or its label."""
     output: Literal["logit", "probability"] = "logit"
+    """What is read off the head."""
     engine: Literal["transformers", "vllm"] = "transformers"
     """What computes the scores; vLLM's are compared with those of transformers."""
     checked_share: Annotated[float, Field(gt=0, le=1)] = 0.02
