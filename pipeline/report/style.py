@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 COLUMN_INCHES = 3.4
@@ -32,7 +32,11 @@ FORBIDDEN = "#ECECEC"
 _LABEL_LENGTH = 40
 _FONT = "DejaVu Sans"  # ships with matplotlib: the same figure on every machine
 _RC: Any = {
-    "font.family": _FONT,
+    # Text stays text in SVG: a reader without the font sees its like.
+    "font.family": "sans-serif",
+    "font.sans-serif": [_FONT, "Verdana", "Arial"],
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -60,6 +64,13 @@ _RC: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 300,
     "svg.hashsalt": "dualign",  # element ids, and so the files, repeat
+}
+
+# Nothing of the day or the machine: the same figure is the same file.
+_METADATA: Mapping[str, Mapping[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 
 
@@ -105,6 +116,14 @@ def few_ticks(*panels: Axes) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
+def log_ticks(axes: Axes) -> None:
+    """A vertical axis of powers, with plain numbers at 1, 2 and 5 of each."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def legend_above(figure: Figure, axes: Axes, *, columns: int) -> None:
     """A legend outside the axes: never over data."""
     handles, labels = axes.get_legend_handles_labels()
@@ -112,16 +131,17 @@ def legend_above(figure: Figure, axes: Axes, *, columns: int) -> None:
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` (300 dpi) and ``stem.svg``.
+    """Write ``stem.png`` (300 dpi), ``stem.svg`` and ``stem.pdf``.
 
     Returns:
-        The two paths, PNG first.
+        The paths, PNG first, SVG second.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    paths = []
     with paper_style():
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+        for kind, metadata in _METADATA.items():
+            paths.append(stem.with_name(f"{stem.name}.{kind}"))
+            figure.savefig(paths[-1], metadata=metadata)
     return paths
 
 

@@ -56,7 +56,7 @@ def visible(output: Path) -> set[str]:
     return {path.name for path in output.iterdir()}
 
 
-WHOLE = {"dual.json", "weights.parquet", "frontier.parquet", "figures"}
+WHOLE = {"dual.json", "report.html", "weights.parquet", "frontier.parquet", "figures"}
 
 
 @pytest.mark.parametrize("moment", ["weights.parquet", "frontier.parquet", "figures", "dual.json"])

@@ -32,7 +32,7 @@ def test_files_repeat_to_the_byte_whatever_the_users_settings(tmp_path: Path) ->
     with mpl.rc_context({"savefig.dpi": 50, "font.size": 20, "axes.spines.top": True, "svg.hashsalt": None}):
         second = save_figure(_drawn(), tmp_path / "two")
         assert mpl.rcParams["font.size"] == 20
-    assert [path.suffix for path in first] == [".png", ".svg"]
+    assert [path.suffix for path in first] == [".png", ".svg", ".pdf"]
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
 
