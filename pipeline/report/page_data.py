@@ -164,7 +164,8 @@ def _why_not_live(solved: ReportedSolution, train: Population | None) -> str:
     if train is None:
         return "the scores are not in this page"
     if not train.is_whole:
-        return f"this page holds the scores of {len(train.prompt_ids):,} of {train.n_prompts_in_all:,} prompts, evenly taken"
+        held = f"{len(train.prompt_ids):,} of {train.n_prompts_in_all:,} prompts"
+        return f"this page holds the scores of {held}, evenly taken"
     return ""
 
 

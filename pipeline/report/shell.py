@@ -1,8 +1,8 @@
 """The shell of a page: template, style and scripts in one file that opens offline and asks the network for nothing.
 
 A page is a Jinja template that extends ``shell.html.jinja``. Its scripts are files of ``assets/``, after the libraries
-of ``vendor/``; what they read is one block of JSON, compressed. The page's own policy lets nothing else run: scripts are
-named by their hash, and no address may be fetched, so that a text of a model that became markup would do nothing.
+of ``vendor/``; what they read is one block of JSON, compressed. The page's own policy lets nothing else run: scripts
+are named by their hash, and no address may be fetched, so that a text of a model that became markup would do nothing.
 """
 
 from __future__ import annotations

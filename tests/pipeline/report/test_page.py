@@ -24,7 +24,8 @@ def _tree(path: Path) -> ET.Element:
 
 
 def _words(tree: ET.Element) -> str:
-    return " ".join("".join(tree.itertext()).split())
+    parts = [part for name in ("header", "nav", "main", "footer") for part in tree.findall(f"body/{name}")]
+    return " ".join(" ".join("".join(part.itertext()) for part in parts).split())
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +85,6 @@ def test_a_satisfied_evaluation_does_not_outshine_an_unreliable_dual(build_run: 
     first = words.index("What was asked")
     for text in (*trust["advice"], "no checkpoint beat the reference", "lower learning_rate from 0.0002 to 6.7e-05"):
         assert text[1:] in words[:first], text
-    assert "satisfied" in words[words.index("By category of prompt") :]
     assert not [element for element in tree.iter() if "good" in element.attrib.get("class", "").split()]
 
 

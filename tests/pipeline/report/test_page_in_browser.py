@@ -285,7 +285,7 @@ def test_text_can_be_told_from_its_ground(browser: Browser, path: Path, scheme: 
 
 def test_readers_who_do_not_see_find_their_way(opened: Opened) -> None:
     tab = opened.tab
-    for mark in ("header", "main", "nav[aria-label]", "footer"):
+    for mark in ("body > header", "main", "nav[aria-label]", "body > footer"):
         assert tab.locator(mark).count() == 1
     levels = tab.eval_on_selector_all(
         "h1, h2, h3, h4", "all => all.filter(a => a.getClientRects().length).map(a => Number(a.tagName[1]))"
