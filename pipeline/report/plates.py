@@ -46,8 +46,7 @@ from pipeline.report.readers import (
     read_training_curve,
 )
 from pipeline.report.solved import ReportedSolution
-from pipeline.report.style import save_figure
-from stage1_dual.dual import DualProblem, DualSolution
+from stage1_dual.dual import DualProblem
 
 # Points of a curve of the dual, each a pass over the samples; fewer where a pass reads the disk.
 _CURVE_POINTS = 81

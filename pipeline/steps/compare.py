@@ -14,7 +14,6 @@ from pipeline.report.compared import (
     State,
     compared_scores,
     comparison_notes,
-    planes,
     runs_view,
     scores_view,
 )
@@ -81,31 +80,25 @@ def compare_runs(names: Sequence[str], *, data_dir: Path) -> ComparedRuns:
 
 
 def write_comparison(compared: ComparedRuns, output: Path) -> list[Path]:
-    """Write ``compare.json`` and a figure for each plane into a folder.
+    """Write ``compare.html``, ``compare.json`` and a figure for each plane into a folder.
 
     Args:
         compared: the runs.
         output: the folder; made if missing, files of an earlier comparison are replaced.
 
     Returns:
-        What was written.
+        What was written: the page first.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    from pipeline.report.plane_figure import plane_figure
-    from pipeline.report.style import save_figure
+    from pipeline.report.compare_page import write_compare_page
 
     require_writable(output)
-    found = planes(compared.runs)
-    figures = [
-        path
-        for place, plane in enumerate(found, start=1)
-        for path in save_figure(plane_figure(plane), output / "figures" / f"plane_{place}")
-    ]
+    page, *figures = write_compare_page(compared.runs, compared.notes, output=output)
     path = output / "compare.json"
     write_json(path, compared.document)
-    return [path, *figures]
+    return [page, path, *figures]
 
 
 def _labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
