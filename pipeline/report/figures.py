@@ -27,6 +27,7 @@ from pipeline.report.style import (
     VERMILLION,
     few_ticks,
     interval_bars,
+    labelled,
     legend_above,
     log_ticks,
     new_figure,
@@ -216,7 +217,7 @@ def dual_figure(curve: DualCurve) -> Figure:
         bottom.plot([curve.lam_star.value], [at_star], "o", color=VERMILLION, clip_on=False, zorder=5)
         top.set_ylabel("dual D(λ) (reward)")
         bottom.set_ylabel("slack (score)")
-        bottom.set_xlabel(f"multiplier λ of {name} (reward per score)")
+        bottom.set_xlabel(labelled(f"multiplier λ of {name}", "reward per score"))
         bottom.set_xlim(0.0, float(curve.lam_k[-1]))
         few_ticks(top, bottom)
         figure.align_ylabels()
@@ -244,7 +245,7 @@ def frontier_figure(curve: FrontierCurve) -> Figure:
         top.set_ylabel(f"gain in {printable(curve.reward_name)} (reward)")
         bottom.set_ylabel("price λ*\n(reward per score)")
         quantity = "change against the reference, score" if curve.is_margin else "mean score"
-        bottom.set_xlabel(f"{printable(curve.bound.name)} ({quantity})")
+        bottom.set_xlabel(labelled(curve.bound.name, quantity))
         few_ticks(top, bottom)
         _enlarge_outcomes(top, curve, shown_k)
         figure.align_ylabels()
@@ -462,7 +463,7 @@ def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
             axes.tick_params(axis="y", length=0)
             axes.margins(x=0.12)
             unit = "reward" if comparison.bound is None else "mean score"
-            axes.set_xlabel(f"{printable(comparison.name)} ({unit})")
+            axes.set_xlabel(labelled(comparison.name, unit))
             if comparison.bound is not None:
                 axes.update_datalim([(comparison.bound.threshold, 0.0)])
                 axes.autoscale_view(scaley=False)
@@ -511,7 +512,7 @@ def gold_figure(comparisons: Sequence[GoldComparison]) -> Figure:
             axes.set_ylim(1.5, -0.5)
             axes.tick_params(axis="y", length=0)
             axes.margins(x=0.12)
-            axes.set_xlabel(f"{printable(comparison.name)} (mean, each in its own units)")
+            axes.set_xlabel(labelled(comparison.name, "mean, each in its own units"))
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         legend_above(figure, panels[0], columns=2)
     return figure

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -142,7 +141,7 @@ def _frontier(frontier: pa.Table, one: ReportedConstraint, solved: ReportedSolut
         return [float(value) for value in rows[name].to_numpy()]
 
     def together(prefix: str) -> list[list[float]]:
-        return np.column_stack([numbers(f"{prefix}_{name}") for name in solved.names]).tolist()
+        return [list(point) for point in zip(*(numbers(f"{prefix}_{name}") for name in solved.names), strict=True)]
 
     return {
         "asked": numbers(at),

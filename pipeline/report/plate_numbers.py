@@ -133,7 +133,8 @@ def training_numbers(curve: TrainingCurve) -> Numbers:
 
 def comparison_numbers(comparisons: Sequence[Comparison]) -> Numbers:
     """Of predicted and realised means."""
-    said, rows = [], []
+    said: list[str] = []
+    rows: list[tuple[Value, ...]] = []
     for one in comparisons:
         bound = "" if one.bound is None else f", {one.bound.direction} {one.bound.threshold:.3f} demanded"
         said.append(
@@ -141,7 +142,8 @@ def comparison_numbers(comparisons: Sequence[Comparison]) -> Numbers:
             f"{_measured(one.realised)}{bound}."
         )
         for name, found in (("reference", one.reference), ("predicted", one.predicted), ("realised", one.realised)):
-            rows.append((one.name, name, found.value, *_ends(found), one.bound and one.bound.threshold))
+            threshold = None if one.bound is None else one.bound.threshold
+            rows.append((one.name, name, found.value, *_ends(found), threshold))
     return Numbers(" ".join(said), ("score", "what", "value", "low", "high", "threshold"), tuple(rows))
 
 
@@ -164,7 +166,8 @@ def gold_numbers(comparisons: Sequence[GoldComparison]) -> Numbers:
 
 def distribution_numbers(distributions: Sequence[ScoreDistribution]) -> Numbers:
     """Of distributions of scores."""
-    said, rows = [], []
+    said: list[str] = []
+    rows: list[tuple[Value, ...]] = []
     for one in distributions:
         parts = []
         for name, share_b in zip(one.policies, one.share_kb, strict=True):

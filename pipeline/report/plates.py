@@ -78,6 +78,24 @@ class Plate:
         return self.numbers.words
 
 
+def write_stage1_figures(
+    dual: Mapping[str, Any], problem: DualProblem, solution: DualSolution, frontier: pa.Table, *, output: Path
+) -> list[Path]:
+    """Write the figures of a solution (PNG, SVG and PDF) into a folder.
+
+    Args:
+        dual: the content of ``dual.json``.
+        problem: what was solved.
+        solution: its solution.
+        frontier: the content of ``frontier.parquet``.
+        output: the folder.
+    """
+    share_p = solution.ess_p / problem.samples.counts_p
+    solved = ReportedSolution.from_document(dual)
+    plates = stage1_plates(solved, problem, share_p=share_p, frontier=frontier, evaluation=None)
+    return [path for plate in plates for path in save_figure(plate.figure, output / plate.stem)]
+
+
 def stage1_plates(
     solved: ReportedSolution,
     problem: DualProblem,

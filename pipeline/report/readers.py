@@ -280,7 +280,8 @@ def build_comparisons(evaluation: Mapping[str, Any], solved: ReportedSolution) -
 
     The interval of a prediction is the dual's for the test prompts, where these are the prompts that were evaluated.
     """
-    predicted = {one.name: one for one in (solved.reward, *solved.constraints)}
+    predicted: dict[str, ReportedReward | ReportedConstraint] = {solved.reward.name: solved.reward}
+    predicted |= {one.name: one for one in solved.constraints}
     return [
         Comparison(
             name=name,

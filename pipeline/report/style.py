@@ -30,6 +30,7 @@ FORBIDDEN = "#ECECEC"
 """Shade of the side of a threshold that a constraint rules out."""
 
 _LABEL_LENGTH = 40
+_LINE_LENGTH = 46
 _FONT = "DejaVu Sans"  # ships with matplotlib: the same figure on every machine
 _RC: Any = {
     # Text stays text in SVG: a reader without the font sees its like.
@@ -143,6 +144,12 @@ def save_figure(figure: Figure, stem: Path) -> list[Path]:
             paths.append(stem.with_name(f"{stem.name}.{kind}"))
             figure.savefig(paths[-1], metadata=metadata)
     return paths
+
+
+def labelled(name: str, quantity: str) -> str:
+    """A label of a horizontal axis: a user's name and what is measured of it, on two lines where one is too short."""
+    name = printable(name)
+    return f"{name}{' ' if len(name) + len(quantity) < _LINE_LENGTH else chr(10)}({quantity})"
 
 
 def printable(text: str) -> str:

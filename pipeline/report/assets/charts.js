@@ -5,10 +5,18 @@ function colour(name) { return getComputedStyle(document.documentElement).getPro
 /** Draw into a container, anew at each call and as wide as it is; `describe` is read out in place of the picture. */
 function draw(container, options, describe) {
   const width = Math.max(260, Math.min(560, container.clientWidth || 480));
+  for (const axis of [options.x, options.y]) if (axis?.label) axis.label = fitted(axis.label, Math.floor(width / 7.5));
   const chart = Plot.plot({ width, marginLeft: 52, style: { fontFamily: "inherit", fontSize: "12px", background: "transparent" }, ...options });
   chart.setAttribute("role", "img");
   chart.setAttribute("aria-label", describe);
   container.replaceChildren(chart);
+}
+
+/** A text of at most so many letters: the middle of a longer one is left out. */
+function fitted(text, most) {
+  if (text.length <= most) return text;
+  const half = Math.floor((most - 1) / 2);
+  return `${text.slice(0, half)}…${text.slice(-half)}`;
 }
 
 /** Buttons under a chart: the picture as SVG, the numbers as CSV. */

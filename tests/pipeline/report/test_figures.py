@@ -176,6 +176,12 @@ def test_the_legend_is_not_over_data(name: str) -> None:
 
 
 @pytest.mark.parametrize("make", [_dual, _frontier, _comparison, _gold, _distributions])
+def test_a_long_name_is_whole_or_shortened_but_not_cut_off(make: Callable[[str], Figure]) -> None:
+    require_nothing_cut_off(make("factual_consistency_with_retrieved_documents_nli_score"))
+    require_nothing_cut_off(make("harmlessness_of_all_answers_in_english"))
+
+
+@pytest.mark.parametrize("make", [_dual, _frontier, _comparison, _gold, _distributions])
 @pytest.mark.parametrize("name", ["a_b$c$_{x}", "質量", "🙂 ok", "\\frac"])
 def test_any_name_can_be_drawn(make: Callable[[str], Figure], name: str, tmp_path: Path) -> None:
     """Mathematics is not interpreted, and missing glyphs (a warning, hence an error here) are replaced."""

@@ -16,6 +16,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import pipeline.report.page_data
+from pipeline.contracts.problem import Constraint
 from pipeline.report.page import write_report
 from pipeline.report.page_data import Command
 from pipeline.report.readers import build_problem, read_tilted_scores
@@ -249,6 +250,18 @@ def test_a_phone_shows_every_column(browser: Browser, path: Path, runs_scripts: 
     assert ("Solved in this page" in words) is runs_scripts
     assert ("What the tilt prefers" in words) is not runs_scripts
     found.context.close()
+
+
+def test_long_names_do_not_widen_the_page(browser: Browser, build_run: Any, tmp_path: Path) -> None:
+    names = ["harmlessness_under_adversarial_follow_up_questions_v2", "toxicity (upper bound, max over all sentences)"]
+    names += [f"factual_consistency_with_retrieved_documents_nli_score_{place}" for place in range(2)]
+    constraints = [Constraint(name, ">=", margin=0.02) for name in names]
+    page = write_report(build_run(constraints, n_prompts=12, n_samples=24).folder, output=tmp_path)[0]
+    for width in (390, 1200):
+        found = Opened(browser, page, viewport={"width": width, "height": 800})
+        assert found.tab.evaluate("document.scrollingElement.scrollWidth") == width
+        assert found.said == []
+        found.context.close()
 
 
 CONTRASTS = """() => {
