@@ -37,6 +37,8 @@ from pipeline.report.style import (
 
 Interval = tuple[float, float]
 
+_UPRIGHT = 18
+"""Letters of a name that stands along a vertical axis."""
 _WIDE = 4.0
 """An axis of powers is for values whose largest is so many times the smallest."""
 
@@ -242,7 +244,7 @@ def frontier_figure(curve: FrontierCurve) -> Figure:
         limits = top.get_xlim()
         for axes in (top, bottom):
             _show_bound(axes, curve.bound, limits)
-        top.set_ylabel(f"gain in {printable(curve.reward_name)} (reward)")
+        top.set_ylabel(f"gain in {printable(curve.reward_name, most=_UPRIGHT)} (reward)")
         bottom.set_ylabel("price λ*\n(reward per score)")
         quantity = "change against the reference, score" if curve.is_margin else "mean score"
         bottom.set_xlabel(labelled(curve.bound.name, quantity))
@@ -379,7 +381,7 @@ def ladder_figure(curve: LadderCurve) -> Figure:
         axes.set_xticks([0.0, *inverse_r], ["∞", *(f"{responses:g}" for responses in curve.responses_r)])
         axes.margins(y=0.15)
         axes.set_xlabel("responses per prompt K (scaled as 1 / K)")
-        axes.set_ylabel(f"λ* of {printable(curve.name)}")
+        axes.set_ylabel(f"λ* of {printable(curve.name, most=_UPRIGHT)}")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         legend_above(figure, axes, columns=2)
     return figure

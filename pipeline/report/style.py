@@ -152,9 +152,9 @@ def labelled(name: str, quantity: str) -> str:
     return f"{name}{' ' if len(name) + len(quantity) < _LINE_LENGTH else chr(10)}({quantity})"
 
 
-def printable(text: str) -> str:
-    """A user's name as a label: of a length that fits, with a mark for what is invisible or not in the font."""
-    if len(text) > _LABEL_LENGTH:
-        text = f"{text[: _LABEL_LENGTH // 2]}…{text[1 - _LABEL_LENGTH // 2 :]}"
+def printable(text: str, *, most: int = _LABEL_LENGTH) -> str:
+    """A user's name as a label: of at most so many letters, with a mark for what is invisible or not in the font."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[1 - most // 2 :]}"
     known = FT2Font(findfont(FontProperties(family=_FONT))).get_charmap()
     return "".join(one if ord(one) in known and one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)

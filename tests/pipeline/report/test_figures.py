@@ -175,7 +175,7 @@ def test_the_legend_is_not_over_data(name: str) -> None:
     assert not any(frame.overlaps(axes.get_window_extent()) for axes in figure.axes)
 
 
-@pytest.mark.parametrize("make", [_dual, _frontier, _comparison, _gold, _distributions])
+@pytest.mark.parametrize("make", [_dual, _frontier, _comparison, _gold, _distributions, _ladder])
 def test_a_long_name_is_whole_or_shortened_but_not_cut_off(make: Callable[[str], Figure]) -> None:
     require_nothing_cut_off(make("factual_consistency_with_retrieved_documents_nli_score"))
     require_nothing_cut_off(make("harmlessness_of_all_answers_in_english"))
