@@ -19,35 +19,36 @@ ROOT = Path(__file__).parents[1]
 DID_NOT_PAY = 6
 
 
-def _run(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
+def _run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
 
 
-def test_a_table_gives_its_multiplier_and_its_price_list(tmp_path: Path) -> None:
-    done = _run(ROOT / "examples" / "scores.py", tmp_path / "out")
+_CORE_ALONE = """
+import importlib.abc, runpy, sys
+
+class NotInstalled(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in {"torch", "transformers", "vllm", "pandas", "datasets", "ray"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+script, *sys.argv[1:] = sys.argv[1:]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def test_a_table_gives_its_multiplier_and_its_price_list_by_the_core_alone(tmp_path: Path) -> None:
+    done = _run("-c", _CORE_ALONE, ROOT / "examples" / "scores.py", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "Trust in lambda*: OK" in done.stdout
+    assert "Frontier: " in done.stdout
     assert "beta 0.1: unreliable" in done.stdout
     assert "harmless >= ref + 50: the thresholds cannot be met on these samples" in done.stdout
     dual = json.loads((tmp_path / "out" / "dual.json").read_text())
     assert dual["constraints"][0]["multiplier"] > 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"dual.json", "frontier.parquet", "weights.parquet"}
-
-
-def test_the_table_needs_the_core_alone(tmp_path: Path) -> None:
-    script = ROOT / "examples" / "scores.py"
-    heavy = "torch, transformers, vllm, pandas, datasets, ray"
-    done = _run(
-        "-c",
-        f"""
-import runpy, sys
-for name in "{heavy}".split(", "):
-    sys.modules[name] = None  # as if it were not installed
-sys.argv = ["scores.py", {str(tmp_path / "out")!r}]
-runpy.run_path({str(script)!r}, run_name="__main__")
-""",
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_the_shipped_table_is_what_its_readme_says() -> None:

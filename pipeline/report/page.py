@@ -140,7 +140,7 @@ def write_report(
     spread = [distribution_plate(found) for found in [build_distributions(solved, populations, cuts)] if found]
     plates = [*stage2, *spread, *stage1]
     written = {plate.stem: save_figure(plate.figure, output / "figures" / plate.stem) for plate in plates}
-    placed = _place(plates, written)
+    placed = place_plates(plates, written)
 
     page = render_page(
         "report.html.jinja",
@@ -169,8 +169,13 @@ def write_report(
     return [path, *(path for paths in written.values() for path in paths)]
 
 
-def _place(plates: Sequence[Plate], written: Mapping[str, Sequence[Path]]) -> dict[str, PagePlate]:
-    """The figures as the page holds them, in its order, until it is full."""
+def place_plates(plates: Sequence[Plate], written: Mapping[str, Sequence[Path]]) -> dict[str, PagePlate]:
+    """The figures as a page holds them, in its order, until it is full.
+
+    Args:
+        plates: the figures.
+        written: their files by stem, PNG first, SVG second.
+    """
     placed = {}
     figures, tables = _MOST_FIGURE_BYTES, _MOST_TABLE_BYTES
     for plate in plates:

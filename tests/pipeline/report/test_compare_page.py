@@ -34,7 +34,7 @@ def of(run: Any, name: str) -> ComparedRun:
 
 def test_the_page_has_every_run_and_every_number(one_bound: Any, two_bounds: Any, tmp_path: Path) -> None:
     runs = [of(one_bound, "mild"), of(two_bounds, "<steep> & long")]
-    waiting = ComparedRun("begun", "data/runs/begun", "not solved", "run `begun` is not solved yet", {})
+    waiting = ComparedRun("begun", "data/runs/begun", "unsolved", "run `begun` is not solved yet", {})
     page, *figures = write_compare_page([*runs, waiting], ["run `begun` is not solved yet"], output=tmp_path)
     tree = ET.fromstring(page.read_text(encoding="utf-8"))
     words = " ".join("".join(tree.itertext()).split())
@@ -58,7 +58,7 @@ def test_it_asks_for_nothing_and_runs_nothing(one_bound: Any, tmp_path: Path) ->
 
 
 def test_runs_of_which_none_is_solved_are_a_page_too(tmp_path: Path) -> None:
-    waiting = ComparedRun("begun", "data/runs/begun", "not solved", "run `begun` is not solved yet", {})
+    waiting = ComparedRun("begun", "data/runs/begun", "unsolved", "run `begun` is not solved yet", {})
     page, *figures = write_compare_page([waiting], [], output=tmp_path)
     assert figures == []
     assert "begun" in "".join(ET.fromstring(page.read_text(encoding="utf-8")).itertext())

@@ -84,6 +84,7 @@ def test_runs_of_different_scores_are_told_apart(data: Path, capsys: pytest.Capt
     assert any("different rewards (helpful, harmless)" in note for note in notes)
     assert any("different constraints" in note for note in notes)
     assert not any("different" in note for note in compared(data, capsys, "mild", "steep")["notes"])
+    assert not any("different prompts" in note for note in notes)
 
 
 def test_the_folder_has_a_plane_for_each_pair_of_scores(data: Path, tmp_path: Path) -> None:
