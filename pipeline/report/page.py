@@ -55,9 +55,11 @@ _STEPS = ("prompts", "samples", "dual", "tilted", "policy", "evaluation")
 _EXAMPLE_PROMPTS = 3
 _EXAMPLES_EACH = 2
 
-_MOST_FIGURE_BYTES = 1_500_000
-_MOST_TABLE_BYTES = 300_000
+_MOST_FIGURE_BYTES = 1_200_000
+_MOST_TABLE_BYTES = 250_000
 """Of all figures in the page and of all their tables; further ones are named, and lie beside it."""
+_MOST_DOCUMENT_BYTES = 125_000
+"""Of ``dual.json`` and of ``evaluation.json``. In base64 all that is bounded is under 8 MB with the libraries."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def place_plates(plates: Sequence[Plate], written: Mapping[str, Sequence[Path]])
 def _documents(run_dir: Path) -> dict[str, str]:
     """The files with all numbers, as addresses that hold them, where they are not too large."""
     paths = [run_dir / "dual" / "dual.json", run_dir / "evaluation" / "evaluation.json"]
-    there = [path for path in paths if path.is_file() and path.stat().st_size < _MOST_TABLE_BYTES]
+    there = [path for path in paths if path.is_file() and path.stat().st_size < _MOST_DOCUMENT_BYTES]
     return {path.name: data_uri(path.read_bytes(), "application/json") for path in there}
 
 

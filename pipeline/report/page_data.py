@@ -23,7 +23,7 @@ from pipeline.report.solved import ReportedConstraint, ReportedSolution
 from pipeline.report.views import subject
 from stage1_dual.dual import DualProblem
 
-_MOST_SCORE_BYTES: Mapping[str, int] = MappingProxyType({"train": 1_500_000, "test": 400_000, "policy": 400_000})
+_MOST_SCORE_BYTES: Mapping[str, int] = MappingProxyType({"train": 1_200_000, "test": 300_000, "policy": 300_000})
 """Of scores in a page, 32 bits each, by population."""
 
 _MOST_SLIDERS = 12

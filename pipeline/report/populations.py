@@ -25,7 +25,7 @@ Messages = Sequence[Mapping[str, str]]
 
 WEIGHT = "weight"
 
-MOST_TEXT_BYTES = 1_400_000
+MOST_TEXT_BYTES = 1_200_000
 """Of texts in a page, compressed."""
 _MOST_PROMPTS = 400
 _FEWER_RESPONSES = (64, 32, 16, 8, 4)
