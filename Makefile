@@ -146,6 +146,16 @@ lock: setup  ## resolve the version locks anew
 	@$(COMPILE) --upgrade --extra sample -o requirements/cuda.txt
 	@$(DOCS_COMPILE) --upgrade -o requirements/docs.txt
 
+# The page's libraries, as npm publishes them: pinned by version here and by content in SHA256SUMS.
+PAGE_LIBRARIES = d3@7.9.0:dist/d3.min.js:d3 @observablehq/plot@0.6.17:dist/plot.umd.min.js:plot
+
+.PHONY: vendor
+vendor:  ## fetch the page's libraries anew from npm, at the pinned versions, and compare their hashes
+	@cd pipeline/report/vendor && for library in $(PAGE_LIBRARIES); do IFS=: read -r package file name <<< "$$library"; \
+	  archive=$$(npm pack --silent --pack-destination "$${TMPDIR:-/tmp}" "$$package"); archive="$${TMPDIR:-/tmp}/$$archive"; \
+	  tar -xzOf "$$archive" "package/$$file" > "$$(basename "$$file")"; \
+	  tar -xzOf "$$archive" package/LICENSE > "$$name.LICENSE"; rm "$$archive"; done; sha256sum --check --quiet SHA256SUMS
+
 .PHONY: clean
 clean:  ## remove caches and builds (runs, models and .venv stay)
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.commands.json_output import apart_from_json, print_json
-from pipeline.commands.subcommand import Subcommand, add_data_options, add_json_option, shows_progress
+from pipeline.commands.subcommand import Subcommand, add_data_options, add_json_option, say_where, shows_progress
 from pipeline.commands.unknown_options import require_no_more
 from pipeline.contracts.errors import InputError, printable
 
@@ -83,8 +83,7 @@ def _compare(options: argparse.Namespace, rest: Sequence[str]) -> None:
     with apart_from_json(options.json):
         _print_views(found.views)
         written = [] if options.output is None else write_comparison(found, options.output)
-        for path in written:
-            print(printable(f"wrote {path}"))
+        say_where(written)
     if options.json:
         print_json(found.document | {"files": list(map(str, written))})
 

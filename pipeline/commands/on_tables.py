@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.commands.json_output import apart_from_json, print_json
-from pipeline.commands.subcommand import Subcommand, add_json_option, add_progress_option, shows_progress
+from pipeline.commands.subcommand import Subcommand, add_json_option, add_progress_option, say_where, shows_progress
 from pipeline.commands.unknown_options import require_no_more
-from pipeline.contracts.errors import InputError, printable, require_extra
+from pipeline.contracts.errors import InputError, require_extra
 from pipeline.steps.order import SUMMARIES
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def _solve_table(options: argparse.Namespace, rest: Sequence[str]) -> None:
         # Before the figures, which take longer than the answer.
         print_stage1(solution.content)
         written = solution.save(options.output)
-        _say_where(written)
+        say_where(written)
     if options.json:
         dual = read_json(options.output / "dual.json")
         print_json({"output": str(options.output), "files": list(map(str, written)), "dual": dual})
@@ -122,7 +121,7 @@ def _frontier(options: argparse.Namespace, rest: Sequence[str]) -> None:
         solved = solve_grid(request, grid, scratch=scratch)
         Console().print(render_view(grid_view(solved)))
         written = write_grid(options.output, solved, problem=request.problem(request.open_table()) | asked)
-        _say_where(written)
+        say_where(written)
     if options.json:
         print_json(
             {
@@ -133,19 +132,6 @@ def _frontier(options: argparse.Namespace, rest: Sequence[str]) -> None:
                 "rows": solved.rows.to_pylist(),
             }
         )
-
-
-def _say_where(written: Sequence[Path]) -> None:
-    """Where the results are: the figures as one."""
-    figures = [path for path in written if path.parent.name == "figures"]
-    for path in written:
-        if path not in figures:
-            print(printable(f"wrote {path}"))
-    if len(figures) > 2:
-        print(printable(f"wrote {figures[0].parent}{os.sep}, {len(figures)} figures"))
-    else:
-        for path in figures:
-            print(printable(f"wrote {path}"))
 
 
 def table_request(options: argparse.Namespace, constraints: Sequence[Constraint]) -> TableRequest:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.contracts.errors import printable
+
 
 @dataclass(frozen=True)
 class Subcommand:
@@ -98,3 +100,18 @@ def is_quiet(options: argparse.Namespace) -> bool:
 def stay_offline() -> None:
     """No look-up may leave the machine, nor a bar announce one."""
     os.environ.update({"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+
+
+def say_where(written: Sequence[Path]) -> None:
+    """Print where results are; many figures are one line.
+
+    Args:
+        written: the files, figures last.
+    """
+    stems = {path.stem for path in written if path.parent.name == "figures"}
+    folded = len(stems) > 1
+    for path in written:
+        if not (folded and path.parent.name == "figures"):
+            print(printable(f"wrote {path}"))
+    if folded:
+        print(printable(f"wrote {written[-1].parent}{os.sep}, {len(stems)} figures"))

@@ -10,6 +10,9 @@ from pipeline.contracts.errors import ConfigError
 SOURCE = "the command line"
 """Where faults of options are, for messages."""
 
+_LIKE, _RATHER_LIKE = 0.75, 0.6
+"""How like two options are of which one may be meant by the other, as :mod:`difflib` has it."""
+
 
 def require_no_more(rest: Sequence[str], *, command: str) -> None:
     """Refuse what a command has no use for, with what may have been meant.
@@ -43,13 +46,13 @@ def unknown_option(text: str, *, command: str, known: Mapping[str, Sequence[str]
         where = ", ".join(f"`dualign {name}`" for name in having[:4])
         return f"{head}; it is an option of {where}{' and others' if len(having) > 4 else ''}"
     own = [*known.get(command, ()), *known.get(f"{command} --table", ())]
-    close = difflib.get_close_matches(option, own, n=1)
-    if close:
-        return f"{head}; did you mean `{close[0]}`?"
-    others = {other: name for name, options in known.items() for other in options}
-    close = difflib.get_close_matches(option, others, n=1, cutoff=0.75)
-    if close:
-        return f"{head}; did you mean `{close[0]}` of `dualign {others[close[0]]}`?"
+    elsewhere = {other: name for name, options in known.items() for other in options}
+    # An option of the command goes before one of another that is as close, and far behind one that is closer.
+    for options, likeness in ((own, _LIKE), (list(elsewhere), _LIKE), (own, _RATHER_LIKE)):
+        close = difflib.get_close_matches(option, options, n=1, cutoff=likeness)
+        if close:
+            where = "" if close[0] in own else f" of `dualign {elsewhere[close[0]]}`"
+            return f"{head}; did you mean `{close[0]}`{where}?"
     return f"{head}; `dualign {command} --help` lists them"
 
 

@@ -170,7 +170,7 @@ class TableRequest:
             "table": table.identity(),
             "prompt_id": self.prompt_id,
             "reward": self.reward,
-            "constraints": [asdict(one) for one in self.constraints],
+            "constraints": {one.name: asdict(one) for one in self.constraints},
             "beta": self.beta,
             "kl": self.kl,
             "safeguards": {name: asdict(one) for name, one in sorted(self.safeguards.items())},
@@ -325,7 +325,7 @@ class TableSolution:
             yield chunk.row_n[of_splits], pa.table(columns, schema=self.weights_schema).filter(pa.array(of_splits))
 
     def save(self, output: Path) -> list[Path]:
-        """Write ``weights.parquet``, ``frontier.parquet``, ``figures/`` and, last, ``dual.json`` into a folder.
+        """Write ``weights.parquet``, ``frontier.parquet``, ``report.html``, ``figures/`` and, last, ``dual.json``.
 
         All of it is written aside first. What the folder had from an earlier solve is replaced once everything is
         there, ``dual.json`` before anything else goes and after everything else has come: files of two problems never
@@ -340,7 +340,7 @@ class TableSolution:
         Raises:
             InputError: the folder cannot be written, or lies inside the table's.
         """
-        from pipeline.report.plates import write_stage1_figures  # brings matplotlib along
+        from pipeline.report.table_page import write_table_report  # brings matplotlib along
 
         require_output(output, self.request.source)
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=output.resolve()) as folder:
@@ -354,7 +354,8 @@ class TableSolution:
             dual = self.content | {"inputs": record.pop("table"), PROBLEM: record, "environment": environment()}
             problem, solution = self.solved.problem, self.solved.solution
             made = [path, aside / "frontier.parquet"]
-            made += write_stage1_figures(dual, problem, solution, self.frontier, output=aside / "figures")
+            name = self.table.source.name
+            made += write_table_report(dual, problem, solution, self.frontier, name=name, output=aside)
             written = [str(one.relative_to(aside)) for one in made]
             write_json(aside / "dual.json", dual | {FILES: written})
             drop_results(output, except_for=written)

@@ -23,6 +23,8 @@ UNFINISHED = ".scores-"
 PROBLEM = "problem"
 """Key of ``dual.json``, and of the metadata of a ``frontier.parquet`` that has none beside it: what was asked."""
 
+_IN_METADATA = f"dualign.{PROBLEM}".encode()
+
 FILES = "files"
 """Key of ``dual.json``: the other files of its results, relative to the folder."""
 
@@ -118,7 +120,7 @@ def _recorded(path: Path) -> Any:
             found = read_json_object(path)
             problem = found.get(PROBLEM)
             return {**problem, "table": found.get("inputs")} if isinstance(problem, dict) else None
-        recorded = (pq.read_schema(path).metadata or {}).get(PROBLEM.encode())
+        recorded = (pq.read_schema(path).metadata or {}).get(_IN_METADATA)
         return None if recorded is None else json.loads(recorded)
     except (CorruptArtifactError, OSError, ValueError, pa.ArrowException):
         return None

@@ -160,8 +160,8 @@ class SolveResult:
         return FrontierResult(self._solution.frontier, self.dual, as_data_frame=self._index is not None)
 
     def save(self, folder: str | Path) -> None:
-        """Write what ``dualign solve --table`` writes: ``dual.json``, ``frontier.parquet``, ``weights.parquet`` and
-        ``figures/``.
+        """Write what ``dualign solve --table`` writes: ``dual.json``, ``frontier.parquet``, ``weights.parquet``,
+        ``report.html`` and ``figures/``.
 
         Args:
             folder: made if missing; files of an earlier result are replaced.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from pipeline.contracts.problem import Constraint, constraint_signs
 from pipeline.contracts.shards import write_parquet
 from pipeline.dual.posing import Chosen, PosedProblem, pose
+from pipeline.progress import progress_bar
 from stage1_dual.dual import AttainableMeans, Frontier, solve_frontier
 
 _REACH = 0.95
@@ -33,7 +33,8 @@ def sweep_constraints(posed: PosedProblem, *, n_points: int, show_progress: bool
     attainable = AttainableMeans(problem)
     best_m = attainable.best_attainable_m()
     tables = []
-    for j in tqdm(range(problem.n_constraints), desc="frontier", unit="constraint", disable=not show_progress):
+    bar = progress_bar(total=problem.n_constraints, doing="frontier", unit="constraints", shown=show_progress)
+    for j in range(problem.n_constraints):
         start, best = problem.reference_means_m[j], best_m[j]
         own = problem.thresholds_m[j]
         sweep = np.linspace(start, start + _REACH * (best - start), n_points)
@@ -44,6 +45,8 @@ def sweep_constraints(posed: PosedProblem, *, n_points: int, show_progress: bool
             tables.append(_solve_one_by_one(posed, points, swept=[j]))
         else:
             tables.append(_rows(posed, [j], solve_frontier(problem, grid, attainable=attainable)))
+        bar.update()
+    bar.close()
     return pa.concat_tables(tables)
 
 

@@ -15,7 +15,7 @@ from pipeline.report.evaluated import Evaluation
 from pipeline.report.solved import ReportedConstraint, ReportedSolution
 from pipeline.report.views import Cell, Row, TableView, Tone, decimals, interval, number, signed, subject
 
-State = Literal["not solved", "solved", "trained", "evaluated"]
+State = Literal["unsolved", "solved", "trained", "evaluated"]
 
 _TONES: Mapping[str, Tone] = {
     "satisfied": "good",
@@ -275,7 +275,7 @@ def runs_view(runs: Sequence[ComparedRun]) -> TableView:
     return TableView(
         title=f"{len(runs)} run{'s' if len(runs) != 1 else ''}",
         header=(
-            Cell("run", "evaluation"),
+            Cell("run", "verdict"),
             Cell("trust", "in lambda*"),
             Cell("beta"),
             Cell("KL", "predicted"),

@@ -64,6 +64,10 @@ class CategoryScore(Part):
     name: Name
     reference: float | None
     realised: float | None
+    improvement: float | None = None
+    improvement_ci95: Ends | None = None
+    ci95: Ends | None = None
+    status: Status | None = None
 
 
 class Category(Part):

@@ -27,13 +27,20 @@ from pipeline.report.style import (
     VERMILLION,
     few_ticks,
     interval_bars,
+    labelled,
     legend_above,
+    log_ticks,
     new_figure,
     paper_style,
     printable,
 )
 
 Interval = tuple[float, float]
+
+_UPRIGHT = 18
+"""Letters of a name that stands along a vertical axis."""
+_WIDE = 4.0
+"""An axis of powers is for values whose largest is so many times the smallest."""
 
 _PUBLISHED_MARKERS = "^vx+<>"
 
@@ -159,6 +166,25 @@ class Comparison:
     realised: Measured
 
 
+@dataclass(frozen=True, eq=False)
+class ScoreDistribution:
+    """One score under the policies there are.
+
+    Attributes:
+        name: the score.
+        edges_e: ends of the bins, score units, ascending, shape (e,); what lies beyond is in the outermost bins.
+        share_kb: share of the responses of each policy in each bin, shape (k, e - 1).
+        policies: their names, length k: the reference, the tilted one, the trained one.
+        cut: where a demand cuts the score, or None.
+    """
+
+    name: str
+    edges_e: FloatArray
+    share_kb: FloatArray
+    policies: tuple[str, ...]
+    cut: float | None = None
+
+
 @dataclass(frozen=True)
 class GoldComparison:
     """One score as its proxy model sees it and as the ground truth does.
@@ -193,7 +219,7 @@ def dual_figure(curve: DualCurve) -> Figure:
         bottom.plot([curve.lam_star.value], [at_star], "o", color=VERMILLION, clip_on=False, zorder=5)
         top.set_ylabel("dual D(λ) (reward)")
         bottom.set_ylabel("slack (score)")
-        bottom.set_xlabel(f"multiplier λ of {name} (reward per score)")
+        bottom.set_xlabel(labelled(f"multiplier λ of {name}", "reward per score"))
         bottom.set_xlim(0.0, float(curve.lam_k[-1]))
         few_ticks(top, bottom)
         figure.align_ylabels()
@@ -205,17 +231,12 @@ def frontier_figure(curve: FrontierCurve) -> Figure:
     """The best predicted reward for each level of the constraint, with this run on it, above its price lambda*."""
     shown_k = _near_the_run(curve)
     with paper_style():
-        figure = new_figure(height_inches=3.8)
-        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1.0])
+        figure = new_figure(height_inches=4.2)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.8, 1.0])
         top.plot(curve.score_k[shown_k], curve.reward_k[shown_k], color=BLUE, label="best trade-off")
         _show_published(top, curve.published)
         _mark(top, curve.reference, "reference", fmt="s", color=GREY, size=5)
-        _mark(top, curve.predicted, "predicted", fmt="o", color=BLUE, size=5)
-        # A ring around and a diamond within: outcomes that agree stay apart to the eye.
-        if curve.predicted_test is not None:
-            _mark(top, curve.predicted_test, "predicted (test)", fmt="o", color=BLUE, size=8, hollow=True)
-        if curve.realised is not None:
-            _mark(top, curve.realised, "realised (95%)", fmt="D", color=VERMILLION, size=3)
+        _mark_outcomes(top, curve)
         bottom.plot(curve.score_k[shown_k], curve.multiplier_k[shown_k], color=BLUE, label="_curve")
         for axes in (top, bottom):
             axes.margins(x=0.06, y=0.08)
@@ -223,16 +244,91 @@ def frontier_figure(curve: FrontierCurve) -> Figure:
         limits = top.get_xlim()
         for axes in (top, bottom):
             _show_bound(axes, curve.bound, limits)
-        top.set_ylabel(f"gain in {printable(curve.reward_name)} (reward)")
+        top.set_ylabel(f"gain in {printable(curve.reward_name, most=_UPRIGHT)} (reward)")
         bottom.set_ylabel("price λ*\n(reward per score)")
         quantity = "change against the reference, score" if curve.is_margin else "mean score"
-        bottom.set_xlabel(f"{printable(curve.bound.name)} ({quantity})")
+        bottom.set_xlabel(labelled(curve.bound.name, quantity))
         few_ticks(top, bottom)
+        _enlarge_outcomes(top, curve, shown_k)
         figure.align_ylabels()
         legend_above(figure, top, columns=2 if curve.published else 3)
         if curve.published:
             figure.legends[0].set_title("thin and grey: published by others")
     return figure
+
+
+def _mark_outcomes(axes: Axes, curve: FrontierCurve) -> None:
+    _mark(axes, curve.predicted, "predicted", fmt="o", color=BLUE, size=5)
+    # A ring around and a diamond within: outcomes that agree stay apart to the eye.
+    if curve.predicted_test is not None:
+        _mark(axes, curve.predicted_test, "predicted (test)", fmt="o", color=BLUE, size=8, hollow=True)
+    if curve.realised is not None:
+        _mark(axes, curve.realised, "realised (95%)", fmt="D", color=VERMILLION, size=3)
+
+
+_NEAR = 0.2
+"""Outcomes that spread over less of both axes than this lie on each other and are enlarged."""
+_INSET = (0.42, 0.42)
+_INSET_GAP = 0.1
+
+
+def _enlarge_outcomes(axes: Axes, curve: FrontierCurve, shown_k: NDArray[np.bool_]) -> None:
+    """An inset with the run's own outcomes, where these lie on each other and there is room for it."""
+    outcomes = [one for one in (curve.predicted, curve.predicted_test, curve.realised) if one is not None]
+    if len(outcomes) < 2:
+        return
+    limits = np.array([axes.get_xlim(), axes.get_ylim()])
+    ends = np.array([[_reach(one.score) for one in outcomes], [_reach(one.reward) for one in outcomes]])
+    low, high = ends.min(axis=(1, 2)), ends.max(axis=(1, 2))
+    if np.any(high - low > _NEAR * np.ptp(limits, axis=1)):
+        return
+    points = [(curve.reference.score.value, curve.reference.reward.value)]
+    points += [(one.score.value, one.reward.value) for one in curve.published]
+    taken = np.concatenate(
+        [
+            np.column_stack([curve.score_k[shown_k], curve.reward_k[shown_k]]),
+            points,
+            np.array([low, high, (low + high) / 2]),
+        ]
+    )
+    place = _free_place((taken - limits[:, 0]) / np.ptp(limits, axis=1))
+    if place is None:
+        return
+    inset = axes.inset_axes((*place, *_INSET))
+    inset.plot(curve.score_k, curve.reward_k, color=BLUE, linewidth=1.0)
+    _mark_outcomes(inset, curve)
+    room = 0.18 * np.maximum(high - low, 1e-9 * np.ptp(limits, axis=1))
+    inset.set_xlim(low[0] - room[0], high[0] + room[0])
+    inset.set_ylim(low[1] - room[1], high[1] + room[1])
+    if low[0] - room[0] < curve.bound.threshold < high[0] + room[0]:
+        _show_bound(inset, curve.bound, inset.get_xlim())
+    inset.xaxis.set_major_locator(MaxNLocator(nbins=3))
+    inset.yaxis.set_major_locator(MaxNLocator(nbins=3))
+    inset.tick_params(labelsize=5.5, length=2, pad=1.5)
+    for spine in inset.spines.values():
+        spine.set_visible(True)
+        spine.set_linewidth(0.4)
+    axes.indicate_inset_zoom(inset, edgecolor=GREY, linewidth=0.5, alpha=0.8)
+
+
+def _reach(found: Measured) -> Interval:
+    return found.ci95 or (found.value, found.value)
+
+
+def _free_place(taken_kx: FloatArray) -> tuple[float, float] | None:
+    """Where an inset covers nothing, in fractions of the axes; None where there is no such place.
+
+    Args:
+        taken_kx: what is drawn, in fractions of the axes, shape (k, 2).
+    """
+    width, height = _INSET
+    for bottom in np.linspace(_INSET_GAP, 0.97 - height, 7):
+        for left in np.linspace(_INSET_GAP, 0.98 - width, 7):
+            # Room for the numbers of its axes, on its left and below.
+            low, high = (left - _INSET_GAP, bottom - _INSET_GAP), (left + width + 0.03, bottom + height + 0.03)
+            if not np.all((taken_kx > low) & (taken_kx < high), axis=1).any():
+                return float(left), float(bottom)
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,17 +381,18 @@ def ladder_figure(curve: LadderCurve) -> Figure:
         axes.set_xticks([0.0, *inverse_r], ["∞", *(f"{responses:g}" for responses in curve.responses_r)])
         axes.margins(y=0.15)
         axes.set_xlabel("responses per prompt K (scaled as 1 / K)")
-        axes.set_ylabel(f"λ* of {printable(curve.name)}")
+        axes.set_ylabel(f"λ* of {printable(curve.name, most=_UPRIGHT)}")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
         legend_above(figure, axes, columns=2)
     return figure
 
 
-def sample_size_figure(share_p: FloatArray) -> Figure:
+def sample_size_figure(share_p: FloatArray, *, n_responses: float) -> Figure:
     """How much of each prompt's samples the tilted weights use.
 
     Args:
         share_p: effective sample size over number of samples of each prompt, 0 to 1, shape (p,).
+        n_responses: median responses of a prompt: below 2 of them a prompt leans on a single one.
     """
     with paper_style():
         figure = new_figure(height_inches=2.1)
@@ -303,11 +400,16 @@ def sample_size_figure(share_p: FloatArray) -> Figure:
         axes.hist(share_p, bins=np.linspace(0.0, 1.0, 26).tolist(), color=BLUE, edgecolor="white", linewidth=0.4)
         median = float(np.median(share_p))
         axes.axvline(median, color=VERMILLION, linewidth=1.2, label=f"median {median:.2f}")
+        if n_responses > 2:
+            dash = (0, (4, 2))
+            axes.axvline(
+                2 / n_responses, color=INK, linewidth=0.9, linestyle=dash, label=f"ESS = 2 of {n_responses:g}"
+            )
         axes.set_xlim(0.0, 1.0)
         axes.set_xlabel("effective sample size / samples of the prompt")
         axes.set_ylabel("prompts")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-        legend_above(figure, axes, columns=1)
+        legend_above(figure, axes, columns=2)
     return figure
 
 
@@ -322,7 +424,6 @@ def training_figure(curve: TrainingCurve) -> Figure:
         top.set_ylabel("loss (nats)")
         middle.plot(curve.heldout_step_e, curve.heldout_e, "o-", color=BLUE, markersize=3, label="_curve")
         middle.set_ylabel("gap to optimum\n(held-out, nats)")
-        middle.set_ylim(bottom=min(0.0, float(np.min(curve.heldout_e))))
         if fraction is not None:
             panels[2].plot(curve.heldout_step_e, fraction, "o-", color=BLUE, markersize=3, label="_curve")
             panels[2].axhline(1.0, color=INK, linewidth=0.6)
@@ -335,6 +436,9 @@ def training_figure(curve: TrainingCurve) -> Figure:
         panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         for axes in panels:
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+        # An estimate near the optimum may be below 0, and of a narrow range powers have no ticks.
+        if np.min(curve.heldout_e) > 0 and np.max(curve.heldout_e) > _WIDE * np.min(curve.heldout_e):
+            log_ticks(middle)
         figure.align_ylabels()
         legend_above(figure, top, columns=3)
     return figure
@@ -361,7 +465,7 @@ def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
             axes.tick_params(axis="y", length=0)
             axes.margins(x=0.12)
             unit = "reward" if comparison.bound is None else "mean score"
-            axes.set_xlabel(f"{printable(comparison.name)} ({unit})")
+            axes.set_xlabel(labelled(comparison.name, unit))
             if comparison.bound is not None:
                 axes.update_datalim([(comparison.bound.threshold, 0.0)])
                 axes.autoscale_view(scaley=False)
@@ -370,6 +474,29 @@ def comparison_figure(comparisons: Sequence[Comparison]) -> Figure:
         bounded = next((axes for axes, item in zip(panels, comparisons, strict=True) if item.bound is not None), None)
         if bounded is not None:
             legend_above(figure, bounded, columns=1)
+    return figure
+
+
+def distribution_figure(distributions: Sequence[ScoreDistribution]) -> Figure:
+    """Each score under the reference, the tilted and the trained policy, one panel a score."""
+    looks: tuple[tuple[str, Any], ...] = ((GREY, "-"), (BLUE, (0, (4, 1.5))), (VERMILLION, "-"))
+    with paper_style():
+        figure = new_figure(height_inches=0.4 + 1.35 * len(distributions))
+        panels = _panels(figure, [1.0] * len(distributions), shared=False)
+        for axes, found in zip(panels, distributions, strict=True):
+            width_b = np.diff(found.edges_e)
+            for (color, line), name, share_b in zip(looks, found.policies, found.share_kb, strict=False):
+                axes.stairs(share_b / width_b, found.edges_e, color=color, linestyle=line, linewidth=1.2, label=name)
+            if found.cut is not None and found.edges_e[0] < found.cut < found.edges_e[-1]:
+                axes.axvline(found.cut, color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)), label="demand")
+            axes.set_xlim(float(found.edges_e[0]), float(found.edges_e[-1]))
+            axes.set_ylim(bottom=0.0)
+            axes.set_xlabel(printable(found.name))
+            axes.set_ylabel("density")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        with_cut = [axes for axes in panels if "demand" in axes.get_legend_handles_labels()[1]]
+        legend_above(figure, (with_cut or panels)[0], columns=4)
     return figure
 
 
@@ -387,7 +514,7 @@ def gold_figure(comparisons: Sequence[GoldComparison]) -> Figure:
             axes.set_ylim(1.5, -0.5)
             axes.tick_params(axis="y", length=0)
             axes.margins(x=0.12)
-            axes.set_xlabel(f"{printable(comparison.name)} (mean, each in its own units)")
+            axes.set_xlabel(labelled(comparison.name, "mean, each in its own units"))
             axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         legend_above(figure, panels[0], columns=2)
     return figure

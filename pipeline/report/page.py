@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from pipeline.contracts.artifacts import atomic_write_bytes, is_complete, read_json, read_manifest
 from pipeline.contracts.training_verdict import read_training_verdict
 from pipeline.published import PublishedPoint
 from pipeline.report.evaluated import read_evaluation
-from pipeline.report.plates import stage1_plates, stage2_plates
+from pipeline.report.page_data import Command, cut_of, page_data
+from pipeline.report.plates import Plate, distribution_plate, stage1_plates, stage2_plates
+from pipeline.report.populations import read_populations
 from pipeline.report.readers import (
     PolicyExamples,
     PromptExamples,
+    build_distributions,
     build_problem,
     read_examples,
     read_frontier,
@@ -28,6 +25,7 @@ from pipeline.report.readers import (
     read_tilted_scores,
     sample_size_shares,
 )
+from pipeline.report.shell import data_uri, render_page
 from pipeline.report.solved import ReportedConstraint, ReportedSolution
 from pipeline.report.style import save_figure
 from pipeline.report.views import (
@@ -41,9 +39,40 @@ from pipeline.report.views import (
     subject,
 )
 
+SCRIPTS = (
+    "data.js",
+    "dom.js",
+    "dual.js",
+    "demand.js",
+    "charts.js",
+    "explore.js",
+    "distributions.js",
+    "responses.js",
+    "report.js",
+)
+
 _STEPS = ("prompts", "samples", "dual", "tilted", "policy", "evaluation")
 _EXAMPLE_PROMPTS = 3
 _EXAMPLES_EACH = 2
+
+_MOST_FIGURE_BYTES = 1_500_000
+_MOST_TABLE_BYTES = 300_000
+"""Of all figures in the page and of all their tables; further ones are named, and lie beside it."""
+
+
+@dataclass(frozen=True)
+class PagePlate:
+    """A figure in a page.
+
+    Attributes:
+        plate: the figure and its words.
+        source: address of the picture, or None where the page is full.
+        table: address of its numbers as CSV, or None likewise.
+    """
+
+    plate: Plate
+    source: str | None
+    table: str | None
 
 
 @dataclass(frozen=True)
@@ -58,17 +87,23 @@ class _StepRecord:
 
 
 def write_report(
-    run_dir: Path, *, output: Path, published: Mapping[str, Sequence[PublishedPoint]] = MappingProxyType({})
+    run_dir: Path,
+    *,
+    output: Path,
+    published: Mapping[str, Sequence[PublishedPoint]] = MappingProxyType({}),
+    commands: Mapping[str, Command] = MappingProxyType({}),
 ) -> list[Path]:
-    """Write the figures of a run (PNG and SVG) and its page.
+    """Write the figures of a run (PNG, SVG and PDF) and its page.
 
     Everything is recomputed from the artifacts. Before stage 2, without ``policy/`` and ``evaluation/``, the report
-    covers stage 1.
+    covers stage 1. The page is one file of at most 8 MB: of large runs it holds a part of the scores and texts, evenly
+    taken, and says so.
 
     Args:
         run_dir: folder of the run, with ``dual/`` and ``tilted/``, and after stage 2 ``policy/`` and ``evaluation/``.
         output: folder to write ``report.html`` and ``figures/`` into.
         published: others' results by constraint, for its frontier.
+        commands: what asks for another demand, by constraint.
 
     Returns:
         What was written: the page first.
@@ -88,28 +123,29 @@ def write_report(
         read_evaluation(evaluation_path, solved)
         tables.insert(0, stage2_view(evaluation, dual, training))
     scores = read_tilted_scores(run_dir / "tilted", solved.names)
+    problem = build_problem(solved, scores)
+    frontier = read_frontier(run_dir / "dual" / "frontier.parquet", solved.names)
+    drops = solved.truncation is not None and solved.truncation.rule == "drop"
+    populations = read_populations(run_dir, solved, drops_cut_off=drops)
     stage1 = stage1_plates(
         solved,
-        build_problem(solved, scores),
+        problem,
         share_p=sample_size_shares(scores),
-        frontier=read_frontier(run_dir / "dual" / "frontier.parquet", solved.names),
+        frontier=frontier,
         evaluation=evaluation,
         published=published,
     )
-    stage2 = stage2_plates(run_dir, solved.reward.name, evaluation)
-    written = {plate.stem: save_figure(plate.figure, output / "figures" / plate.stem) for plate in stage1 + stage2}
+    stage2 = stage2_plates(run_dir, solved, evaluation)
+    cuts = {name: cut_of(solved, name) for name in solved.scores}
+    spread = [distribution_plate(found) for found in [build_distributions(solved, populations, cuts)] if found]
+    plates = [*stage2, *spread, *stage1]
+    written = {plate.stem: save_figure(plate.figure, output / "figures" / plate.stem) for plate in plates}
+    placed = place_plates(plates, written)
 
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "."),
-        autoescape=True,  # whatever the file is called
-        finalize=_visible,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["typeset"] = _typeset
-    environment.filters["plain"] = _plain
-    page = environment.get_template("report.html.jinja").render(
+    page = render_page(
+        "report.html.jinja",
+        scripts=SCRIPTS,
+        data=page_data(run_dir, solved, problem, frontier, populations, commands),
         run=run_dir.resolve().name,
         solved=solved,
         dual=dual,
@@ -117,9 +153,11 @@ def write_report(
         evaluation=evaluation,
         is_trained=is_trained,
         tables=tables,
-        stage1=[(plate, _data_uri(written[plate.stem][0])) for plate in stage1],
-        stage2=[(plate, _data_uri(written[plate.stem][0])) for plate in stage2],
-        categories=category_table(evaluation or dual, names=[solved.reward.name, *solved.names]),
+        stage1=[placed[plate.stem] for plate in stage1],
+        stage2=[placed[plate.stem] for plate in stage2],
+        spread=[placed[plate.stem] for plate in spread],
+        documents=_documents(run_dir),
+        categories=category_table(evaluation or dual, solved),
         examples=_examples(run_dir, solved),
         policy_examples=_policy_examples(run_dir),
         steps=_step_records(run_dir),
@@ -129,6 +167,33 @@ def write_report(
     path = output / "report.html"
     atomic_write_bytes(path, page.encode())
     return [path, *(path for paths in written.values() for path in paths)]
+
+
+def place_plates(plates: Sequence[Plate], written: Mapping[str, Sequence[Path]]) -> dict[str, PagePlate]:
+    """The figures as a page holds them, in its order, until it is full.
+
+    Args:
+        plates: the figures.
+        written: their files by stem, PNG first, SVG second.
+    """
+    placed = {}
+    figures, tables = _MOST_FIGURE_BYTES, _MOST_TABLE_BYTES
+    for plate in plates:
+        picture, table = written[plate.stem][1].read_bytes(), plate.numbers.csv().encode()
+        figures, tables = figures - len(picture), tables - len(table)
+        placed[plate.stem] = PagePlate(
+            plate,
+            data_uri(picture, "image/svg+xml") if figures >= 0 else None,
+            data_uri(table, "text/csv") if tables >= 0 else None,
+        )
+    return placed
+
+
+def _documents(run_dir: Path) -> dict[str, str]:
+    """The files with all numbers, as addresses that hold them, where they are not too large."""
+    paths = [run_dir / "dual" / "dual.json", run_dir / "evaluation" / "evaluation.json"]
+    there = [path for path in paths if path.is_file() and path.stat().st_size < _MOST_TABLE_BYTES]
+    return {path.name: data_uri(path.read_bytes(), "application/json") for path in there}
 
 
 def _demand(bound: ReportedConstraint) -> tuple[str, str, str]:
@@ -159,35 +224,3 @@ def _step_records(run_dir: Path) -> list[_StepRecord]:
                 _StepRecord(manifest.step, manifest.identity, manifest.wall_seconds, manifest.counts, manifest.inputs)
             )
     return records
-
-
-def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
-"""Control characters but for tabs and line breaks, and what turns the direction of the text around it."""
-
-
-def _visible(value: Any) -> Any:
-    """A text for the page: what no reader would see is shown as an escape."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return _INVISIBLE.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
-
-
-def _plain(value: Any) -> str:
-    """A diagnostic as text: numbers to four digits, in mappings and lists too."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_plain(one)}" for name, one in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(_plain, value)) or "none"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _typeset(text: str) -> str:
-    """The terminal's ASCII as print has it. Only for our own words and numbers."""
-    text = re.sub(r"(?<![\w-])-(?=[\d])", "\N{MINUS SIGN}", text)
-    for ascii_form, printed in (("lambda*", "λ*"), (">=", "≥"), ("<=", "≤"), ("->", "→"), ("ref - ", "ref − ")):
-        text = text.replace(ascii_form, printed)
-    return text

@@ -9,19 +9,33 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
 from pipeline.contracts.arrays import FloatArray
 from pipeline.published import PublishedPoint
 from pipeline.report.figures import (
+    ScoreDistribution,
     comparison_figure,
+    distribution_figure,
     dual_figure,
     frontier_figure,
     gold_figure,
     ladder_figure,
     sample_size_figure,
     training_figure,
+)
+from pipeline.report.plate_numbers import (
+    Numbers,
+    comparison_numbers,
+    distribution_numbers,
+    dual_numbers,
+    frontier_numbers,
+    gold_numbers,
+    ladder_numbers,
+    sample_size_numbers,
+    training_numbers,
 )
 from pipeline.report.readers import (
     build_comparisons,
@@ -32,8 +46,7 @@ from pipeline.report.readers import (
     read_training_curve,
 )
 from pipeline.report.solved import ReportedSolution
-from pipeline.report.style import save_figure
-from stage1_dual.dual import DualProblem, DualSolution
+from stage1_dual.dual import DualProblem
 
 # Points of a curve of the dual, each a pass over the samples; fewer where a pass reads the disk.
 _CURVE_POINTS = 81
@@ -43,30 +56,26 @@ _MANY_SAMPLES = 10_000_000
 
 @dataclass(frozen=True)
 class Plate:
-    """A figure on its way to the page: file stem, what it shows, and how to read it."""
+    """A figure on its way to the page.
+
+    Attributes:
+        stem: of its files.
+        title: what it shows.
+        caption: how to read it.
+        figure: the figure.
+        numbers: what it shows, in words and as a table.
+    """
 
     stem: str
     title: str
     caption: str
     figure: Figure
+    numbers: Numbers
 
-
-def write_stage1_figures(
-    dual: Mapping[str, Any], problem: DualProblem, solution: DualSolution, frontier: pa.Table, *, output: Path
-) -> list[Path]:
-    """Write the figures of a solution (PNG and SVG) into a folder.
-
-    Args:
-        dual: the content of ``dual.json``.
-        problem: what was solved.
-        solution: its solution.
-        frontier: the content of ``frontier.parquet``.
-        output: the folder.
-    """
-    share_p = solution.ess_p / problem.samples.counts_p
-    solved = ReportedSolution.from_document(dual)
-    plates = stage1_plates(solved, problem, share_p=share_p, frontier=frontier, evaluation=None)
-    return [path for plate in plates for path in save_figure(plate.figure, output / plate.stem)]
+    @property
+    def values(self) -> str:
+        """What it shows in words."""
+        return self.numbers.words
 
 
 def stage1_plates(
@@ -89,6 +98,7 @@ def stage1_plates(
         published: others' results by constraint.
     """
     stems = _file_stems(solved.names)
+    n_responses = float(np.median(problem.samples.counts_p))
     n_points = _CURVE_POINTS if problem.n_samples < _MANY_SAMPLES else _FEW_CURVE_POINTS
     plates = [
         Plate(
@@ -98,6 +108,7 @@ def stage1_plates(
             "pin down. Bottom: the slack under the tilted policy; where the constraint binds it crosses zero at "
             "lambda*. The band is the 95% interval of lambda*. Other multipliers are held at their optimum.",
             dual_figure(curve),
+            dual_numbers(curve),
         )
         for curve in build_dual_curves(solved, problem, n_points=n_points)
     ]
@@ -112,6 +123,7 @@ def stage1_plates(
             "the test prompts; the realised one, with 95% intervals, falls short of it by what training left undone."
             + _published_caption(curve.published, alone=len(solved.constraints) == 1),
             frontier_figure(curve),
+            frontier_numbers(curve),
         )
         for curve in build_frontier_curves(frontier, solved, evaluation, published)
     ]
@@ -120,8 +132,10 @@ def stage1_plates(
             "effective_sample_size",
             "How many samples carry the prediction",
             "For each prompt, 1 over the sum of squared weights, as a share of its samples. Prompts far to the left "
-            "rest on a few responses: their predictions are noisy, and more samples or a larger beta help.",
-            sample_size_figure(share_p),
+            "rest on a few responses: their predictions are noisy, and more samples or a larger beta help. Left of "
+            "the broken line a prompt leans on fewer than two.",
+            sample_size_figure(share_p, n_responses=n_responses),
+            sample_size_numbers(share_p, n_responses=n_responses),
         )
     )
     plates += [
@@ -133,6 +147,7 @@ def stage1_plates(
             "value. The 95% interval is over prompts: at the corrected value, or, where there is none, at the one on "
             "all responses, whose bias it does not know.",
             ladder_figure(curve),
+            ladder_numbers(curve),
         )
         for curve in build_ladder_curves(solved)
     ]
@@ -150,17 +165,32 @@ def _published_caption(published: Sequence[PublishedPoint], *, alone: bool) -> s
     )
 
 
-def stage2_plates(run_dir: Path, reward_name: str, evaluation: Mapping[str, Any] | None) -> list[Plate]:
+def distribution_plate(distributions: Sequence[ScoreDistribution]) -> Plate:
+    """The scores under the policies there are."""
+    return Plate(
+        "distributions",
+        "The scores under each policy",
+        "Every prompt counts the same; the outermost bins hold what lies beyond. A bound on a mean says nothing of "
+        "the tails: look at what is left on the wrong side of the dotted demand.",
+        distribution_figure(distributions),
+        distribution_numbers(distributions),
+    )
+
+
+def stage2_plates(run_dir: Path, solved: ReportedSolution, evaluation: Mapping[str, Any] | None) -> list[Plate]:
     """The figures of training and evaluation, as far as there are any."""
     plates = []
+    reward_name = solved.reward.name
     if evaluation is not None:
+        comparisons = build_comparisons(evaluation, solved)
         plates.append(
             Plate(
                 "predicted_realised",
                 "Predicted and realised",
-                "Means on the test prompts, with 95% intervals clustered by prompt. A constraint is satisfied when "
-                "the whole interval is on the white side of its threshold.",
-                comparison_figure(build_comparisons(evaluation, reward_name)),
+                "On the test prompts, with 95% intervals clustered by prompt. A constraint is satisfied when "
+                "the whole interval of the realised value is on the white side of its threshold.",
+                comparison_figure(comparisons),
+                comparison_numbers(comparisons),
             )
         )
         gold = build_gold_comparisons(evaluation, reward_name)
@@ -172,10 +202,12 @@ def stage2_plates(run_dir: Path, reward_name: str, evaluation: Mapping[str, Any]
                     "How the means moved by the score models that were optimised, and by the ground truth they stand "
                     "for. Movement in opposite directions is over-optimisation of the score model.",
                     gold_figure(gold),
+                    gold_numbers(gold),
                 )
             )
     log = run_dir / "policy" / "training_log.json"
     if log.is_file():
+        curve = read_training_curve(log)
         plates.append(
             Plate(
                 "training",
@@ -183,7 +215,8 @@ def stage2_plates(run_dir: Path, reward_name: str, evaluation: Mapping[str, Any]
                 "Top: the training loss. Below, estimated on prompts held out of training: the gap to the tilted "
                 "optimum, by which the checkpoint was chosen, and the closed fraction. A gap that turns up while the "
                 "training loss falls is over-fitting.",
-                training_figure(read_training_curve(log)),
+                training_figure(curve),
+                training_numbers(curve),
             )
         )
     return plates

@@ -32,15 +32,20 @@ from pipeline.report.figures import (
     LadderCurve,
     Measured,
     Outcome,
+    ScoreDistribution,
     TrainingCurve,
 )
-from pipeline.report.solved import ReportedSolution
+from pipeline.report.populations import WEIGHT, Population, judged_split, score_columns
+from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution
 from stage1_dual.dual import DualProblem, evaluate_dual
 
 _SOLVED_SPLIT = "train"
 
 _CURVES = {"step", "loss", "eval_loss", "eval_closed_fraction"}
 _LARGEST = 1e300
+_BINS = 48
+_SHOWN_OF_A_FRONTIER = ("threshold", "margin", "beta", "kl", "ess_median")
+"""Columns that files of older versions may lack."""
 
 Message = Mapping[str, str]
 
@@ -185,12 +190,18 @@ def read_frontier(path: Path, constraint_names: Sequence[str]) -> pa.Table:
     """
     needed = ["constraint", "feasible", "reward"]
     needed += [f"{prefix}_{name}" for name in constraint_names for prefix in ("multiplier", "predicted")]
-    table = read_parquet(path, columns=needed)
+    read_parquet(path, columns=needed)  # names what is missing
+    table = read_parquet(path)
+    needed += [name for name in _SHOWN_OF_A_FRONTIER if name in table.column_names]
     kinds = {"constraint": pa.string(), "feasible": pa.bool_()}
     for name in needed:
         wanted = kinds.get(name, pa.float64())
         if table[name].type != wanted:
             raise CorruptArtifactError(f"{path}: the column {name!r} is of {table[name].type}, expected {wanted}")
+    certified = table.filter(table["feasible"])
+    for name in needed:
+        if name not in kinds and not np.isfinite(_floats(certified[name])).all():
+            raise CorruptArtifactError(f"{path}: the column {name!r} has no number at a feasible point")
     return table
 
 
@@ -264,18 +275,60 @@ def build_ladder_curves(solved: ReportedSolution) -> list[LadderCurve]:
     ]
 
 
-def build_comparisons(evaluation: Mapping[str, Any], reward_name: str) -> list[Comparison]:
-    """Reference, predicted and realised means of the reward and of each constraint."""
+def build_comparisons(evaluation: Mapping[str, Any], solved: ReportedSolution) -> list[Comparison]:
+    """Reference, predicted and realised means of the reward and of each constraint.
+
+    The interval of a prediction is the dual's for the test prompts, where these are the prompts that were evaluated.
+    """
+    predicted: dict[str, ReportedReward | ReportedConstraint] = {solved.reward.name: solved.reward}
+    predicted |= {one.name: one for one in solved.constraints}
     return [
         Comparison(
             name=name,
             bound=_bound(found) if "threshold" in found else None,
             reference=_measured(found["reference"]),
-            predicted=_measured(found["predicted"]),
+            predicted=_measured(found["predicted"], _heldout_ends(predicted[name], found["predicted"])),
             realised=_measured(found["realised"], found["ci95"]),
         )
-        for name, found in _scores_of(evaluation, reward_name)
+        for name, found in _scores_of(evaluation, solved.reward.name)
     ]
+
+
+def build_distributions(
+    solved: ReportedSolution, populations: Mapping[str, Population], cuts: Mapping[str, float | None]
+) -> list[ScoreDistribution]:
+    """Each score under the reference, the tilted and the trained policy, as far as there are.
+
+    Args:
+        solved: the solution.
+        populations: as :func:`pipeline.report.populations.read_populations` has them.
+        cuts: where the demands cut a score.
+    """
+    reference = populations.get(judged_split(populations))
+    if reference is None:
+        return []
+    found = []
+    for name, column in {solved.reward.name: "reward", **score_columns(solved)}.items():
+        if column not in reference.columns:
+            continue
+        values = [reference.columns[column], reference.columns[column]]
+        weights = [reference.own_weight_n(), reference.columns[WEIGHT] / len(reference.counts_p)]
+        if "policy" in populations:
+            values.append(populations["policy"].columns[column])
+            weights.append(populations["policy"].own_weight_n())
+        low, high = np.quantile(np.concatenate(values), [0.001, 0.999])
+        if not high > low:
+            low, high = low - 0.5, low + 0.5
+        edges_e = np.linspace(low, high, _BINS + 1)
+        share_kb = np.stack(
+            [
+                np.histogram(np.clip(value_n, low, high), edges_e, weights=weight_n)[0]
+                for value_n, weight_n in zip(values, weights, strict=True)
+            ]
+        )
+        names = ("reference", "tilted", "trained")[: len(values)]
+        found.append(ScoreDistribution(name, edges_e, share_kb, names, cuts.get(name)))
+    return found
 
 
 def build_gold_comparisons(evaluation: Mapping[str, Any], reward_name: str) -> list[GoldComparison]:
@@ -396,6 +449,12 @@ def read_policy_examples(run_dir: Path, *, n_prompts: int, n_each: int) -> list[
 
 def _scores_of(evaluation: Mapping[str, Any], reward_name: str) -> list[tuple[str, Mapping[str, Any]]]:
     return [(reward_name, evaluation["reward"]), *((bound["name"], bound) for bound in evaluation["constraints"])]
+
+
+def _heldout_ends(found: ReportedReward | ReportedConstraint, predicted: float) -> Sequence[float | None] | None:
+    if found.heldout is None or not math.isclose(found.heldout, predicted, rel_tol=1e-9, abs_tol=1e-12):
+        return None
+    return found.heldout_ci95
 
 
 def _series(entries: Sequence[Mapping[str, Any]], key: str) -> FloatArray:

@@ -21,8 +21,10 @@ class ReportedConstraint(SolvedConstraint):
     predicted_ci95: Ends
     predicted_corrected: float | None = None
     heldout: float | None = None
+    heldout_ci95: Ends | None = None
     heldout_reference: float | None = None
     heldout_slack: float | None = None
+    heldout_slack_ci95: Ends | None = None
     slack_ci95: Ends | None = None
 
 
@@ -34,6 +36,7 @@ class ReportedReward(SolvedReward):
     predicted_ci95: Ends
     predicted_corrected: float | None = None
     heldout: float | None = None
+    heldout_ci95: Ends | None = None
     price_of_safeguards: float
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 COLUMN_INCHES = 3.4
@@ -30,9 +30,14 @@ FORBIDDEN = "#ECECEC"
 """Shade of the side of a threshold that a constraint rules out."""
 
 _LABEL_LENGTH = 40
+_LINE_LENGTH = 46
 _FONT = "DejaVu Sans"  # ships with matplotlib: the same figure on every machine
 _RC: Any = {
-    "font.family": _FONT,
+    # Text stays text in SVG: a reader without the font sees its like.
+    "font.family": "sans-serif",
+    "font.sans-serif": [_FONT, "Verdana", "Arial"],
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -60,6 +65,13 @@ _RC: Any = {
     "figure.dpi": 100,
     "savefig.dpi": 300,
     "svg.hashsalt": "dualign",  # element ids, and so the files, repeat
+}
+
+# Nothing of the day or the machine: the same figure is the same file.
+_METADATA: Mapping[str, Mapping[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 
 
@@ -105,6 +117,14 @@ def few_ticks(*panels: Axes) -> None:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
+def log_ticks(axes: Axes) -> None:
+    """A vertical axis of powers, with plain numbers at 1, 2 and 5 of each."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
 def legend_above(figure: Figure, axes: Axes, *, columns: int) -> None:
     """A legend outside the axes: never over data."""
     handles, labels = axes.get_legend_handles_labels()
@@ -112,22 +132,29 @@ def legend_above(figure: Figure, axes: Axes, *, columns: int) -> None:
 
 
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` (300 dpi) and ``stem.svg``.
+    """Write ``stem.png`` (300 dpi), ``stem.svg`` and ``stem.pdf``.
 
     Returns:
-        The two paths, PNG first.
+        The paths, PNG first, SVG second.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    paths = []
     with paper_style():
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+        for kind, metadata in _METADATA.items():
+            paths.append(stem.with_name(f"{stem.name}.{kind}"))
+            figure.savefig(paths[-1], metadata=metadata)
     return paths
 
 
-def printable(text: str) -> str:
-    """A user's name as a label: of a length that fits, with a mark for what is invisible or not in the font."""
-    if len(text) > _LABEL_LENGTH:
-        text = f"{text[: _LABEL_LENGTH // 2]}…{text[1 - _LABEL_LENGTH // 2 :]}"
+def labelled(name: str, quantity: str) -> str:
+    """A label of a horizontal axis: a user's name and what is measured of it, on two lines where one is too short."""
+    name = printable(name)
+    return f"{name}{' ' if len(name) + len(quantity) < _LINE_LENGTH else chr(10)}({quantity})"
+
+
+def printable(text: str, *, most: int = _LABEL_LENGTH) -> str:
+    """A user's name as a label: of at most so many letters, with a mark for what is invisible or not in the font."""
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[1 - most // 2 :]}"
     known = FT2Font(findfont(FontProperties(family=_FONT))).get_charmap()
     return "".join(one if ord(one) in known and one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text)

@@ -24,7 +24,8 @@ from pipeline.report.style import (
 )
 from pipeline.report.views import Cell, Row, TableView, decimals, number, signed
 
-_MOST_ROWS = 18
+_MOST_ROWS = 24
+_TYPESET: Mapping[Direction, str] = {">=": "≥", "<=": "≤", "=": "="}
 _MOST_LABELS = 5
 """Lines of a figure that have a label each; more are told apart by their shade alone."""
 
@@ -123,8 +124,9 @@ def sweep_figure(grid: SweptGrid) -> Figure:
                 axes.plot(asked_k, values_k, label=printable(shown), **style)
             top.plot(
                 asked_k[~solved_k],
-                np.full(int((~solved_k).sum()), grid.reference_reward),
+                np.full(int((~solved_k).sum()), 0.03),
                 "x",
+                transform=top.get_xaxis_transform(),  # no reward, and so at the foot
                 color=VERMILLION,
                 markersize=4,
                 label="not to be met" if place == 0 and not solved_k.all() else "_no",
@@ -133,7 +135,7 @@ def sweep_figure(grid: SweptGrid) -> Figure:
         top.set_ylabel(f"predicted {printable(grid.reward)}")
         bottom.set_ylabel("price λ*\n(reward per score)")
         bottom.set_ylim(bottom=min(0.0, bottom.get_ylim()[0]) if first.direction == "=" else 0.0)
-        asked = f"{first.direction} reference +" if first.is_margin else first.direction
+        asked = f"{_TYPESET[first.direction]} reference +" if first.is_margin else _TYPESET[first.direction]
         bottom.set_xlabel(f"{printable(first.name)} {asked}")
         few_ticks(top, bottom)
         figure.align_ylabels()
@@ -151,7 +153,7 @@ def _lines(grid: SweptGrid) -> list[tuple[str, pa.Table]]:
     for key in dict.fromkeys(keys):
         part = grid.rows.filter(pa.array([other == key for other in keys]))
         label = ", ".join(
-            f"{one.name} {one.direction} {'ref + ' if one.is_margin else ''}{value:.3g}"
+            f"{one.name} {_TYPESET[one.direction]} {'ref + ' if one.is_margin else ''}{value:.3g}"
             for one, value in zip(others, key, strict=True)
         )
         found.append((label, part))

@@ -477,49 +477,95 @@ def demand_in_words(direction: Direction, threshold: float, margin: float | None
 
 @dataclass(frozen=True)
 class CategoryRow:
-    """One category: how many prompts it has, and each score's mean, before -> after."""
+    """One category: how many prompts it has, and for each score a cell and how its verdict is to be coloured."""
 
     category: str
     n_prompts: int
-    cells: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    tones: tuple[Tone, ...]
 
 
 @dataclass(frozen=True)
 class CategoryTable:
-    """Means by category of prompt; ``heads`` name the scores."""
+    """Scores by category of prompt.
 
-    heads: tuple[str, ...]
+    Attributes:
+        heads: for each score its name, and what is shown of it.
+        rows: the categories.
+        is_judged: whether verdicts are by an interval of what was realised there; else they are by the point alone.
+    """
+
+    heads: tuple[Cell, ...]
     rows: tuple[CategoryRow, ...]
+    is_judged: bool
 
 
-def category_table(artifact: Mapping[str, Any], *, names: Sequence[str]) -> CategoryTable | None:
-    """Means by category of a ``dual.json`` or an ``evaluation.json``; None where prompts have no categories.
+def category_table(artifact: Mapping[str, Any], solved: ReportedSolution) -> CategoryTable | None:
+    """What was gained, and whether each demand is met, by category; None where prompts have no categories.
 
     Args:
-        artifact: the content of the file.
-        names: the reward, then the constraints.
+        artifact: the content of ``evaluation.json``, or of ``dual.json`` before there is one.
+        solved: the solution, for the demands.
     """
     entries = artifact.get("by_category")
     if not entries:
         return None
     after = "realised" if "realised" in entries[0]["scores"][0] else "predicted"
+    bounds: tuple[ReportedConstraint | None, ...] = (None, *solved.constraints)
     scores = [score for entry in entries for score in entry["scores"]]
+    names = (solved.reward.name, *solved.names)
     digits = {
         name: decimals([score[kind] for score in scores if score["name"] == name for kind in ("reference", after)])
         for name in names
     }
-    rows = [
-        CategoryRow(
-            entry["category"] or "(none)",
-            entry["n_prompts"],
-            tuple(
-                f"{number(score['reference'], digits[score['name']])} -> {number(score[after], digits[score['name']])}"
-                for score in entry["scores"]
-            ),
+    rows = []
+    for entry in entries:
+        found = [
+            _category_cell(score, after, bound, digits[score["name"]])
+            for score, bound in zip(entry["scores"], bounds, strict=True)
+        ]
+        cells, tones = zip(*found, strict=True)
+        rows.append(CategoryRow(entry["category"] or "(none)", entry["n_prompts"], cells, tones))
+    heads = [Cell(solved.reward.name, f"{after} gain")]
+    for bound in solved.constraints:
+        margin = bound.demanded.margin
+        asked = bound.demanded.threshold if margin is None else margin
+        shown = (
+            demanded(bound.direction, asked, digits[bound.name])
+            if margin is None
+            else (f"{bound.direction} {as_given(margin, digits[bound.name])}")
         )
-        for entry in entries
-    ]
-    return CategoryTable(tuple(f"{name}, reference -> {after}" for name in names), tuple(rows))
+        heads.append(Cell(bound.name, f"{after}{'' if margin is None else ' gain'}, {shown} demanded"))
+    is_judged = any(score.get("status") is not None for score in scores)
+    return CategoryTable(tuple(heads), tuple(rows), is_judged)
+
+
+def _category_cell(
+    score: Mapping[str, Any], after: str, bound: ReportedConstraint | None, digits: int
+) -> tuple[Cell, Tone]:
+    """What a score came to in a category: over the reference where the demand is, with interval and verdict."""
+    value, reference = score[after], score["reference"]
+    if value is None or reference is None:
+        return Cell("-"), "neutral"
+    margin = None if bound is None else bound.demanded.margin
+    if bound is None or margin is not None:
+        ends = score.get("improvement_ci95")
+        text = signed(value - reference, digits)
+    else:
+        ends = score.get("ci95")
+        text = number(value, digits)
+    lines = [interval(ends, digits)] if ends is not None else []
+    tone: Tone = "neutral"
+    if bound is not None:
+        status = score.get("status")
+        if status is not None:
+            tone = _TONES[status]
+            lines.append(status)
+        elif bound.direction != "=":
+            asked = bound.demanded.threshold if margin is None else reference + margin
+            is_met = sign_of(bound.direction) * (value - asked) >= 0
+            lines.append("met" if is_met else "not met")
+    return Cell(text, "\n".join(lines)), tone
 
 
 def number(value: float | None, digits: int) -> str:

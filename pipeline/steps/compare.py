@@ -14,7 +14,6 @@ from pipeline.report.compared import (
     State,
     compared_scores,
     comparison_notes,
-    planes,
     runs_view,
     scores_view,
 )
@@ -62,7 +61,7 @@ def compare_runs(names: Sequence[str], *, data_dir: Path) -> ComparedRuns:
         InputError: some are not there, or one is named twice; names each.
         CorruptArtifactError: a file of a run is damaged.
     """
-    folders: dict[Path, str] = {}
+    named: dict[Path, tuple[str, Path]] = {}
     faults = []
     for name in names:
         try:
@@ -70,47 +69,43 @@ def compare_runs(names: Sequence[str], *, data_dir: Path) -> ComparedRuns:
         except InputError as error:
             faults.append(str(error))
             continue
-        if folder.resolve() in folders:
-            faults.append(f"{name!r} and {folders[folder.resolve()]!r} are one run: {folder.resolve()}")
-        folders[folder.resolve()] = name
+        place = folder.resolve()
+        if place in named:
+            faults.append(f"{name!r} and {named[place][0]!r} are one run: {folder}")
+        named[place] = (name, folder)
     if faults:
         raise InputError("\n".join(faults))
-    labels = _labels(list(folders), list(folders.values()))
+    folders = [folder for _, folder in named.values()]
+    labels = _labels(folders, [name for name, _ in named.values()])
     runs = tuple(_read(folder, label) for folder, label in zip(folders, labels, strict=True))
     return ComparedRuns(runs, tuple(comparison_notes(runs)))
 
 
 def write_comparison(compared: ComparedRuns, output: Path) -> list[Path]:
-    """Write ``compare.json`` and a figure for each plane into a folder.
+    """Write ``compare.html``, ``compare.json`` and a figure for each plane into a folder.
 
     Args:
         compared: the runs.
         output: the folder; made if missing, files of an earlier comparison are replaced.
 
     Returns:
-        What was written.
+        What was written: the page first.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    from pipeline.report.plane_figure import plane_figure
-    from pipeline.report.style import save_figure
+    from pipeline.report.compare_page import write_compare_page
 
     require_writable(output)
-    found = planes(compared.runs)
-    figures = [
-        path
-        for place, plane in enumerate(found, start=1)
-        for path in save_figure(plane_figure(plane), output / "figures" / f"plane_{place}")
-    ]
+    page, *figures = write_compare_page(compared.runs, compared.notes, output=output)
     path = output / "compare.json"
     write_json(path, compared.document)
-    return [path, *figures]
+    return [page, path, *figures]
 
 
 def _labels(folders: Sequence[Path], names: Sequence[str]) -> list[str]:
     """The names of the folders, or what was given where two folders have one name."""
-    short = [folder.name for folder in folders]
+    short = [folder.resolve().name for folder in folders]
     return short if len(set(short)) == len(short) else list(names)
 
 
@@ -118,7 +113,7 @@ def _read(folder: Path, label: str) -> ComparedRun:
     of_a_table = (folder / "dual.json").is_file() and not (folder / "prompts").is_dir()
     missing = None if of_a_table else unsolved(folder)
     if missing is not None:
-        return ComparedRun(label, str(folder), "not solved", missing, _seconds(folder))
+        return ComparedRun(label, str(folder), "unsolved", missing, _seconds(folder))
     return _compared(read_results(folder), label)
 
 

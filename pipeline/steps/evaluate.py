@@ -20,7 +20,7 @@ from pipeline.contracts.artifacts import (
 from pipeline.contracts.errors import InputError, require_extra
 from pipeline.contracts.solution import Solution
 from pipeline.contracts.training_verdict import read_training_verdict
-from pipeline.evaluation import evaluate_policy
+from pipeline.evaluation import evaluate_policy, judge_categories
 from pipeline.microworld import gold_scores
 from pipeline.report.evaluated import Evaluation, read_evaluation
 from pipeline.report.solved import ReportedSolution
@@ -131,8 +131,14 @@ def compare_policy(run: Run, *, solution: Solution, samples: Path, scores: Path,
     )
     policies = {"reference": (reference_rows, None), "realised": (policy_rows, None)}
     evaluation["prompts_left_out"] = left_out
-    evaluation["by_category"] = statistics_by_category(
-        policies, prompt_categories(run), reward=config.reward, constraints=demands
+    categories = prompt_categories(run)
+    evaluation["by_category"] = judge_categories(
+        statistics_by_category(policies, categories, reward=config.reward, constraints=demands),
+        reference=reference_rows,
+        policy=policy_rows,
+        categories=categories,
+        constraints=demands,
+        tolerances=[entry["tolerance"] for entry in evaluation["constraints"]],
     )
     return evaluation
 

@@ -45,7 +45,8 @@ def write_solved_run(folder: Path, *, constraint: str = "harmless >= ref + 0.3",
         "harmless": harmless,
         "other": other,
     }
-    dualign.solve(pa.table(table), reward=reward, constraints=[constraint], beta=1.0).save(folder / "dual")
+    result = dualign.solve(pa.table(table), reward=reward, constraints=[constraint], beta=1.0)
+    write_json(folder / "dual" / "dual.json", {**result.dual, "inputs": {"prompts": "ab" * 32}})
     finish(folder / "dual", "solve", "dual.json", seconds=0.5)
 
 

@@ -167,7 +167,6 @@ def test_a_table_is_solved_without_what_a_run_needs(tmp_path):
     run = {
         "torch",
         "transformers",
-        "jinja2",
         "scipy.stats",
         "matplotlib.pyplot",
         "pipeline.config",
@@ -178,13 +177,13 @@ def test_a_table_is_solved_without_what_a_run_needs(tmp_path):
 
 def test_the_answer_is_printed_before_the_figures_are_drawn(tmp_path, capsys, monkeypatch):
     """Drawing takes longer than solving; what fails after the answer still fails the command."""
-    import pipeline.report.plates
+    import pipeline.report.table_page
 
     def draw(*_, **__):
         assert "harmless" in capsys.readouterr().out
         raise InputError("the disk is full")
 
-    monkeypatch.setattr(pipeline.report.plates, "write_stage1_figures", draw)
+    monkeypatch.setattr(pipeline.report.table_page, "write_table_report", draw)
     assert solve_table(tmp_path, scores_table(tmp_path / "s.parquet"), "harmless >= 0") == 2
     assert "the disk is full" in capsys.readouterr().err
     assert not (tmp_path / "out" / "dual.json").exists()

@@ -61,7 +61,7 @@ def test_it_says_where_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixture[st
     frame().to_csv(tmp_path / "t.csv", index=False)
     assert solve(tmp_path / "t.csv", tmp_path / "out") == 0
     out = capsys.readouterr().out
-    for name in ("dual.json", "weights.parquet", "frontier.parquet", "figures/"):
+    for name in ("dual.json", "report.html", "weights.parquet", "frontier.parquet", "figures/"):
         assert f"wrote {tmp_path / 'out' / name}" in out
 
 

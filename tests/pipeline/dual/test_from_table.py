@@ -86,7 +86,8 @@ def test_rows_in_any_order_give_everything_that_is_promised(tmp_path, capsys):
         "effective_sample_size",
         "ladder_harmless",  # toxicity does not bind
     }
-    assert {path.name for path in output.iterdir()} == {"dual.json", "frontier.parquet", "weights.parquet", "figures"}
+    files = {"dual.json", "report.html", "frontier.parquet", "weights.parquet"}
+    assert {path.name for path in output.iterdir()} == files | {"figures"}
 
 
 def test_one_row_a_prompt_with_lists(tmp_path):

@@ -20,15 +20,17 @@ from pipeline.contracts.artifacts import Manifest, write_json, write_manifest
 from pipeline.contracts.problem import Constraint, Safeguard
 from pipeline.contracts.shards import write_table
 from pipeline.contracts.solution import Solution
-from pipeline.contracts.tables import PROMPTS, SAMPLES, prompt_id, tilted_schema
+from pipeline.contracts.tables import PROMPTS, SAMPLES, SCORES, prompt_id, tilted_schema
 from pipeline.dual.posing import pose
 from pipeline.dual.solving import EvaluationSize, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints, write_frontier
-from pipeline.evaluation import evaluate_policy
+from pipeline.evaluation import evaluate_policy, judge_categories
 from pipeline.report.solved import ReportedSolution
+from pipeline.scoring.categories import statistics_by_category
 from pipeline.scoring.joined import JoinedScores
 
 BETA = 1.0
+CATEGORIES = ("family", "work")
 COMPLETION = "Take a walk & call <someone> you trust."
 
 
@@ -153,15 +155,31 @@ def _build_run(
     drawn = mean_px[test, None, :] + shift + noise
     pull = np.linalg.solve(cov, shift)
     log_ratio = noise @ pull + 0.5 * shift @ pull
+    policy_rows = _rows(ids[test], drawn * turn, constraints)
+    categories = {one: CATEGORIES[place % 2] for place, one in enumerate(ids)}
+    judged = evaluate_policy(
+        reference=rows["test"],
+        policy=policy_rows,
+        log_ratio_n=log_ratio.reshape(-1),
+        solution=solution,
+        constraints=constraints,
+        n_replicates=200,
+        rng=rng,
+    )
     evaluation = {
-        **evaluate_policy(
+        **judged,
+        "by_category": judge_categories(
+            statistics_by_category(
+                {"reference": (rows["test"], None), "realised": (policy_rows, None)},
+                {one: categories[one] for one in ids[test]},
+                reward="helpful",
+                constraints=constraints,
+            ),
             reference=rows["test"],
-            policy=_rows(ids[test], drawn * turn, constraints),
-            log_ratio_n=log_ratio.reshape(-1),
-            solution=solution,
+            policy=policy_rows,
+            categories=categories,
             constraints=constraints,
-            n_replicates=200,
-            rng=rng,
+            tolerances=[entry["tolerance"] for entry in judged["constraints"]],
         ),
         "gold": {"helpful": {"reference": 0.31, "realised": 0.62}},
         "environment": {"python": "3.11", "torch": "2.13.0+cpu"},
@@ -171,7 +189,7 @@ def _build_run(
     if has_stage2:
         write_json(folder / "evaluation" / "evaluation.json", evaluation)
         write_json(folder / "policy" / "training_log.json", log)
-        _write_policy_samples(folder, ids[:n_test], messages[:n_test], completion)
+        _write_policy_samples(folder, ids[:n_test], messages[:n_test], completion, drawn * turn, constraints)
     return BuiltRun(folder, json.loads(json.dumps(dual)), json.loads(json.dumps(evaluation)), log)
 
 
@@ -208,7 +226,7 @@ def _write_tilted(
             "reward": scores_pkx[p, k, 0],
             **{f"constraint_{one.name}": scores_pkx[p, k, 1 + j] for j, one in enumerate(constraints)},
             "weight": weight_pk[p, k],
-            "category": "",
+            "category": CATEGORIES[p % 2],
             "split": splits[p],
         }
         for p in range(len(ids))
@@ -237,10 +255,17 @@ def _training_log(rng: np.random.Generator) -> list[dict[str, float]]:
     return log
 
 
-def _write_policy_samples(folder: Path, ids: Sequence[str], messages: Sequence[Any], completion: str) -> None:
+def _write_policy_samples(
+    folder: Path,
+    ids: Sequence[str],
+    messages: Sequence[Any],
+    completion: str,
+    scores_pkx: np.ndarray,
+    constraints: Sequence[Constraint],
+) -> None:
     prompts = [
-        {"prompt_id": one, "prompt": text, "split": "test", "source": "gaussian", "category": "none"}
-        for one, text in zip(ids, messages, strict=True)
+        {"prompt_id": one, "prompt": text, "split": "test", "source": "gaussian", "category": CATEGORIES[place % 2]}
+        for place, (one, text) in enumerate(zip(ids, messages, strict=True))
     ]
     write_table(folder / "prompts", pa.Table.from_pylist(prompts, schema=PROMPTS), metadata={})
     samples = [
@@ -255,11 +280,24 @@ def _write_policy_samples(folder: Path, ids: Sequence[str], messages: Sequence[A
             "sampler_logp": -3.0,
         }
         for one in ids
-        for k in range(3)
+        for k in range(scores_pkx.shape[1])
     ]
-    table = pa.Table.from_pylist(samples, schema=SAMPLES)
-    write_table(
-        folder / "evaluation" / "samples",
-        table.append_column(pa.field("split", pa.string(), nullable=False), pa.array(["test"] * table.num_rows)),
-        metadata={},
-    )
+    _write_test_rows(folder / "evaluation" / "samples", pa.Table.from_pylist(samples, schema=SAMPLES))
+    for place, name in enumerate(("helpful", *(one.name for one in constraints))):
+        scores = [
+            {
+                "prompt_id": one,
+                "sample_index": k,
+                "value": float(scores_pkx[p, k, place]),
+                "scored_sha256": "",
+                "truncated": False,
+            }
+            for p, one in enumerate(ids)
+            for k in range(scores_pkx.shape[1])
+        ]
+        _write_test_rows(folder / "evaluation" / "scores" / name, pa.Table.from_pylist(scores, schema=SCORES))
+
+
+def _write_test_rows(folder: Path, table: pa.Table) -> None:
+    split = pa.array(["test"] * table.num_rows)
+    write_table(folder, table.append_column(pa.field("split", pa.string(), nullable=False), split), metadata={})

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pipeline.report.page
 from pipeline.contracts.artifacts import Manifest, write_manifest
 from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.problem import Constraint
@@ -24,7 +24,8 @@ def _tree(path: Path) -> ET.Element:
 
 
 def _words(tree: ET.Element) -> str:
-    return " ".join("".join(tree.itertext()).split())
+    parts = [part for name in ("header", "nav", "main", "footer") for part in tree.findall(f"body/{name}")]
+    return " ".join(" ".join("".join(part.itertext()) for part in parts).split())
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +50,9 @@ def test_the_page_says_verdict_numbers_and_origin(two_bounds: Any, page_of_two: 
     assert "2.13.0+cpu" in words
     assert "solve" in words
     assert "1.2 s" in words
-    assert len(tree.findall(".//figure")) == 10
+    assert len(tree.findall(".//figure")) == 11
+    assert "family" in words
+    assert "each category judged by its own 95% interval" in words
     assert "Trained: Take a walk & call <someone> you trust." in words
 
 
@@ -88,13 +91,32 @@ def test_a_satisfied_evaluation_does_not_outshine_an_unreliable_dual(build_run: 
 def test_the_page_is_self_contained(page_of_two: Path) -> None:
     tree = _tree(page_of_two)
     sources = [value for element in tree.iter() for key, value in element.attrib.items() if key in {"src", "href"}]
-    assert len(sources) == 10
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
-    assert not re.search(r"url\(|@import|https?:", page_of_two.read_text())
-    assert {element.tag for element in tree.iter()}.isdisjoint({"script", "link", "iframe", "object", "form"})
+    pictures = [one for one in sources if one.startswith("data:image/svg+xml;base64,")]
+    tables = [one for one in sources if one.startswith("data:text/csv;base64,")]
+    documents = [one for one in sources if one.startswith("data:application/json;base64,")]
+    places = [one for one in sources if one.startswith("#")]
+    assert [len(pictures), len(tables), len(documents)] == [11, 11, 2]
+    assert len(sources) == 24 + len(places)
+    there = {element.attrib["id"] for element in tree.iter() if "id" in element.attrib}
+    assert {one[1:] for one in places} <= there
+    assert {element.tag for element in tree.iter()}.isdisjoint({"link", "iframe", "object", "form"})
+    policy = next(one.attrib["content"] for one in tree.iter("meta") if "http-equiv" in one.attrib)
+    assert "http" not in policy
+    assert page_of_two.stat().st_size < 3_000_000
 
 
-def test_every_figure_is_written_as_png_and_svg(two_bounds: Any, tmp_path: Path) -> None:
+def test_a_page_stays_small_whatever_the_run(build_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = build_run(
+        [Constraint(f"bound_{place}", ">=", margin=0.01) for place in range(4)], n_prompts=12, n_samples=24
+    )
+    monkeypatch.setattr(pipeline.report.page, "_MOST_FIGURE_BYTES", 100_000)
+    tree = _tree(write_report(run.folder, output=tmp_path)[0])
+    shown, named = len(tree.findall(".//figure/img")), _words(tree).count("the figure is a file beside it: figures/")
+    assert 0 < shown < 6
+    assert shown + named == len(tree.findall(".//figure"))
+
+
+def test_every_figure_is_written_as_png_svg_and_pdf(two_bounds: Any, tmp_path: Path) -> None:
     paths = write_report(two_bounds.folder, output=tmp_path / "out")
     assert all(path.is_file() for path in paths)
     assert paths[0] == tmp_path / "out" / "report.html"
@@ -108,10 +130,11 @@ def test_every_figure_is_written_as_png_and_svg(two_bounds: Any, tmp_path: Path)
         "ladder_harmless",
         "ladder_toxicity",
         "predicted_realised",
+        "distributions",
         "gold",
         "training",
     }
-    assert sorted(path.suffix for path in paths[1:]) == [".png"] * 10 + [".svg"] * 10
+    assert sorted(path.suffix for path in paths[1:]) == [".pdf"] * 11 + [".png"] * 11 + [".svg"] * 11
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {path.name for path in paths[1:]}
 
 
@@ -119,7 +142,7 @@ def test_the_text_of_a_model_cannot_become_markup(build_run: Any, tmp_path: Path
     run = build_run([Constraint("harmless", ">=", margin=0.3)], completion=ATTACK, n_prompts=12, n_samples=8)
     tree = _tree(write_report(run.folder, output=tmp_path)[0])
     assert ATTACK in _words(tree)
-    assert not tree.findall(".//script")
+    assert len(tree.findall(".//script")) == 4  # data, two libraries and the page's own
     assert all(image.attrib["src"].startswith("data:") for image in tree.findall(".//img"))
 
 
@@ -141,6 +164,7 @@ def test_before_stage_2_the_page_shows_stage_1(build_run: Any, tmp_path: Path) -
         "frontier_harmless",
         "effective_sample_size",
         "ladder_harmless",
+        "distributions",
     }
 
 

@@ -105,7 +105,7 @@ def test_infeasible_points_are_left_out(two_bounds: Any, tmp_path: Path) -> None
 
 
 def test_comparisons_are_those_of_the_evaluation(two_bounds: Any) -> None:
-    reward, harmless, toxicity = build_comparisons(two_bounds.evaluation, "helpful")
+    reward, harmless, toxicity = build_comparisons(two_bounds.evaluation, two_bounds.solved)
     assert reward.bound is None
     assert reward.realised.ci95 == tuple(two_bounds.evaluation["reward"]["ci95"])
     assert harmless.bound is not None

@@ -11,6 +11,8 @@ from pipeline.report.style import (
     COLUMN_INCHES,
     few_ticks,
     interval_bars,
+    labelled,
+    log_ticks,
     new_figure,
     paper_style,
     printable,
@@ -32,7 +34,7 @@ def test_files_repeat_to_the_byte_whatever_the_users_settings(tmp_path: Path) ->
     with mpl.rc_context({"savefig.dpi": 50, "font.size": 20, "axes.spines.top": True, "svg.hashsalt": None}):
         second = save_figure(_drawn(), tmp_path / "two")
         assert mpl.rcParams["font.size"] == 20
-    assert [path.suffix for path in first] == [".png", ".svg"]
+    assert [path.suffix for path in first] == [".png", ".svg", ".pdf"]
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
 
@@ -49,6 +51,23 @@ def test_error_bars_have_no_negative_length() -> None:
     bars = interval_bars([1.0, 2.0], [0.5, 2.0 + 1e-12], [3.0, 2.5])
     assert bars == pytest.approx(np.array([[0.5, 0.0], [2.0, 0.5]]))
     assert interval_bars(1.0, 0.0, 3.0).tolist() == [[1.0], [2.0]]
+
+
+def test_a_label_has_two_lines_where_one_is_too_short() -> None:
+    assert labelled("harmless", "mean score") == "harmless (mean score)"
+    assert labelled("x" * 39, "mean score") == f"{'x' * 39}\n(mean score)"
+
+
+def test_an_axis_of_powers_has_plain_numbers() -> None:
+    with paper_style():
+        figure = new_figure(height_inches=2.0)
+        axes = figure.subplots()
+        axes.plot([0.0, 1.0], [0.03, 0.7])
+        log_ticks(axes)
+        figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    labels = [one.get_text() for one in axes.get_yticklabels() if low <= one.get_position()[1] <= high]
+    assert labels == ["0.05", "0.1", "0.2", "0.5"]
 
 
 def test_a_name_that_the_font_cannot_write_is_marked() -> None:

@@ -43,9 +43,9 @@ def test_every_iterate_is_drawn_and_the_kept_one_marked(n_iterates: int, kept: i
         assert mark.get_xdata() == [kept, kept]
 
 
-def test_it_is_written_as_png_and_svg(tmp_path: Path) -> None:
+def test_it_is_written_as_png_svg_and_pdf(tmp_path: Path) -> None:
     paths = write_trajectory_figure(_trajectory(), tmp_path / "trajectory")
-    assert [path.name for path in paths] == ["trajectory.png", "trajectory.svg"]
+    assert [path.name for path in paths] == ["trajectory.png", "trajectory.svg", "trajectory.pdf"]
     assert all(path.stat().st_size > 1000 for path in paths)
 
 

@@ -240,13 +240,38 @@ def test_an_undefined_closed_fraction_is_said(one_bound: Any) -> None:
     assert dict(view.facts)["closed fraction"].startswith("undefined")
 
 
-def test_means_by_category_say_which_policy_and_none_are_shown_without_categories():
-    entry = {"category": "", "n_prompts": 3, "scores": [{"name": "helpful", "reference": 0.25, "realised": 0.5}]}
-    table = category_table({"by_category": [entry, {**entry, "category": "work"}]}, names=["helpful"])
-    assert table.heads == ("helpful, reference -> realised",)
-    assert [(row.category, row.n_prompts, row.cells) for row in table.rows] == [
-        ("(none)", 3, ("0.250 -> 0.500",)),
-        ("work", 3, ("0.250 -> 0.500",)),
+def test_categories_say_what_was_gained_and_whether_the_demand_is_met_there(two_bounds: Any) -> None:
+    table = category_table(two_bounds.evaluation, two_bounds.solved)
+    assert table is not None
+    assert table.is_judged
+    assert [(head.value, head.detail) for head in table.heads] == [
+        ("helpful", "realised gain"),
+        ("harmless", "realised gain, >= ref + 0.800 demanded"),
+        ("toxicity", "realised, <= -0.200 demanded"),
     ]
-    assert category_table({"by_category": []}, names=["helpful"]) is None
-    assert category_table({}, names=["helpful"]) is None
+    assert [row.category for row in table.rows] == ["family", "work"]
+    for row, entry in zip(table.rows, two_bounds.evaluation["by_category"], strict=True):
+        for cell, tone, score in zip(row.cells, row.tones, entry["scores"], strict=True):
+            if "status" not in score:
+                assert tone == "neutral"
+                continue
+            low, high = score["improvement_ci95" if score["name"] == "harmless" else "ci95"]
+            assert cell.detail == f"[{low:.3f}, {high:.3f}]\n{score['status']}"
+            assert tone == {"satisfied": "good", "undecided": "doubtful", "violated": "bad"}[score["status"]]
+
+
+def test_before_an_evaluation_categories_are_judged_by_the_prediction(one_bound: Any) -> None:
+    harmless = {"name": "harmless", "reference": 0.25, "predicted": 1.25}
+    scores = [{"name": "helpful", "reference": 0.25, "predicted": 0.5}, harmless]
+    few = {"category": "work", "n_prompts": 3, "scores": [scores[0], {**harmless, "predicted": 0.5}]}
+    document = {"by_category": [{"category": "", "n_prompts": 3, "scores": scores}, few]}
+    table = category_table(document, one_bound.solved)
+    assert table is not None
+    assert not table.is_judged
+    assert [(row.category, *(cell.value for cell in row.cells)) for row in table.rows] == [
+        ("(none)", "+0.250", "+1.000"),
+        ("work", "+0.250", "+0.250"),
+    ]
+    assert [row.cells[1].detail for row in table.rows] == ["met", "not met"]
+    assert category_table({"by_category": []}, one_bound.solved) is None
+    assert category_table({}, one_bound.solved) is None

@@ -84,6 +84,7 @@ def test_runs_of_different_scores_are_told_apart(data: Path, capsys: pytest.Capt
     assert any("different rewards (helpful, harmless)" in note for note in notes)
     assert any("different constraints" in note for note in notes)
     assert not any("different" in note for note in compared(data, capsys, "mild", "steep")["notes"])
+    assert not any("different prompts" in note for note in notes)
 
 
 def test_the_folder_has_a_plane_for_each_pair_of_scores(data: Path, tmp_path: Path) -> None:
@@ -91,6 +92,9 @@ def test_the_folder_has_a_plane_for_each_pair_of_scores(data: Path, tmp_path: Pa
     assert compare(data, "mild", "steep", "absolute", "begun", "--output", str(output)) == 0
     assert {path.name for path in (output / "figures").glob("*.png")} == {"plane_1.png", "plane_2.png"}
     assert len(json.loads((output / "compare.json").read_text())["runs"]) == 4
+    assert compare(data, "mild", "--output", str(output)) == 0
+    assert {path.name for path in (output / "figures").glob("*.png")} == {"plane_1.png"}
+    assert "steep" not in (output / "compare.html").read_text()
 
 
 def test_what_is_not_there_is_said_for_all_at_once(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
