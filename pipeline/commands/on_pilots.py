@@ -93,7 +93,8 @@ PLAN = Subcommand(
         (
             "a pilot of the recipe, and the plan that follows from it",
             (
-                "dualign stage1 --config my.yaml --run pilot --limit 64 --sampling.samples_per_prompt 32\n"
+                "dualign stage1 --config my.yaml --run pilot --limit 64 \\\n"
+                "      --sampling.samples_per_prompt 32\n"
                 "  dualign plan --config my.yaml --run pilot --within 0.05"
             ),
         ),
