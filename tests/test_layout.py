@@ -52,6 +52,10 @@ COVERED_ELSEWHERE = {
     "pipeline/sampling/preview.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/scoring/log_ratios.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/scoring/sample_scores.py": "tests/pipeline/steps/test_runner.py",
+    "pipeline/planning/pilot_rates.py": "tests/pipeline/planning/test_sample_plan.py",
+    "pipeline/planning/plan_options.py": "tests/pipeline/planning/test_sample_plan.py",
+    # A look is where its record is read.
+    "pipeline/run/looks.py": "tests/pipeline/steps/test_look.py",
     "pipeline/steps/evaluate.py": "tests/end_to_end/test_main_job.py",
     "pipeline/steps/prepare.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/report.py": "tests/pipeline/steps/test_inputs.py",
