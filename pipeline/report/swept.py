@@ -38,11 +38,13 @@ class SweptConstraint:
         name: of the constraint.
         direction: of the constraint.
         is_margin: whether its thresholds were given over the reference.
+        family: number of the demand that it comes from; those of an ``each`` move together.
     """
 
     name: str
     direction: Direction
     is_margin: bool
+    family: int
 
     @property
     def column(self) -> str:
@@ -108,9 +110,9 @@ def sweep_figure(grid: SweptGrid) -> Figure:
 
     Where several constraints vary, there is a line for each combination of the others' thresholds.
     """
-    first, others = grid.swept[0], grid.swept[1:]
+    first = grid.swept[0]
     lines = _lines(grid)
-    labelled = bool(others) and len(lines) <= _MOST_LABELS
+    labelled = 1 < len(lines) <= _MOST_LABELS
     with paper_style():
         figure = new_figure(height_inches=3.8)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1.0])
@@ -144,8 +146,8 @@ def sweep_figure(grid: SweptGrid) -> Figure:
 
 
 def _lines(grid: SweptGrid) -> list[tuple[str, pa.Table]]:
-    """The rows of each combination of the thresholds of all swept constraints but the first, with its label."""
-    others = grid.swept[1:]
+    """The rows of each combination of thresholds of what does not move with the first constraint, with its label."""
+    others = [one for one in grid.swept if one.family != grid.swept[0].family]
     if not others:
         return [("", grid.rows)]
     keys = list(zip(*(grid.rows[one.column].to_pylist() for one in others), strict=True))

@@ -31,7 +31,7 @@ def grid(*names: str, infeasible_from: float = np.inf, n_others: int = 3) -> Swe
     for name, values in zip(names, (margin, other), strict=False):
         columns |= {f"margin_{name}": values, f"threshold_{name}": values + 0.5}
         columns |= {f"multiplier_{name}": values * solved, f"predicted_{name}": values * solved}
-    swept = tuple(SweptConstraint(name, ">=", is_margin=place == 0) for place, name in enumerate(names))
+    swept = tuple(SweptConstraint(name, ">=", is_margin=place == 0, family=place) for place, name in enumerate(names))
     return SweptGrid(pa.table(columns), "helpful", 0.4, swept)
 
 
