@@ -79,14 +79,7 @@ def _markdown(text: str) -> str:
 
 def settings_page() -> str:
     """Every setting of a recipe: its values, its default, what it means."""
-    sections: list[tuple[str, type[BaseModel]]] = []
-    for name, field in RunConfig.model_fields.items():
-        if (section := _section_of(field.annotation)) is not None:
-            sections.append((name, section))
-    pairs = sections.index(("training", typing.cast("type[BaseModel]", RunConfig.model_fields["training"].annotation)))
-    inner = _section_of(sections[pairs][1].model_fields["pairs"].annotation)
-    assert inner is not None
-    sections.insert(pairs + 1, ("training.pairs", inner))
+    sections = list(_sections_in(RunConfig, ""))
     parts = [
         "# Settings\n",
         (
@@ -121,8 +114,19 @@ def settings_page() -> str:
     return "\n".join(parts)
 
 
+def _sections_in(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The sections within a section by their dotted names, each before those within it; but for the KL budget."""
+    for name, field in section.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner is not None and inner is not KlBudget:
+            yield f"{prefix}{name}", inner
+            yield from _sections_in(inner, f"{prefix}{name}.")
+
+
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, if it holds one, also where it may be left out."""
+    """The section that a field holds, if it holds one, also where it may be left out; none where it holds several."""
+    if get_origin(annotation) is dict:
+        return None
     for one in (annotation, *get_args(annotation)):
         if isinstance(one, type) and issubclass(one, Section):
             return one

@@ -162,6 +162,7 @@ def _commands(page: Path) -> list[list[str]]:
     for line in _blocks(page.read_text()):
         if match := re.match(r"\s*(?:srun )?(?:\.venv/bin/|\"\$bin/)?dualign\"? (.+)", line):
             words = shlex.split(re.sub(r"\[.*?\]", "", match[1]), comments=True)
+            words = words[: words.index("|")] if "|" in words[1:] else words
             if words and "..." not in words and re.fullmatch(r"[a-z0-9]+", words[0]):
                 found.append(words)
     return found

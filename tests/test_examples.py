@@ -1,4 +1,4 @@
-"""The examples run as they are shipped: one on a table with the core alone, one on models of one's own."""
+"""The examples run as they are shipped: one on a table with the core alone, one on models of one's own, two jobs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from helpers.tiny_models import save_tiny_classifier, save_tiny_policy
+
+from pipeline.commands.parsers import parser_for
+from pipeline.config.loading import load_config
 
 pytestmark = pytest.mark.slow
 
@@ -104,3 +107,41 @@ def test_every_key_of_evaluation_json_is_described(own_run: tuple[subprocess.Com
     keys = set(evaluation) | {key for part in ("reward", "kl", "lagrangian") for key in evaluation[part]}
     keys |= set(evaluation["constraints"][0])
     assert {key for key in keys if not re.search(rf"\b{key}\b", described)} == set()
+
+
+_STANDS_IN = {
+    "bin/srun": 'while [[ $1 == -* ]]; do [[ $1 == -w ]] && shift; shift; done; exec "$@"',
+    "bin/scontrol": "printf 'one\\ntwo\\n'",
+    ".venv/bin/dualign": 'printf "%s\\0" "$@" >> dualign.log; echo >> dualign.log',
+    ".venv/bin/ray": 'echo "$@" >> ray.log',
+}
+"""Programs of a cluster that is not there: what would be run is written down."""
+
+
+@pytest.mark.parametrize("job", ["one-node", "several-nodes"])
+def test_the_commands_of_a_slurm_job_are_understood(job: str, tmp_path: Path) -> None:
+    for name, text in _STANDS_IN.items():
+        program = tmp_path / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text(f"#!/bin/bash\n{text}\n")
+        program.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+        "SLURM_CPUS_PER_TASK": "32",
+        "SLURM_GPUS_ON_NODE": "8",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+    }
+    script = ROOT / "examples" / "slurm" / f"{job}.sbatch"
+    command = ["bash", str(script), "embedded", "mine"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "dualign.log").read_text().splitlines()
+    commands = [line.rstrip("\0").split("\0") for line in lines]
+    assert [words[0] for words in commands] == (["stage1", "train", "stage2"] if job == "one-node" else ["stage1"])
+    for words in commands:
+        _, settings = parser_for(words).parse_known_args(words)
+        names = dict(zip(settings[::2], settings[1::2], strict=True))
+        config = load_config(Path("embedded"), {name.removeprefix("--"): value for name, value in names.items()})
+        assert config.execution.max_actors == (1 if not names else 8 if job == "one-node" else 16)
+    if job == "several-nodes":
+        assert sum("start" in line for line in (tmp_path / "ray.log").read_text().splitlines()) == 2

@@ -13,6 +13,7 @@ COVERED_ELSEWHERE = {
     # What a command takes and starts shows where it is typed.
     "pipeline/commands/all_commands.py": "tests/pipeline/test_cli.py",
     "pipeline/commands/around_runs.py": "tests/pipeline/test_cli.py",
+    "pipeline/commands/on_pilots.py": "tests/pipeline/planning/test_sample_plan.py",
     "pipeline/commands/on_runs.py": "tests/pipeline/test_cli.py",
     "pipeline/commands/run_options.py": "tests/pipeline/test_cli.py",
     "pipeline/commands/subcommand.py": "tests/pipeline/commands/test_parsers.py",
@@ -52,6 +53,10 @@ COVERED_ELSEWHERE = {
     "pipeline/sampling/preview.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/scoring/log_ratios.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/scoring/sample_scores.py": "tests/pipeline/steps/test_runner.py",
+    "pipeline/planning/pilot_rates.py": "tests/pipeline/planning/test_sample_plan.py",
+    "pipeline/planning/plan_options.py": "tests/pipeline/planning/test_sample_plan.py",
+    # A look is where its record is read.
+    "pipeline/run/looks.py": "tests/pipeline/steps/test_look.py",
     "pipeline/steps/evaluate.py": "tests/end_to_end/test_main_job.py",
     "pipeline/steps/prepare.py": "tests/pipeline/steps/test_runner.py",
     "pipeline/steps/report.py": "tests/pipeline/steps/test_inputs.py",

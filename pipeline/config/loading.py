@@ -175,6 +175,7 @@ def _cross_faults(tree: Mapping[str, Any]) -> list[str]:
     if isinstance(constraints, Mapping) and not constraints:
         faults.append("`constraints` is empty; it needs at least one")
     faults.extend(_pair_faults(tree))
+    faults.extend(_until_faults(tree))
     published = tree.get("published")
     if isinstance(published, Mapping) and isinstance(published.get("constraints"), Mapping):
         bounds = {str(name): bound for name, bound in constraints.items()} if isinstance(constraints, Mapping) else {}
@@ -279,6 +280,34 @@ def _pair_faults(tree: Mapping[str, Any]) -> list[str]:
         and (kind := kind_of(scorer)) is not None
         and not kind.scores_any_response
     ]
+
+
+def _until_faults(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Prompts can be added where some were left out."""
+    sampling, prompts = tree.get("sampling"), tree.get("prompts")
+    until = sampling.get("until") if isinstance(sampling, Mapping) else None
+    most = until.get("most_prompts") if isinstance(until, Mapping) else None
+    scorers = tree.get("scorers")
+    if until is not None and isinstance(scorers, Mapping):
+        yield from (
+            f"`scorers.{_shown(name)}.kind` is {kind.kind_name()!r}, which has scores of responses that are there "
+            "already, and `sampling.until` draws more; it must be a scorer that computes its scores"
+            for name, scorer in scorers.items()
+            if isinstance(scorer, Mapping)
+            and scorer.get("table") is not None
+            and (kind := kind_of(scorer)) is not None
+            and not kind.scores_any_response
+        )
+    if not isinstance(most, int):
+        return
+    limit = prompts.get("limit") if isinstance(prompts, Mapping) else None
+    if limit is None:
+        yield (
+            f"`sampling.until.most_prompts` is {most}, and all prompts take part from the start; `prompts.limit` "
+            "(`--limit N`) says how many are drawn for first"
+        )
+    elif isinstance(limit, int) and limit > most:
+        yield f"`sampling.until.most_prompts` is {most}, fewer than `prompts.limit`, {limit}, drawn for first"
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

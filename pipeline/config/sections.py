@@ -101,6 +101,21 @@ class ReferenceSettings(ModelSettings):
         return is_gguf(self.model) or self.adapter is not None or self.temperature is not None
 
 
+class UntilSettings(Section):
+    """When enough is drawn: until then what was drawn is looked at, and more is drawn (docs/sample_sizes.md)."""
+
+    within: Annotated[float, Field(gt=0)]
+    """How far the slack of each constraint may be from its demand in the population, in its own units."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """With which probability all slacks are within."""
+    verdict: Literal["ok", "weak"] | None = "ok"
+    """The worst verdict on trust that will do; null for any."""
+    at_most: Positive = 1024
+    """Responses a prompt at most."""
+    most_prompts: Positive | None = None
+    """Prompts of each split at most, of those that ``prompts.limit`` leaves out at first; without it none is added."""
+
+
 class SamplingSettings(Section):
     """How responses are drawn.
 
@@ -111,6 +126,9 @@ class SamplingSettings(Section):
     """What draws; transformers where vLLM does not run."""
     samples_per_prompt: Positive = 128
     """Responses to each prompt; a larger number later draws only the new ones."""
+    until: UntilSettings | None = Field(default=None, exclude_if=lambda x: x is None)
+    """Where it is given, ``samples_per_prompt`` is what is drawn first, and more is drawn until the solution is
+    trusted."""
     max_new_tokens: Positive = 512
     """Longest response; longer ones are cut off, and ``solve.on_length`` says what becomes of them."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -145,6 +163,15 @@ class SamplingSettings(Section):
                 f"temperature {self.temperature:g}, top_p {self.top_p:g}, top_k {self.top_k} and min_p {self.min_p:g} "
                 "do not draw from the reference (1, 1, 0 and 0 do); the dual and the training assume that it is. Set "
                 "`samples_are_not_of_the_reference: true` to go on all the same"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _grows(self) -> Self:
+        if self.until is not None and self.until.at_most < self.samples_per_prompt:
+            raise ValueError(
+                f"`until.at_most` is {self.until.at_most}, fewer than `samples_per_prompt`, "
+                f"{self.samples_per_prompt}, which are drawn first"
             )
         return self
 

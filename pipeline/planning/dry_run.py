@@ -46,6 +46,7 @@ from pipeline.planning.estimates import (
 from pipeline.planning.model_sizes import embedded_size, read_gguf_size, read_size
 from pipeline.planning.training_steps import StepCount, bound_steps, count_on_tables, measure_lengths
 from pipeline.published import ModelFacts, read_data_set_facts, read_model_facts
+from pipeline.run.looks import sized
 from pipeline.run.run import Run
 from pipeline.run.step import log
 from pipeline.scorers.models import EMBEDDED, ModelSettings, find_model, is_gguf, is_hub_id
@@ -644,6 +645,7 @@ def show_plan(run: Run, steps: Sequence[str]) -> str:
     Raises:
         InputError: see :func:`plan_run`.
     """
+    run = sized(run)
     config, plan = run.config, plan_run(run, steps)
     jinja = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

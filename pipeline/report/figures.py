@@ -305,6 +305,8 @@ def _enlarge_outcomes(axes: Axes, curve: FrontierCurve, shown_k: NDArray[np.bool
     inset.xaxis.set_major_locator(MaxNLocator(nbins=3))
     inset.yaxis.set_major_locator(MaxNLocator(nbins=3))
     inset.tick_params(labelsize=5.5, length=2, pad=1.5)
+    for label in inset.get_xticklabels():  # lines of the axes around it may pass behind
+        label.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.4})
     for spine in inset.spines.values():
         spine.set_visible(True)
         spine.set_linewidth(0.4)

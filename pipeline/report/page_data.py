@@ -87,6 +87,7 @@ def problem_data(
     return {
         "reward": {"name": visible(reward.name), "reference": reward.reference},
         "beta": solved.beta,
+        "trust": solved.trust.verdict,
         "nSamples": solved.n_samples,
         "responses": round(math.exp(solved.kl.log_samples)),
         "own": {"multipliers": solved.multipliers_m.tolist(), "gain": reward.predicted - reward.reference},

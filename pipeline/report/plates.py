@@ -119,8 +119,8 @@ def stage1_plates(
             "Each point of the line is a solved problem with another threshold: the largest predicted gain in reward "
             "for that level of the constraint (the whole line is in frontier.parquet). "
             "The shaded side does not meet this run's threshold. Below, the price: "
-            "how much reward one more unit of the constraint costs there. The hollow point is the same prediction for "
-            "the test prompts; the realised one, with 95% intervals, falls short of it by what training left undone."
+            "how much reward one more unit of the constraint costs there."
+            + (_OUTCOMES if curve.realised is not None else "")
             + _published_caption(curve.published, alone=len(solved.constraints) == 1),
             frontier_figure(curve),
             frontier_numbers(curve),
@@ -152,6 +152,12 @@ def stage1_plates(
         for curve in build_ladder_curves(solved)
     ]
     return plates
+
+
+_OUTCOMES = (
+    " The ring is the same prediction for the test prompts; the diamond, with 95% intervals, is what the trained "
+    "policy does there. Where they lie on each other an inset enlarges them."
+)
 
 
 def _published_caption(published: Sequence[PublishedPoint], *, alone: bool) -> str:

@@ -19,6 +19,7 @@ _WRITTEN = (
     "manifest.json",
     "settings.json",
     "failures.json",
+    "looks.json",
     "info.parquet",
     "prompt_info.parquet",
     "repeats.parquet",

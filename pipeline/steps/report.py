@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 from pipeline.contracts.artifacts import content_sha256, file_sha256, is_complete, read_manifest
 from pipeline.report.page import write_report
@@ -45,6 +46,7 @@ def _commands(run: Run) -> dict[str, Command]:
         setting = "margin" if bound.margin is not None else "threshold" if bound.threshold is not None else None
         if setting is not None:
             words = ["dualign", "run", "--config", str(run.folder / "config.yaml"), "--run", run.name]
+            words += [] if run.data_dir == Path("data") else ["--data-dir", str(run.data_dir)]
             words += [f"--constraints.{name}.{setting}", "{}", "--redo-from", "solve"]
             found[name] = Command(
                 " ".join(word if word == "{}" else shlex.quote(word) for word in words), _SAME_SAMPLES

@@ -20,11 +20,13 @@ from pipeline.contracts.artifacts import (
     verify_artifact,
 )
 from pipeline.contracts.errors import CorruptArtifactError, InputError
+from pipeline.run.looks import sized
 from pipeline.run.replaced import drop_replaced, put_aside
 from pipeline.run.response_set import ResponseSet, known_response_sets
 from pipeline.run.run import Run
 from pipeline.steps.evaluate import evaluate
 from pipeline.steps.export import export
+from pipeline.steps.look import look
 from pipeline.steps.preflight import check_run
 from pipeline.steps.prepare import prepare
 from pipeline.steps.report import report
@@ -70,7 +72,10 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
     Raises:
         DualignError: whatever makes a step stop; finished work is kept.
     """
-    check_run(run, names)  # first: what is refused leaves nothing behind, and costs nothing that was done before
+    tops_up = run.config.sampling.until is not None and "score" in names
+    check_run(
+        run, ("prepare", "sample", *names) if tops_up else names
+    )  # first: what is refused leaves nothing behind, and costs nothing that was done before
     require_writable(run.folder)
     with run_lock(run.folder):
         if redo_from is not None:
@@ -79,12 +84,22 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
             _put_aside_from(run, redo_from)
         _require_own_artifacts(run)
         for name in names:
-            _require_earlier_steps(run, name, names)
-            _verify_earlier_steps(run, name)
-            STEPS[name].perform(run)
-            drop_replaced(run.folder, _made_folders(run, name))
-            # After the step: a configuration that was refused is not the run's.
-            _write_config(run)
+            _perform(run, name, names)
+            while tops_up and name == "score" and look(sized(run)):
+                # Without a limit all prompts take part from the start.
+                again = ("sample", "score") if run.config.prompts.limit is None else ("prepare", "sample", "score")
+                for one in again:
+                    _perform(run, one, (*names, *again))
+
+
+def _perform(run: Run, name: str, planned: Sequence[str]) -> None:
+    run = sized(run)
+    _require_earlier_steps(run, name, planned)
+    _verify_earlier_steps(run, name)
+    STEPS[name].perform(run)
+    drop_replaced(run.folder, _made_folders(run, name))
+    # After the step: a configuration that was refused is not the run's.
+    _write_config(run)
 
 
 def _folders(step: str, sets: Sequence[ResponseSet]) -> dict[str, str | None]:

@@ -13,8 +13,9 @@ from pipeline.contracts.artifacts import environment, file_sha256, read_manifest
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.solution import Solution
 from pipeline.dual.posing import PosedProblem, pose
-from pipeline.dual.solving import EvaluationSize, solve_problem, tilted_weights
+from pipeline.dual.solving import EvaluationSize, SolvedDual, solve_problem, tilted_weights
 from pipeline.dual.sweep import sweep_constraints, write_frontier
+from pipeline.run.looks import limit_reached
 from pipeline.run.run import Run
 from pipeline.run.step import derived_step_is_current, finish_step, log
 from pipeline.scoring.categories import prompt_categories, statistics_by_category
@@ -61,24 +62,7 @@ def solve(run: Run) -> None:
                 f"no {split} response takes part: none was scored, or all were cut off at `sampling.max_new_tokens`, "
                 f"{config.sampling.max_new_tokens}, and `solve.on_length` is {config.solve.on_length!r}"
             )
-    # Under a KL budget beta is where the search starts.
-    start = 1.0 if config.kl_budget is not None else config.given_beta
-    heldout = pose(test, constraints=demands.constraints, beta=start)
-    solved = solve_problem(
-        pose(train, constraints=demands.constraints, beta=start).within(config.kl_budget),
-        heldout=heldout,
-        reward_name=config.reward,
-        safeguards=[
-            replace(guard, score_noise=measured_sigma(run.scores / one.statistic.score), measures_noise=False)
-            if guard.measures_noise
-            else guard
-            for one, guard in zip(demands.constraints, demands.safeguards, strict=True)
-        ],
-        evaluation=EvaluationSize(heldout.problem.n_prompts, config.evaluation.samples_per_prompt),
-        corrects_response_bias=config.solve.correct_response_bias,
-        n_replicates=config.solve.bootstrap_replicates,
-        rng=np.random.default_rng(config.seed),
-    )
+    solved = _solve(run, demands, train, test, n_replicates=config.solve.bootstrap_replicates)
     dual = _describe_samples(run, solved.content, demands, train, everything=everything, n_unscored=n_unscored)
     solution = Solution.from_document(dual)
     for bound in solution.constraints:
@@ -98,6 +82,39 @@ def solve(run: Run) -> None:
         files={name: file_sha256(folder / name) for name in ("dual.json", "frontier.parquet")},
         counts={"prompts": solution.n_prompts, "samples": solution.n_samples},
         started=started,
+    )
+
+
+def solve_scores(run: Run, *, n_replicates: int) -> SolvedDual:
+    """What :func:`solve` finds for what is scored so far, and writes nothing.
+
+    Args:
+        run: the run.
+        n_replicates: bootstrap replicates over prompts.
+    """
+    train, test = reference_scores(run, "train"), reference_scores(run, "test")
+    return _solve(run, read_demands(run), train, test, n_replicates=n_replicates)
+
+
+def _solve(run: Run, demands: Demands, train: JoinedScores, test: JoinedScores, *, n_replicates: int) -> SolvedDual:
+    config = run.config
+    # Under a KL budget beta is where the search starts.
+    start = 1.0 if config.kl_budget is not None else config.given_beta
+    heldout = pose(test, constraints=demands.constraints, beta=start)
+    return solve_problem(
+        pose(train, constraints=demands.constraints, beta=start).within(config.kl_budget),
+        heldout=heldout,
+        reward_name=config.reward,
+        safeguards=[
+            replace(guard, score_noise=measured_sigma(run.scores / one.statistic.score), measures_noise=False)
+            if guard.measures_noise
+            else guard
+            for one, guard in zip(demands.constraints, demands.safeguards, strict=True)
+        ],
+        evaluation=EvaluationSize(heldout.problem.n_prompts, config.evaluation.samples_per_prompt),
+        corrects_response_bias=config.solve.correct_response_bias,
+        n_replicates=n_replicates,
+        rng=np.random.default_rng(config.seed),
     )
 
 
@@ -153,6 +170,7 @@ def _describe_samples(
         n_prompts_left_out=read_manifest(run.prompts).counts.get("left_out", 0),
     )
     faults += _noise_warnings(run, dual)
+    faults += limit_reached(run)
     for fault in faults:
         log.warning("solve: %s", fault)
     weight_n = tilted_weights(train, Solution.from_document(dual))

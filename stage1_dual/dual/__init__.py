@@ -33,6 +33,16 @@ from stage1_dual.dual.inference import (
     sandwich_standard_errors,
 )
 from stage1_dual.dual.on_disk import OnDiskPartition, group_on_disk
+from stage1_dual.dual.pilot import (
+    Pilot,
+    PilotRows,
+    Prediction,
+    SamplePlan,
+    SizeRequest,
+    plan_sizes,
+    reward_cost,
+    top_up,
+)
 from stage1_dual.dual.problem import LARGEST_KL_SHARE, DualProblem
 from stage1_dual.dual.response_ladder import LadderRung, ResponseLadder, climb_ladder
 from stage1_dual.dual.samples import Partition, PassRunner, SampleScores
@@ -72,11 +82,16 @@ __all__ = [
     "OnDiskPartition",
     "Partition",
     "PassRunner",
+    "Pilot",
+    "PilotRows",
+    "Prediction",
     "PromptSample",
     "ResponseBias",
     "ResponseLadder",
     "SampleBlock",
+    "SamplePlan",
     "SampleScores",
+    "SizeRequest",
     "StandardErrors",
     "Tail",
     "TailSolution",
@@ -100,13 +115,16 @@ __all__ = [
     "maximise_over_tails",
     "minimise_dual",
     "pareto_k",
+    "plan_sizes",
     "predict_heldout",
     "quantify_uncertainty",
     "reference_tail",
+    "reward_cost",
     "sandwich_standard_errors",
     "solve_dual",
     "solve_frontier",
     "solve_tightened",
     "threshold_at_multipliers",
     "tilt",
+    "top_up",
 ]

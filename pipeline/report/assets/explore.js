@@ -161,12 +161,13 @@ function startExplore(data, train) {
 }
 
 function howItIsKnown(data, answers) {
+  const trust = `Trust in λ* is not judged anew; this run's is ${data.trust}.`;
   if (answers.live) {
     return `Solved in this page from all ${data.nSamples.toLocaleString("en-US")} scores as you move; at certified points of the frontier λ* agrees to ${Math.floor(-Math.log10(Math.max(answers.difference, 1e-9)))} digits. `
-      + "Numbers are for the samples as they are, without the correction for finitely many responses; intervals are over prompts. Trust in λ* is not judged anew.";
+      + "Numbers are for the samples as they are, without the correction for finitely many responses; intervals are over prompts. " + trust;
   }
   const why = answers.difference === null ? data.whyNotLive : "what this page solves differs from the certified frontier by more than four digits allow";
-  return `Interpolated between certified points of the frontier: ${why}. No intervals are shown. Trust in λ* is not judged anew.`;
+  return `Interpolated between certified points of the frontier: ${why}. No intervals are shown. ${trust}`;
 }
 
 function rowOf(key, name, demand, value, ends, number, multiplier, multiplierEnds, multiplierNumber) {

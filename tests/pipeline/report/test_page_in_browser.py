@@ -89,7 +89,9 @@ def opened(browser: Browser, path: Path) -> Iterator[Opened]:
 def test_a_margin_that_is_moved_is_answered_as_the_certified_frontier_answers(opened: Opened, two_bounds: Any) -> None:
     frontier = pq.read_table(two_bounds.folder / "dual" / "frontier.parquet")
     reference = two_bounds.dual["reward"]["reference"]
-    assert "Solved in this page" in opened.tab.inner_text("#explore-how")
+    how = opened.tab.inner_text("#explore-how")
+    assert "Solved in this page" in how
+    assert how.endswith(f"this run's is {two_bounds.dual['trust']['verdict']}.")
     for place, bound in enumerate(two_bounds.dual["constraints"]):
         name, unit = bound["name"], "threshold" if bound["margin"] is None else "margin"
         rows = frontier.filter(pc.and_(frontier["feasible"], pc.equal(frontier["constraint"], name))).to_pylist()
