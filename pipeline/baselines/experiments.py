@@ -9,6 +9,7 @@ from pipeline.baselines.constraint_kinds import constraint_kinds
 from pipeline.baselines.costs import cost
 from pipeline.baselines.demands import constraint_satisfaction, two_constraints
 from pipeline.baselines.dual_experiments import convergence, geometry, sample_sizes
+from pipeline.baselines.global_normalisation import global_normalisation
 from pipeline.baselines.real_model import real_model
 from pipeline.baselines.results import Result
 from pipeline.baselines.study import Study
@@ -29,6 +30,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "two_constraints": Experiment("harmlessness and humour, a grid of margins", two_constraints),
     "constraint_kinds": Experiment("share, each category, band, KL budget, tail, equality", constraint_kinds),
     "sample_sizes": Experiment("lambda* against the number of prompts and responses", sample_sizes),
+    "global_normalisation": Experiment(
+        "the dual normalised over all prompts at once, and what it realises", global_normalisation
+    ),
     "convergence": Experiment("the dual by our solver and by projected gradient", convergence),
     "preference_calibration": Experiment("calibration of the implicit rewards", preference_calibration),
     "cost": Experiment("wall time and tokens of each method", cost),

@@ -86,13 +86,13 @@ def grid_view(grid: SweptGrid) -> TableView:
     columns += [(Cell(grid.reward, "predicted"), "reward"), (Cell("KL", "nats"), "kl"), (Cell("ESS"), "ess_median")]
     digits = {name: decimals(_finite(grid.rows[name])) for _, name in columns}
     rows = []
-    for row in grid.rows.take(pa.array(places)).to_pylist():
+    for place, row in zip(places.tolist(), grid.rows.take(pa.array(places)).to_pylist(), strict=True):
         cells = [_cell(row, name, digits[name], feasible=row["feasible"]) for _, name in columns]
-        rows.append(Row((*cells, Cell("" if row["feasible"] else row["status"]))))
+        rows.append(Row((Cell(str(place + 1)), *cells, Cell("" if row["feasible"] else row["status"]))))
     shown = "" if len(rows) == count else f"; {len(rows)} of them here"
     return TableView(
         title=f"Frontier: {count} thresholds, {grid.n_feasible} of them feasible{shown}",
-        header=(*(head for head, _ in columns), Cell()),
+        header=(Cell("point"), *(head for head, _ in columns), Cell()),
         rows=tuple(rows),
         facts=(("reference", f"{grid.reward} {number(grid.reference_reward, digits['reward'])}"),),
     )

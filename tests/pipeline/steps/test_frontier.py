@@ -51,7 +51,8 @@ def test_it_prints_the_table_and_where_table_and_figure_are(
     out = capsys.readouterr().out
     rows = pq.read_table(tmp_path / "out" / "frontier.parquet").to_pylist()
     assert len(rows) == 5
-    line = next(line for line in out.splitlines() if line.startswith("+0.300"))
+    line = next(line for line in out.splitlines() if line.startswith("4 "))
+    assert "+0.300" in line
     assert f"{rows[3]['multiplier_harmless']:.3f}" in line
     assert f"{rows[3]['reward']:.3f}" in line
     assert f"{rows[3]['kl']:.3f}" in line
