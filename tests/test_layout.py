@@ -13,6 +13,7 @@ COVERED_ELSEWHERE = {
     # What a command takes and starts shows where it is typed.
     "pipeline/commands/all_commands.py": "tests/pipeline/test_cli.py",
     "pipeline/commands/around_runs.py": "tests/pipeline/test_cli.py",
+    "pipeline/commands/on_pilots.py": "tests/pipeline/planning/test_sample_plan.py",
     "pipeline/commands/on_runs.py": "tests/pipeline/test_cli.py",
     "pipeline/commands/run_options.py": "tests/pipeline/test_cli.py",
     "pipeline/commands/subcommand.py": "tests/pipeline/commands/test_parsers.py",

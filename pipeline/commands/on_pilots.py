@@ -90,8 +90,14 @@ PLAN = Subcommand(
     _add_plan_options,
     _plan,
     (
-        ("a pilot of the recipe", "dualign score --config my.yaml --run pilot --limit 64"),
-        ("from it", "dualign plan --config my.yaml --run pilot --within 0.05"),
+        (
+            "a pilot of the recipe, and the plan that follows from it",
+            (
+                "dualign stage1 --config my.yaml --run pilot --limit 64 \\\n"
+                "      --sampling.samples_per_prompt 32\n"
+                "  dualign plan --config my.yaml --run pilot --within 0.05"
+            ),
+        ),
     ),
     (SETTINGS_NOTE,),
 )
