@@ -38,11 +38,13 @@ class SweptConstraint:
         name: of the constraint.
         direction: of the constraint.
         is_margin: whether its thresholds were given over the reference.
+        family: number of the demand that it comes from; those of an ``each`` move together.
     """
 
     name: str
     direction: Direction
     is_margin: bool
+    family: int
 
     @property
     def column(self) -> str:
@@ -84,13 +86,13 @@ def grid_view(grid: SweptGrid) -> TableView:
     columns += [(Cell(grid.reward, "predicted"), "reward"), (Cell("KL", "nats"), "kl"), (Cell("ESS"), "ess_median")]
     digits = {name: decimals(_finite(grid.rows[name])) for _, name in columns}
     rows = []
-    for row in grid.rows.take(pa.array(places)).to_pylist():
+    for place, row in zip(places.tolist(), grid.rows.take(pa.array(places)).to_pylist(), strict=True):
         cells = [_cell(row, name, digits[name], feasible=row["feasible"]) for _, name in columns]
-        rows.append(Row((*cells, Cell("" if row["feasible"] else row["status"]))))
+        rows.append(Row((Cell(str(place + 1)), *cells, Cell("" if row["feasible"] else row["status"]))))
     shown = "" if len(rows) == count else f"; {len(rows)} of them here"
     return TableView(
         title=f"Frontier: {count} thresholds, {grid.n_feasible} of them feasible{shown}",
-        header=(*(head for head, _ in columns), Cell()),
+        header=(Cell("point"), *(head for head, _ in columns), Cell()),
         rows=tuple(rows),
         facts=(("reference", f"{grid.reward} {number(grid.reference_reward, digits['reward'])}"),),
     )
@@ -108,9 +110,9 @@ def sweep_figure(grid: SweptGrid) -> Figure:
 
     Where several constraints vary, there is a line for each combination of the others' thresholds.
     """
-    first, others = grid.swept[0], grid.swept[1:]
+    first = grid.swept[0]
     lines = _lines(grid)
-    labelled = bool(others) and len(lines) <= _MOST_LABELS
+    labelled = 1 < len(lines) <= _MOST_LABELS
     with paper_style():
         figure = new_figure(height_inches=3.8)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[1.5, 1.0])
@@ -144,8 +146,8 @@ def sweep_figure(grid: SweptGrid) -> Figure:
 
 
 def _lines(grid: SweptGrid) -> list[tuple[str, pa.Table]]:
-    """The rows of each combination of the thresholds of all swept constraints but the first, with its label."""
-    others = grid.swept[1:]
+    """The rows of each combination of thresholds of what does not move with the first constraint, with its label."""
+    others = [one for one in grid.swept if one.family != grid.swept[0].family]
     if not others:
         return [("", grid.rows)]
     keys = list(zip(*(grid.rows[one.column].to_pylist() for one in others), strict=True))

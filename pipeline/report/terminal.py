@@ -91,7 +91,7 @@ def render_view(view: TableView) -> Group:
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
     for label, text in view.facts:
-        grid.add_row(label, Text(text))
+        grid.add_row(Text(label), Text(text))
     parts.append(grid)
     parts.extend(Text(f"warning: {warning}", style="yellow") for warning in view.warnings)
     return Group(*parts, Text())
@@ -141,7 +141,8 @@ class _Rows:
                     detail = " ".join(cell.detail.split("\n"))
                     if detail and "[" not in detail:  # an interval needs no name, any other number does
                         detail = f"({head.detail} {detail})"
-                    grid.add_row(f"  {head.value}", f"{cell.value} {detail}".rstrip())
+                    # As texts: a name such as harmless[topic=a] is no markup.
+                    grid.add_row(Text(f"  {head.value}"), Text(f"{cell.value} {detail}".rstrip()))
             parts += [_name(name, row), grid]
         return Group(*parts)
 

@@ -100,8 +100,8 @@ def solve_grid(request: TableRequest, grid: ThresholdGrid, *, scratch: Path) -> 
         reward=request.reward,
         reference_reward=posed.problem.reference_reward,
         swept=tuple(
-            SweptConstraint(one.name, one.direction, is_margin=one.margin is not None)
-            for one in (posed.constraints[j] for j in swept)
+            SweptConstraint(one.name, one.direction, is_margin=one.margin is not None, family=family)
+            for one, family in ((posed.constraints[j], places[j]) for j in swept)
         ),
     )
 

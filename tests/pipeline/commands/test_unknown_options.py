@@ -26,7 +26,10 @@ def test_every_command_is_known_with_its_options() -> None:
             ["solve", "--require-satisfied"],
             "`dualign solve` has no option `--require-satisfied`; it is an option of `dualign evaluate`",
         ),
-        (["solve", "--constraint", "g >= 0"], "it is an option of `dualign solve --table`, `dualign plan --table`, `dualign frontier`"),
+        (
+            ["solve", "--constraint", "g >= 0"],
+            "it is an option of `dualign solve --table`, `dualign plan --table`, `dualign frontier`",
+        ),
         (["train", "--redoo"], "`dualign train` has no option `--redoo`; did you mean `--redo`?"),
         (["stage1", "--redo"], "`dualign stage1` has no option `--redo`; it is an option of `dualign prepare`"),
         (["show", "--jsn"], "`dualign show` has no option `--jsn`; did you mean `--json`?"),

@@ -31,16 +31,16 @@ def grid(*names: str, infeasible_from: float = np.inf, n_others: int = 3) -> Swe
     for name, values in zip(names, (margin, other), strict=False):
         columns |= {f"margin_{name}": values, f"threshold_{name}": values + 0.5}
         columns |= {f"multiplier_{name}": values * solved, f"predicted_{name}": values * solved}
-    swept = tuple(SweptConstraint(name, ">=", is_margin=place == 0) for place, name in enumerate(names))
+    swept = tuple(SweptConstraint(name, ">=", is_margin=place == 0, family=place) for place, name in enumerate(names))
     return SweptGrid(pa.table(columns), "helpful", 0.4, swept)
 
 
 def test_the_table_says_what_was_asked_and_what_it_costs() -> None:
     text = text_summary(grid_view(grid("harmless", infeasible_from=0.85)))
     assert "Frontier: 11 thresholds, 9 of them feasible" in text
-    row = next(line for line in text.splitlines() if line.startswith("+0.500"))
-    assert row.split() == ["+0.500", "0.500", "0.150", "0.500", "9.000"]
-    assert "infeasible" in next(line for line in text.splitlines() if line.startswith("+0.900"))
+    row = next(line for line in text.splitlines() if line.startswith("6 "))
+    assert row.split() == ["6", "+0.500", "0.500", "0.150", "0.500", "9.000"]
+    assert "infeasible" in next(line for line in text.splitlines() if line.startswith("10 "))
     assert "nan" not in text
 
 

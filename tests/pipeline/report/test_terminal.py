@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.report.terminal import print_stage1, print_stage2, stage1_table, stage2_table
+from pipeline.report.terminal import print_stage1, print_stage2, render_view, stage1_table, stage2_table
+from pipeline.report.views import Cell, Row, TableView
 
 LONG_NAME = "refusal_of_questions_that_need_no_refusal"
 
@@ -118,3 +119,14 @@ def test_an_ascii_stream_is_enough(two_bounds: Any) -> None:
 def test_markup_in_a_name_is_text(one_bound: Any) -> None:
     reward = {**one_bound.dual["reward"], "name": "[red]x[/red]"}
     assert "[red]x[/red]" in _text(stage1_table({**one_bound.dual, "reward": reward}), width=120)
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_markup_in_any_cell_or_fact_is_text(width: int) -> None:
+    """As in the name of one constraint of an `each`."""
+    cells = (Cell("1"), Cell("harmless[topic=a]", "of [b]"))
+    heads = (Cell("[i]n[/i]"), Cell("score[topic=a]", "detail"))
+    view = TableView("[b]title[/b]", heads, (Row(cells),), facts=(("fact[x=y]", "text[x=y]"),))
+    text = _text(render_view(view), width=width)
+    wanted = ["[b]title[/b]", "harmless[topic=a]", "score[topic=a]", "of [b]", "fact[x=y]", "text[x=y]"]
+    assert [one for one in wanted if one not in text] == []

@@ -12,7 +12,10 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.contracts.errors import InputError
-from pipeline.steps.frontier import read_grid
+from pipeline.dual.from_table import TableRequest
+from pipeline.dual.table_sources import ScoreFiles
+from pipeline.report.swept import sweep_figure
+from pipeline.steps.frontier import read_grid, solve_grid
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +30,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "harmless": harmless,
         "calm": rng.uniform(size=n),
         "flat": np.ones(n),
+        "topic": np.repeat(np.where(np.arange(30) % 2, "odd", "even"), 16),
     }
     pq.write_table(pa.table(columns), path)
     return path
@@ -47,7 +51,8 @@ def test_it_prints_the_table_and_where_table_and_figure_are(
     out = capsys.readouterr().out
     rows = pq.read_table(tmp_path / "out" / "frontier.parquet").to_pylist()
     assert len(rows) == 5
-    line = next(line for line in out.splitlines() if line.startswith("+0.300"))
+    line = next(line for line in out.splitlines() if line.startswith("4 "))
+    assert "+0.300" in line
     assert f"{rows[3]['multiplier_harmless']:.3f}" in line
     assert f"{rows[3]['reward']:.3f}" in line
     assert f"{rows[3]['kl']:.3f}" in line
@@ -67,6 +72,18 @@ def test_json_has_every_row_and_null_for_what_cannot_be_met(
     assert 0 < found["n_feasible"] < 6
     assert [row["reward"] is not None for row in found["rows"]] == [row["feasible"] for row in found["rows"]]
     assert "Frontier: 6 thresholds" in captured.err
+
+
+def test_what_moves_together_is_one_line(table: Path) -> None:
+    grid = read_grid(["each(topic): harmless >= ref + 0:0.2:0.1"])
+    columns, labels = ("prompt_id", "helpful", "harmless"), ("topic",)
+    source = ScoreFiles(table, columns, labels)
+    request = TableRequest(source, "prompt_id", "helpful", grid.first, beta=1.0, show_progress=False)
+    solved = solve_grid(request, grid, scratch=table.parent)
+    assert [one.name for one in solved.swept] == ["harmless[topic=even]", "harmless[topic=odd]"]
+    assert len(sweep_figure(solved).axes[1].lines) == 1
+    multipliers = [solved.rows[f"multiplier_{one.name}"].to_pylist() for one in solved.swept]
+    assert all(value > 0 for values in multipliers for value in values[1:])
 
 
 def test_a_constant_reward_is_said_with_what_follows(
