@@ -216,7 +216,7 @@ def training_bytes(
 
 
 def table_bytes(*, tokens: float, rows: float, n_scorers: int) -> float:
-    """Parquet of samples and scores, and the tilted table: 4 + 2 bytes a token, 44 bytes a score (README)."""
+    """Parquet of samples and scores, and the tilted table: 4 + 2 bytes a token, 44 bytes a score."""
     return 6 * tokens + 44 * rows * n_scorers
 
 

@@ -91,7 +91,7 @@ def test_memory_of_training(dtype, adapter, trained, recomputes, expected):
 
 
 def test_disk():
-    # The README's row: 128,000 responses of 256 tokens, 2 scores: 0.2 GB
+    # A row of docs/howto/gpus.md: 128,000 responses of 256 tokens, 2 scores: 0.2 GB
     assert table_bytes(tokens=32.8e6, rows=128_000, n_scorers=2) == pytest.approx(0.208e9, rel=1e-3)
     assert policy_bytes(Size(10**9), trained=10**9) == 28e9
     assert policy_bytes(Size(10**9), trained=10**6) == 4.024e9
