@@ -38,7 +38,7 @@ def write_plan_figure(pilot: Pilot, request: SizeRequest, plan: SamplePlan, stem
         stem: path of the figure without its ending.
 
     Returns:
-        The PNG and the SVG.
+        The files.
     """
     return save_figure(plan_figure(pilot, request, plan), stem)
 
