@@ -45,6 +45,7 @@ def write_plan_figure(pilot: Pilot, request: SizeRequest, plan: SamplePlan, stem
 
 def plan_figure(pilot: Pilot, request: SizeRequest, plan: SamplePlan) -> Figure:
     """Both axes are logarithmic; errors are in units of what is allowed, at the confidence that is asked for."""
+    assert plan.n_prompts is not None  # the caller's question
     responses_x = _around(plan.n_responses, lowest=8)
     prompts_y = _around(plan.n_prompts, lowest=30)
     error_yx = np.empty((_GRID, _GRID))
