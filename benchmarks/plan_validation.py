@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -194,6 +194,7 @@ def repeat(case: Case, within_m: FloatArray, rng: np.random.Generator) -> Outcom
         within_m, _CONFIDENCE, None, 2 * within_m, n_responses=case.n_responses, most_prompts=20 * _WANTED_PROMPTS
     )
     plan = plan_sizes(pilot, request)
+    assert plan.n_prompts is not None  # there is a limit to them
     rows = case.world.draw(rng, n_prompts=plan.n_prompts, n_responses=plan.n_responses)
     posed = pose(rows, constraints=case.constraints, beta=case.beta)
     try:
@@ -251,7 +252,7 @@ def _part(rows: Rows, n_prompts: int, n_responses: int) -> Rows:
     return Rows(rows.prompt_n[take], rows.reward_n[take], scores, labels)
 
 
-def measure(case: Case, *, n_repeats: int, seed: int, looks: bool = False) -> dict[str, object]:
+def measure(case: Case, *, n_repeats: int, seed: int, looks: bool = False) -> dict[str, Any]:
     """One row of the table."""
     started = time.monotonic()
     within_m = case.pilot_prediction()
@@ -289,16 +290,16 @@ HEADER = (
 )
 
 
-def format_row(row: Mapping[str, object]) -> str:
+def format_row(row: Mapping[str, Any]) -> str:
     """One line of the table."""
     n, kept = int(str(row["repeats"])), int(str(row["trusted"]))
 
     def share(part: object, whole: int) -> str:
         return f"{100 * int(str(part)) / whole:.1f}" if whole else "-"
 
-    low, _, high = row["prompts"]  # type: ignore[misc]
-    allowed = ", ".join(f"{value:g}" for value in row["within"])  # type: ignore[attr-defined]
-    p, k = row["pilot"]  # type: ignore[misc]
+    low, _, high = row["prompts"]
+    allowed = ", ".join(f"{value:g}" for value in row["within"])
+    p, k = row["pilot"]
     return (
         f"| {row['case']} | {row['m']} | {row['kl']:.2f} | {row['responses']} | {p} x {k} | {allowed} | "
         f"{low} to {high} | {share(kept, n)} | {share(row['missed'], kept)} | {share(row['below'], kept)} | "
@@ -460,11 +461,11 @@ def all_cases(table: Path | None) -> list[Case]:
         ],
     )
     if table is not None:
-        world = read_table(table)
-        others = list(world.scores)[1:3]
-        own = [f"{name} >= ref + {0.5 * float(world.scores[name].std(axis=1).mean()):.2g}" for name in others]
+        given = read_table(table)
+        others = list(given.scores)[1:3]
+        own = [f"{name} >= ref + {0.5 * float(given.scores[name].std(axis=1).mean()):.2g}" for name in others]
         demands: list[tuple[Sequence[str], float, int]] = [(own[:1], 0.5, 32), (own[:1], 1.0, 64), (own, 0.8, 64)]
-        cases += _table_cases(table.stem, world, demands)
+        cases += _table_cases(table.stem, given, demands)
     return cases
 
 

@@ -38,13 +38,14 @@ def write_plan_figure(pilot: Pilot, request: SizeRequest, plan: SamplePlan, stem
         stem: path of the figure without its ending.
 
     Returns:
-        The PNG and the SVG.
+        The files.
     """
     return save_figure(plan_figure(pilot, request, plan), stem)
 
 
 def plan_figure(pilot: Pilot, request: SizeRequest, plan: SamplePlan) -> Figure:
     """Both axes are logarithmic; errors are in units of what is allowed, at the confidence that is asked for."""
+    assert plan.n_prompts is not None  # the caller's question
     responses_x = _around(plan.n_responses, lowest=8)
     prompts_y = _around(plan.n_prompts, lowest=30)
     error_yx = np.empty((_GRID, _GRID))

@@ -15,6 +15,7 @@ from pipeline.steps.solve import solve_scores
 from stage1_dual.dual import LIMITS, InfeasibleError, KlBudgetError, SizeRequest, top_up
 
 _VERDICTS = ("ok", "weak", "unreliable")
+_NOTHING: dict[str, Any] = {"verdict": None, "miss": None, "reach": None, "kl": None}
 _OF_RESPONSES = ("ess_fraction_below_2", "kl_share", "pareto_k_fraction", "drift")
 """Signs of distrust that more responses a prompt mend; the others are of prompts."""
 
@@ -71,8 +72,8 @@ def _take(run: Run, question: dict[str, Any], *, number: int) -> dict[str, Any]:
     except (InfeasibleError, KlBudgetError) as error:
         # More responses reach further: that they do not suffice is a reason for more, as long as there may be more.
         reasons = [f"the demand is out of reach of what is drawn: {str(error).splitlines()[0]}"]
-        sizes = (n_prompts, min(2 * drawn["responses"], until.at_most))
-        return found | _outcome(run, sizes, n_prompts, reasons) | {"verdict": None, "signs": {}, "miss": None}
+        larger = (n_prompts, min(2 * config.sampling.samples_per_prompt, until.at_most))
+        return found | _outcome(run, larger, n_prompts, reasons) | _NOTHING
     request = SizeRequest(
         within_m=np.full(len(pilot.names), until.within),
         confidence=until.confidence,

@@ -65,7 +65,7 @@ def test_a_table_gives_one_json_object(table, tmp_path, capsys):
     assert plan["costs"]["hours"] == pytest.approx(in_all / 10 / 3600)
     assert plan["costs"]["bytes"] == pytest.approx(in_all * table.stat().st_size / 2048, rel=1e-3)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"plan.json", "sample_sizes.png", "sample_sizes.svg"}
+    assert names == {"plan.json", *(f"sample_sizes.{kind}" for kind in ("png", "pdf", "svg"))}
     assert set(plan["files"]) == {str(tmp_path / "out" / name) for name in names}
     # Fewer responses give more of the reward away, and need more prompts.
     costs_of_few = [one["reward_cost"] for one in plan["alternatives"]]
