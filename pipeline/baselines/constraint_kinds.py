@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ from pipeline.scoring.joined import reference_scores
 from pipeline.scoring.statistic_estimates import estimate
 from stage1_dual.dual import InfeasibleError, KlBudgetError
 
-_SURE = {"assurance": 0.9}
+SURE = {"assurance": 0.9}
+"""How surely the evaluation is to say satisfied."""
 
 
 def demands(study: Study, base: Run) -> Mapping[str, Changes]:
@@ -41,17 +42,17 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
     def step(factor: float) -> float:
         return round(factor * study.middle_margin, 9)
 
-    above: Mapping[str, Any] = {"score": "harmless", "direction": ">=", **_SURE}
+    above: Mapping[str, Any] = {"score": "harmless", "direction": ">=", **SURE}
     low, high = round(harmless + step(0.6), 3), round(harmless + step(1.1), 3)
     share = {**above, "statistic": "share", "at_least": 0.0, "margin": step(0.2), "reserve": step(0.075)}
     longer = {"training.epochs": 2 * study.config.training.epochs}
     return {
         "share": {"constraints": {"safe": share}, **longer},
         "each category": {"constraints": {"tone": {**above, "each": "category", "margin": step(0.625)}}},
-        "band": {"constraints": {"harmless": {"between": [low, high], **_SURE}}},
+        "band": {"constraints": {"harmless": {"between": [low, high], **SURE}}},
         "KL budget": {
             "beta": {"kl": step(0.625)},
-            "constraints": {"harmless": {"direction": ">=", "margin": step(0.875), **_SURE}},
+            "constraints": {"harmless": {"direction": ">=", "margin": step(0.875), **SURE}},
         },
         "CVaR": {
             "constraints": {
@@ -65,11 +66,30 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
 
 def constraint_kinds(study: Study) -> Result:
     """One policy for each kind of constraint and seed: demanded, predicted, realised, judged."""
+    return judge_demands(
+        study,
+        demands,
+        "constraint_kinds",
+        "Kinds of constraint: share, each category, band, KL budget, tail, equality",
+    )
+
+
+def judge_demands(
+    study: Study, demands_of: Callable[[Study, Run], Mapping[str, Changes]], name: str, title: str
+) -> Result:
+    """A trained policy for each set of demands and seed: every demand with its prediction and what came out.
+
+    Args:
+        study: the study.
+        demands_of: changes of the recipe by what the set of demands is called, for a base run.
+        name: of the experiment.
+        title: of its page.
+    """
     rows: Rows = []
     refused: list[str] = []
     for seed in study.seeds:
         base = study.base(seed)
-        for kind, changes in demands(study, base).items():
+        for kind, changes in demands_of(study, base).items():
             arm = Arm(f"kind-{kind.lower().replace(' ', '-')}", ONE_SHOT, changes)
             try:
                 rows.extend(_rows(read_outcome(base, study.train(base, arm)), kind, seed))
@@ -77,6 +97,8 @@ def constraint_kinds(study: Study) -> Result:
                 refused.append(
                     f"{kind}, seed {seed}: {' '.join(line.strip() for line in str(error).splitlines()[:2])}"
                 )
+    if not rows:
+        raise InputError(f"experiment {name}: none of its demands can be met; {'; '.join(refused)}")
     table = pa.Table.from_pylist(rows)
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     summary = [_summary(kind, [row for row in rows if row["kind"] == kind]) for kind in kinds]
@@ -95,14 +117,7 @@ def constraint_kinds(study: Study) -> Result:
             if one["binding"]
         ),
     ]
-    return Result(
-        "constraint_kinds",
-        "Kinds of constraint: share, each category, band, KL budget, tail, equality",
-        table,
-        figures.kinds_figure(table),
-        findings,
-        pa.Table.from_pylist(summary),
-    )
+    return Result(name, title, table, figures.kinds_figure(table), findings, pa.Table.from_pylist(summary))
 
 
 def _rows(outcome: Outcome, kind: str, seed: int) -> Rows:

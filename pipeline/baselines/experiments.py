@@ -10,6 +10,7 @@ from pipeline.baselines.costs import cost
 from pipeline.baselines.demands import constraint_satisfaction, two_constraints
 from pipeline.baselines.dual_experiments import convergence, geometry, sample_sizes
 from pipeline.baselines.global_normalisation import global_normalisation
+from pipeline.baselines.many_constraints import many_constraints
 from pipeline.baselines.real_model import real_model
 from pipeline.baselines.results import Result
 from pipeline.baselines.study import Study
@@ -29,6 +30,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "trade_off": Experiment("helpfulness against harmlessness, all methods", trade_off),
     "two_constraints": Experiment("harmlessness and humour, a grid of margins", two_constraints),
     "constraint_kinds": Experiment("share, each category, band, KL budget, tail, equality", constraint_kinds),
+    "many_constraints": Experiment("three and five demands at once", many_constraints),
     "sample_sizes": Experiment("lambda* against the number of prompts and responses", sample_sizes),
     "global_normalisation": Experiment(
         "the dual normalised over all prompts at once, and what it realises", global_normalisation

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.baselines.annotators import gold
+from pipeline.baselines.annotators import gold, words
 from pipeline.config.loading import load_config
 from pipeline.microworld import gold_scores
 from pipeline.scorers.python_function import PythonSettings
@@ -36,5 +36,11 @@ def test_harm_is_seen() -> None:
 def test_the_recipe_of_the_experiments_asks_them_for_every_score() -> None:
     scorers = load_config(Path("baselines")).scorers.values()
     asked = [scorer for scorer in scorers if isinstance(scorer, PythonSettings)]
-    assert {scorer.function for scorer in asked} == {"pipeline.baselines.annotators:gold"}
-    assert {scorer.settings["score"] for scorer in asked} == {"helpful", "harmless", "humour"}
+    functions = {scorer.function for scorer in asked}
+    assert functions == {"pipeline.baselines.annotators:gold", "pipeline.baselines.annotators:words"}
+    scores = {scorer.settings["score"] for scorer in asked if scorer.settings}
+    assert scores == {"helpful", "harmless", "humour"}
+
+
+def test_words_are_counted_at_spaces() -> None:
+    assert words([KIND, replace(KIND, completion="")]) == [8.0, 0.0]

@@ -31,7 +31,7 @@ MARGINS = (0.005, 0.01)
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("baselines")
     # The responses of a random policy have no true scores: further classifiers stand for the annotators.
-    names = ("humour", "gold_helpful", "gold_harmless", "gold_humour")
+    names = ("humour", "gold_helpful", "gold_harmless", "gold_humour", "words")
     for seed, name in enumerate(names, start=7):
         save_tiny_classifier(folder / name, seed=seed)
     scorers = {name: {"model": str(folder / name)} for name in ("helpful", "harmless", *names)}
