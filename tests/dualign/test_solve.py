@@ -85,7 +85,9 @@ def test_what_is_saved_is_what_the_command_writes(frame: pd.DataFrame, tmp_path:
     for door in ("table", "frame"):
         saved = files(tmp_path / door)
         assert saved.keys() == written.keys()
-        assert {name for name in written if saved[name] != written[name]} <= {"dual.json", "weights.parquet"}
+        # The page names the table.
+        named = {"dual.json", "weights.parquet", "report.html"}
+        assert {name for name in written if saved[name] != written[name]} <= named
         dual, expected = json.loads(saved["dual.json"]), json.loads(written["dual.json"])
         assert list(dual.pop("inputs")) == ["table in memory"]
         del expected["inputs"]
