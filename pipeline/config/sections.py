@@ -106,7 +106,7 @@ class UntilSettings(Section):
 
     within: Annotated[float, Field(gt=0)]
     """How far the slack of each constraint may be from its demand in the population, in its own units."""
-    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    confidence: Annotated[float, Field(ge=0.5, le=0.999)] = 0.95  # at most LARGEST_CONFIDENCE of stage1_dual.dual
     """With which probability all slacks are within."""
     verdict: Literal["ok", "weak"] | None = "ok"
     """The worst verdict on trust that will do; null for any."""

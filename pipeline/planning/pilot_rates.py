@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.contracts.artifacts import read_manifest
+from pipeline.contracts.errors import InputError
 from pipeline.contracts.tables import SPLITS
 from pipeline.run.run import Run
 
@@ -90,7 +92,13 @@ def rates_of_table(path: Path, *, rows: int, tokens: float | None, tokens_per_se
         rows: how many it has.
         tokens: of a response, or None.
         tokens_per_second: drawn, or None.
+
+    Raises:
+        InputError: a number of tokens is not positive and finite.
     """
+    for option, value in (("--tokens-per-response", tokens), ("--tokens-per-second", tokens_per_second)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"`{option}` is {value:g}; it must be a positive, finite number")
     files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
     size = sum(one.stat().st_size for one in files) / rows if rows else None
     return PilotRates(tokens, None, tokens_per_second, None, size)

@@ -19,7 +19,7 @@ from pipeline.dual.posing import PosedProblem
 from pipeline.planning.pilot_rates import PilotRates, rates_of_run
 from pipeline.report.views import Badge, Cell, Row, TableView
 from pipeline.run.run import Run
-from stage1_dual.dual import Pilot, SamplePlan, SizeRequest, plan_sizes, reward_cost
+from stage1_dual.dual import LARGEST_CONFIDENCE, Pilot, SamplePlan, SizeRequest, plan_sizes, reward_cost
 
 _ALTERNATIVES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Numbers of responses that are shown beside the plan's own, in units of it."""
@@ -55,8 +55,11 @@ class PlanQuestion:
             if not (math.isfinite(value) and value > 0):
                 of = f" of {name}" if name else ""
                 raise InputError(f"`--within`{of} is {value:g}; it must be a positive, finite number")
-        if not 0.5 <= self.confidence < 1:
-            raise InputError(f"`--confidence` is {self.confidence:g}; it must be at least 0.5 and below 1")
+        if not 0.5 <= self.confidence <= LARGEST_CONFIDENCE:
+            raise InputError(
+                f"`--confidence` is {self.confidence!r}; it must be at least 0.5 and at most {LARGEST_CONFIDENCE}: "
+                "beyond that the draws that predict it cannot tell"
+            )
         least = {"responses": 2, "most_responses": 2, "prompts": 2, "most_prompts": 2, "evaluation_responses": 1}
         for name, lowest in least.items():
             value = getattr(self, name)

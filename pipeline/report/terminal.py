@@ -111,7 +111,8 @@ class _Rows:
         columns = zip(
             *(cells[1:] for cells in (self.view.header, *(row.cells for row in self.view.rows))), strict=True
         )
-        return _VERDICT_WIDTH + sum(1 + max(map(_width, column)) for column in columns)
+        # Before each column the padding of the one before it and the divider, a space, of the box.
+        return _VERDICT_WIDTH + sum(2 + max(map(_width, column)) for column in columns)
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="")

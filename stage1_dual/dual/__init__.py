@@ -34,6 +34,7 @@ from stage1_dual.dual.inference import (
 )
 from stage1_dual.dual.on_disk import OnDiskPartition, group_on_disk
 from stage1_dual.dual.pilot import (
+    LARGEST_CONFIDENCE,
     Pilot,
     PilotRows,
     Prediction,
@@ -55,6 +56,7 @@ from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
 from stage1_dual.dual.uncertainty import Uncertainty, quantify_uncertainty
 
 __all__ = [
+    "LARGEST_CONFIDENCE",
     "LARGEST_KL_SHARE",
     "LIMITS",
     "MAX_EVALUATIONS",

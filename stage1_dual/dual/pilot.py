@@ -46,6 +46,8 @@ from stage1_dual.dual.segments import FloatArray, IntArray, Segments
 _MOST_GROUPS = 30
 # Draws of the predicted slack: 0.2 points of a probability of 5.
 _DRAWS = 10_000
+LARGEST_CONFIDENCE = 0.999
+"""Of a plan: ten of the draws are beyond it, and one asked for more would be told from none."""
 # What an estimated variance is taken to have at least.
 _FEWEST_DEGREES = 8.0
 # A few prompts with a strong tilt make most of the bias; a pilot that has few of them finds little, and little error.

@@ -88,6 +88,16 @@ def test_nothing_is_cut_or_runs_over(two_bounds: Any, width: int) -> None:
             assert all(name in "".join(text.split()) for name in names)
 
 
+@pytest.mark.parametrize("n_columns", [2, 4, 7])
+def test_no_width_cuts_a_number(n_columns: int) -> None:
+    header = tuple(Cell(f"column {place}") for place in range(n_columns))
+    values = [f"{place}.2345678" for place in range(n_columns)]
+    view = TableView(title="t", header=header, rows=(Row(tuple(Cell(value, "x") for value in values)),))
+    for width in range(24, 100):
+        text = _text(render_view(view), width=width)
+        assert all(value in text for value in values), width
+
+
 def test_a_narrow_terminal_shows_the_names_and_every_value(two_bounds: Any) -> None:
     table = stage2_table(two_bounds.evaluation, two_bounds.dual)
     narrow, wide = (_text(table, width=width) for width in (60, 100))
