@@ -69,7 +69,7 @@ def plan_figure(pilot: Pilot, request: SizeRequest, plan: SamplePlan) -> Figure:
         equal = axes.contour(
             responses_x, prompts_y, costs_yx, levels=steps, colors=GREY, linewidths=0.7, linestyles=":"
         )
-        places = {cost: place for cost in steps if (place := _middle(cost, responses_x, prompts_y)) is not None}
+        places = {cost: place for cost in steps if (place := _label_place(cost, responses_x, prompts_y)) is not None}
         axes.clabel(equal, list(places), fmt=lambda cost: f"{cost:,.0f}", fontsize=6, manual=list(places.values()))
         axes.plot([], [], color=BLUE, label="error / allowed")
         axes.plot([], [], color=GREY, linestyle=":", linewidth=0.7, label="responses in all")
@@ -90,13 +90,13 @@ def plan_figure(pilot: Pilot, request: SizeRequest, plan: SamplePlan) -> Figure:
     return figure
 
 
-def _middle(cost: float, responses_x: np.ndarray, prompts_y: np.ndarray) -> tuple[float, float] | None:
-    """The middle of a line of equal cost within the axes, where it is long enough to bear its number."""
+def _label_place(cost: float, responses_x: np.ndarray, prompts_y: np.ndarray) -> tuple[float, float] | None:
+    """Where a line of equal cost bears its number, if it is long enough: apart from those of the errors."""
     low, high = max(responses_x[0], cost / prompts_y[-1]), min(responses_x[-1], cost / prompts_y[0])
     if high < 4 * low:
         return None
-    middle = float(np.sqrt(low * high))
-    return middle, cost / middle
+    responses = float(low**0.2 * high**0.8)
+    return responses, cost / responses
 
 
 def _around(value: float, *, lowest: float) -> np.ndarray:
