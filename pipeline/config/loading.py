@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.errors import ConfigError, InputError
-from pipeline.contracts.problem import MAX_CONSTRAINTS, require_consistent
+from pipeline.contracts.problem import MAX_CONSTRAINTS, Direction, require_consistent
 from pipeline.contracts.section import nearest
 from pipeline.contracts.tables import PROMPT_COLUMNS
 from pipeline.scorers.kinds import KINDS, kind_of
@@ -109,6 +109,9 @@ def _set(tree: dict[str, Any], key: str, text: str) -> None:
         if not isinstance(child, dict):
             raise ConfigError([f"`{key}`: `{section}` is a value, not a section"], source="the command line")
         node = child
+    if text in get_args(Direction):  # a shell has taken the quotes that YAML wants around `>=` and `=`
+        node[leaf] = text
+        return
     try:
         node[leaf] = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.contracts.arrays import FloatArray
-from pipeline.contracts.artifacts import is_complete, write_json
+from pipeline.contracts.artifacts import is_complete, require_writable, write_json
 from pipeline.contracts.errors import InputError
 from pipeline.dual.from_table import TableRequest, read_splits
 from pipeline.dual.piloting import measure_pilot, pose_pilot, require_plannable
@@ -248,9 +248,12 @@ def write_plan(found: FoundPlan, folder: Path) -> list[Path]:
 
     Returns:
         What was written.
+
+    Raises:
+        InputError: the folder cannot be written.
     """
     paths = [folder / "plan.json"]
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder)
     if found.plan.n_prompts is not None:
         from pipeline.planning.plan_figure import write_plan_figure  # brings matplotlib along
 

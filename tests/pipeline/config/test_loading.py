@@ -303,3 +303,10 @@ def test_faults_of_constraints_are_one_clear_line(tmp_path, constraint, fault):
 def _with_constraints(text):
     head = MINIMAL[: MINIMAL.index("constraints:")]
     return head.replace("  harmless:", "  humour:\n    model: humour\n  harmless:") + text
+
+
+@pytest.mark.parametrize("direction", [">=", "<=", "="])
+def test_a_direction_needs_no_quotes_of_yaml_on_the_command_line(direction: str) -> None:
+    assurance = {"constraints.harmless.assurance": "null"} if direction == "=" else {}  # bounds alone have one
+    overrides = {"constraints.harmless.direction": direction, **assurance}
+    assert load_config(Path("embedded"), overrides).constraints["harmless"].direction == direction

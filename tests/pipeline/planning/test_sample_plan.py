@@ -114,10 +114,19 @@ def test_bad_numbers_are_named(table, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_named(table, tmp_path, capsys):
+    (tmp_path / "taken").touch()
+    taken = ("--within", "0.08", "--output", str(tmp_path / "taken"))
+    assert ask(table, "--constraint", "harmless >= ref + 0.4", *taken) == 2
+    assert f"{tmp_path / 'taken'} cannot be written" in capsys.readouterr().err
+
+
 def test_what_cannot_be_planned_is_said(table, capsys):
     assert ask(table, "--constraint", "cvar(harmless, 0.1) >= -4", "--within", "0.1") == 2
     assert "which no plan covers" in capsys.readouterr().err
     assert ask(table, "--constraint", "harmless >= ref + 9", "--within", "0.1") == 3
+    assert ask(table, "--constraint", "harmless >= ref + 0.4", "--within", "1e-9") == 3
+    assert "No number of prompts will do" in capsys.readouterr().out
     with pytest.raises(InputError, match="no number for 'b'"):
         PlanQuestion({"a": 0.1}).of(["a", "b"])
 
