@@ -127,7 +127,7 @@ def two_constraints_figure(table: pa.Table) -> Figure:
 
 
 def kinds_figure(table: pa.Table) -> Figure:
-    """Realised less demanded of every demand, in the units it is judged in, by kind of constraint."""
+    """How far what was realised lies beyond each demand, in the units it is judged in, by kind of constraint."""
     kinds = list(dict.fromkeys(table["kind"].to_pylist()))
     colors = {"satisfied": BLUE, "undecided": GREY, "violated": VERMILLION}
     with paper_style():
@@ -138,9 +138,12 @@ def kinds_figure(table: pa.Table) -> Figure:
             of_kind = [row for row in rows if row["kind"] == kind]
             spread = np.linspace(-0.32, 0.32, len(of_kind)) if len(of_kind) > 1 else np.zeros(1)
             for row, offset in zip(of_kind, spread, strict=True):
-                value, low, high = (
-                    (row[key] - row["demanded"]) / row["unit_size"] for key in ("realised", "ci95_low", "ci95_high")
+                # Turned where less is demanded, so that the safe side is the right one.
+                value, *ends = (
+                    row["sign"] * (row[key] - row["demanded"]) / row["unit_size"]
+                    for key in ("realised", "ci95_low", "ci95_high")
                 )
+                low, high = sorted(ends)
                 axes.errorbar(
                     value,
                     place + offset,
@@ -154,7 +157,7 @@ def kinds_figure(table: pa.Table) -> Figure:
             axes.plot([], [], "o", color=color, markersize=3, label=status)
         axes.axvline(0.0, color=INK, linewidth=0.8, linestyle=(0, (4, 2)))
         axes.invert_yaxis()
-        axes.set_xlabel("realised less demanded (sd; of a KL nats)")
+        axes.set_xlabel("realised beyond demanded (sd; of a KL nats)")
         _finish(figure, axes, columns=3)
         axes.set_yticks(range(len(kinds)), kinds)  # after the ticks of numbers are thinned out
     return figure
