@@ -366,6 +366,31 @@ def unlike_spread(n_prompts: int = 800, n_responses: int = 384) -> TableWorld:
     return TableWorld(scores, {})
 
 
+def unseen_costs(n_prompts: int = 800, n_responses: int = 384) -> TableWorld:
+    """Not used in setting any threshold: lognormal costs, and a quality that most responses have, not all prompts."""
+    rng = np.random.default_rng(211)
+    shape = (n_prompts, n_responses)
+    pushed = _size(rng, *shape)
+    reward = 0.5 * pushed + 0.87 * _size(rng, *shape) + _size(rng, n_prompts, 1)
+    cost = np.exp(0.4 * pushed + 0.9 * _size(rng, *shape) + 0.6 * _size(rng, n_prompts, 1))
+    quality = 1.2 - 0.8 * pushed + _size(rng, *shape) + _size(rng, n_prompts, 1)
+    return TableWorld({"helpful": reward, "cost": np.minimum(cost, 60.0), "quality": quality}, {})
+
+
+def unseen_spreads(n_prompts: int = 800, n_responses: int = 384) -> TableWorld:
+    """Not used in setting any threshold: three prompts of four spread little, the fourth three times as much."""
+    rng = np.random.default_rng(212)
+    shape = (n_prompts, n_responses)
+    size_p1 = np.where(rng.uniform(size=(n_prompts, 1)) < 0.75, 0.5, 1.7)
+    pushed = _size(rng, *shape)
+    scores = {
+        "helpful": size_p1 * (0.5 * pushed + 0.87 * _size(rng, *shape)) + _size(rng, n_prompts, 1),
+        "kind": size_p1 * (-0.4 * pushed + 0.92 * _size(rng, *shape)) + 0.5 * _size(rng, n_prompts, 1),
+        "brief": -0.5 * pushed + 0.87 * _size(rng, *shape) + 0.5 * _size(rng, n_prompts, 1),
+    }
+    return TableWorld(scores, {})
+
+
 def read_table(path: Path) -> TableWorld:
     """A table of one row a response, as many a prompt as the prompt with the fewest has; the reward column first."""
     table = pq.read_table(path)
@@ -459,6 +484,17 @@ def all_cases(table: Path | None) -> list[Case]:
             (["harmless >= ref + 0.3", "humour >= ref + 0.3"], 0.8, 64),
             (["harmless = 0.3", "humour >= ref + 0.2"], 0.5, 64),
         ],
+    )
+    # Made and fixed before they were measured once, after all thresholds were.
+    cases += _table_cases(
+        "unseen costs",
+        unseen_costs(),
+        [(["cost <= ref - 0.5"], 0.3, 24), (["share(quality >= 0) >= 0.9"], 0.8, 96)],
+    )
+    cases += _table_cases(
+        "unseen spreads",
+        unseen_spreads(),
+        [(["kind >= ref + 0.3"], 0.3, 48), (["kind >= ref + 0.3", "brief >= ref + 0.3"], 0.8, 96)],
     )
     if table is not None:
         given = read_table(table)
