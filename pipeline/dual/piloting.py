@@ -1,4 +1,4 @@
-"""From a demand and a pilot's scored responses to the pilot of :mod:`stage1_dual.dual.pilot`.
+"""From a demand and a pilot's scored responses to the rows of :mod:`stage1_dual.dual.pilot_rows`.
 
 A statistic E[u] / E[h] that is to reach c is planned as the mean of (u - c h) / E_pi[h], so that its errors are those
 of the statistic, in the user's own units; turned, so that more is safer. Where the demand is a margin, what is

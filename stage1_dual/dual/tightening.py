@@ -59,7 +59,7 @@ from stage1_dual.dual.solver import solve_dual
 # a standard deviation of the constraint.
 _ROUNDS = 40
 _SETTLED = 1e-4
-_Z_INTERVAL = 1.959963984540054
+Z_INTERVAL = 1.959963984540054
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,7 +275,7 @@ def _tightening(problem: DualProblem, solution: DualSolution, demand: Demand) ->
     evaluation_m = np.sqrt((between_m + within_m) / demand.n_evaluation_prompts)
     asked_m = ~np.isnan(demand.assurance_m)
     z_m = ndtri(np.where(asked_m, demand.assurance_m, 0.5))
-    assurance_m = np.where(asked_m, _Z_INTERVAL * evaluation_m + z_m * np.sqrt(evaluation_m**2 + errors**2), 0.0)
+    assurance_m = np.where(asked_m, Z_INTERVAL * evaluation_m + z_m * np.sqrt(evaluation_m**2 + errors**2), 0.0)
     second_moment = float(np.mean(problem.samples.counts_p / solution.ess_p))
     loss = math.sqrt(0.5) + math.sqrt(0.5 * second_moment)
     return np.maximum(assurance_m, 0.0), loss * demand.score_error_m
