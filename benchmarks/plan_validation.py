@@ -12,7 +12,8 @@ Truth is known in two ways: populations of gaussian_population.py have it in clo
 the others are tables of scores, of which a draw takes prompts with replacement, and of each prompt responses with
 replacement, so that the table itself is the population. The tables are made to be as unpleasant as real ones are
 (heavy tails, costs with two modes, prompts of unlike spread), and --table adds one of your own: a Parquet file with
-`prompt_id` and scores, such as the scores of a run.
+`prompt_id` and scores, the reward first, such as the scores of a run. The cases "unseen" are those that no limit of a
+plan was set on; docs/sample_sizes.md has them at --seed 1.
 """
 
 from __future__ import annotations
