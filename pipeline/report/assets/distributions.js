@@ -102,7 +102,7 @@ function startDistributions(data, populations, explored) {
   choice.addEventListener("change", choose);
   side.addEventListener("change", update);
   slider.addEventListener("input", () => set(Number(slider.value)));
-  exact.addEventListener("change", () => set(Number(exact.value)));
+  exact.addEventListener("change", () => set(exact.value === "" ? state.cut : Number(exact.value)));  // an emptied field is no 0
   choose();
   explored?.follow(update);
   return update;

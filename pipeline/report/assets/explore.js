@@ -154,7 +154,7 @@ function startExplore(data, train) {
   });
   choice.addEventListener("change", choose);
   slider.addEventListener("input", () => set(Number(slider.value)));
-  exact.addEventListener("change", () => set(Number(exact.value)));
+  exact.addEventListener("change", () => set(exact.value === "" ? state.demand : Number(exact.value)));  // an emptied field is no 0
   back.addEventListener("click", () => set(own().demanded));
   choose();
   return { state, follow: (listener) => { listeners.push(listener); update(); }, redraw: update };

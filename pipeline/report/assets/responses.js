@@ -94,6 +94,10 @@ function startResponses(data, populations, explored) {
 
   const again = () => { limit = PAGE_OF_RESPONSES; update(); };
   search.addEventListener("input", again);
+  // Only the reference's responses have a weight: asked for the policy's alone, an order by it would show none.
+  whose.addEventListener("change", () => {
+    if (whose.value === "policy" && order.value.startsWith("weight")) order.value = "0-";
+  });
   [category, whose, order].forEach((one) => one.addEventListener("change", again));
   more.addEventListener("click", () => { limit += 4 * PAGE_OF_RESPONSES; update(); });
   byId("responses-what").textContent = browser.note;

@@ -194,6 +194,10 @@ def test_responses_are_searched_filtered_and_sorted(opened: Opened) -> None:
     opened.settle()
     assert 0 < count() < everything
     opened.tab.select_option("#find-category", label="all")
+    opened.tab.select_option("#find-policy", label="trained policy")
+    opened.settle()
+    assert count() == 624  # by a score: they have no weight
+    opened.tab.select_option("#find-policy", label="both")
     opened.tab.select_option("#find-order", label="lowest toxicity")
     opened.settle()
     values = re.findall(r"toxicity ([−\d.]+)", opened.tab.inner_text("#found"))
