@@ -124,6 +124,8 @@ def _compared(found: FoundResults, label: str) -> ComparedRun:
     lagrangian = {} if evaluation is None else evaluation["lagrangian"]
     state: State = "evaluated" if evaluation is not None else "trained" if found.is_trained else "solved"
     inputs = dual.get("inputs", {})
+    # Of the prompts that were not solved on, where there are some: as what is predicted of the scores.
+    solved_kl, heldout_kl = dual["kl"]["predicted"], dual["kl"].get("heldout")
     return ComparedRun(
         name=label,
         folder=str(found.folder),
@@ -134,7 +136,7 @@ def _compared(found: FoundResults, label: str) -> ComparedRun:
         trust=dual["trust"]["verdict"],
         evaluation=None if evaluation is None else evaluation["status"],
         beta=dual["beta"],
-        kl_predicted=kl.get("predicted", dual["kl"]["predicted"]),
+        kl_predicted=kl.get("predicted", solved_kl if heldout_kl is None else heldout_kl),
         kl_realised=kl.get("realised"),
         kl_ci95=kl.get("realised_ci95"),
         closed_fraction=lagrangian.get("closed_fraction"),

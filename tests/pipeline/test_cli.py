@@ -190,7 +190,7 @@ def test_the_answer_is_printed_before_the_figures_are_drawn(tmp_path, capsys, mo
 
 
 def test_every_command_has_help_and_a_place(capsys):
-    """`dualign X` is pipeline/steps/X.py, or a room of that name."""
+    """`dualign X` is pipeline/steps/X.py, or a room of that name; sizes are planned where costs are."""
     from pipeline.steps.runner import STEPS
 
     assert list(STEPS) == list(SUMMARIES)
@@ -204,7 +204,8 @@ def test_every_command_has_help_and_a_place(capsys):
     for name in commands:
         assert re.search(rf"^    {name}\b", listed, flags=re.MULTILINE)
         if name not in STAGES:
-            assert (package / "steps" / f"{name}.py").is_file() or (package / name).is_dir(), name
+            place = {"plan": "planning/sample_plan.py"}.get(name, f"steps/{name}.py")
+            assert (package / place).is_file() or (package / name).is_dir(), name
         with pytest.raises(SystemExit) as ended:
             main([name, "--help"])
         assert ended.value.code == 0

@@ -97,3 +97,11 @@ def test_a_grid_needs_a_range() -> None:
     with pytest.raises(InputError, match="holds a range"):
         read_grid(["harmless >= 0"])
     assert read_grid(["a >= 0", "b <= 0:1:0.5"]).swept == (1,)
+
+
+def test_thresholds_of_which_none_can_be_met_end_as_such(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert frontier(table, tmp_path / "out", "calm >= 7:8:1") == 3
+    assert "calm >= 7:8:1 cannot be met by any policy" in capsys.readouterr().err
+    assert pq.read_table(tmp_path / "out" / "frontier.parquet")["feasible"].to_pylist() == [False, False]
