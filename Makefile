@@ -112,7 +112,9 @@ $(DOCS_VENV)/.installed: requirements/docs.txt
 .PHONY: docs
 docs: $(DOCS_VENV)/.installed  ## the pages of docs/ as a site in build/site; a link that leads nowhere ends it
 	@$(DOCS_VENV)/bin/python docs/make_reference.py --check
-	@$(DOCS_VENV)/bin/python -m sphinx -q -W --keep-going -b html -d build/site-cache docs build/site
+# What failed is built anew the next time: Sphinx warns of a page only when it reads it.
+	@$(DOCS_VENV)/bin/python -m sphinx -q -W --keep-going -b html -d build/site-cache docs build/site \
+	  || { rm -rf build/site-cache; exit 1; }
 	@echo "build/site/index.html"
 
 .PHONY: check
