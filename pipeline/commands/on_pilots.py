@@ -80,7 +80,7 @@ def _show(options: argparse.Namespace, found: FoundPlan, folder: Path | None) ->
 
     from pipeline.planning.sample_plan import plan_view, write_plan
     from pipeline.report.terminal import render_view
-    from stage1_dual.dual.errors import InfeasibleError
+    from stage1_dual.dual import InfeasibleError
 
     with apart_from_json(options.json):
         Console().print(render_view(plan_view(found.content)))
