@@ -26,6 +26,9 @@ pytestmark = pytest.mark.slow
 
 MARGINS = (0.005, 0.01)
 
+PERFORMED = [name for name in EXPERIMENTS if name != "many_constraints"]
+"""All but the one whose demands are assured together: so few responses have no room for that."""
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
@@ -58,17 +61,25 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
 
 @pytest.fixture(scope="module")
 def results(study: Study) -> Path:
-    run_experiments(study, [])
+    run_experiments(study, PERFORMED)
     return study.folder / "results"
 
 
 def test_every_experiment_leaves_a_table_a_page_and_a_picture(results: Path) -> None:
-    for name in EXPERIMENTS:
+    for name in PERFORMED:
         for ending in ("parquet", "md", "png", "svg"):
             path = results / f"{name}.{ending}"
             assert path.stat().st_size > 0, path
         assert pq.read_table(results / f"{name}.parquet").num_rows > 0
         assert f"]({name}.md)" in (results / "README.md").read_text()
+
+
+def test_demands_of_which_none_can_be_met_are_named(study: Study, results: Path) -> None:
+    with pytest.raises(
+        InputError, match="many_constraints: none of its demands can be met; three, seed 0: the thresh"
+    ):
+        run_experiments(study, ["many_constraints"])
+    assert not (results / "many_constraints.parquet").exists()
 
 
 def test_realised_margins_are_those_of_the_evaluations(study: Study, results: Path) -> None:
