@@ -30,14 +30,12 @@ def global_normalisation(study: Study) -> Result:
     for seed in study.seeds:
         base = study.base(seed)
         train, test = (reference_problem(base, split) for split in ("train", "test"))
+        whole = over_all_prompts(reference_scores(base, "train"), train)
         for margin in study.margins:
-            asked = train.with_thresholds(train.reference_means_m + margin)
-            for method, problem in (
-                (PER_PROMPT, asked),
-                (GLOBAL, over_all_prompts(reference_scores(base, "train"), asked)),
-            ):
+            thresholds = train.reference_means_m + margin
+            for method, problem in ((PER_PROMPT, train), (GLOBAL, whole)):
                 try:
-                    multipliers = solve_dual(problem).multipliers
+                    multipliers = solve_dual(problem.with_thresholds(thresholds)).multipliers
                 except InfeasibleError:  # of the few responses of a quick study
                     continue
                 gains = [gain(one, multipliers) for one in (train, test)]

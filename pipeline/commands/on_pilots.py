@@ -76,14 +76,12 @@ def _show(options: argparse.Namespace, found: FoundPlan, folder: Path | None) ->
     Returns:
         The exit code, which says where no number of prompts will do.
     """
-    from rich.console import Console
-
     from pipeline.planning.sample_plan import plan_view, write_plan
-    from pipeline.report.terminal import render_view
+    from pipeline.report.terminal import print_view
     from stage1_dual.dual import InfeasibleError
 
     with apart_from_json(options.json):
-        Console().print(render_view(plan_view(found.content)))
+        print_view(plan_view(found.content))
         written = [] if folder is None else write_plan(found, folder)
         say_where(written)
     if options.json:

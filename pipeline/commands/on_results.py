@@ -35,13 +35,10 @@ def _named(options: argparse.Namespace) -> str:
 
 
 def _print_views(views: Sequence[TableView]) -> None:
-    from rich.console import Console
+    from pipeline.report.terminal import print_view
 
-    from pipeline.report.terminal import render_view
-
-    console = Console()
     for view in views:
-        console.print(render_view(view))
+        print_view(view)
 
 
 def _add_show_options(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.commands.json_output import apart_from_json, print_json
 from pipeline.commands.subcommand import Subcommand, add_json_option, add_progress_option, say_where, shows_progress
 from pipeline.commands.unknown_options import require_no_more
-from pipeline.contracts.errors import InputError, printable, require_extra
+from pipeline.contracts.errors import InputError, NoFeasibleThresholdError, require_extra
 from pipeline.steps.order import SUMMARIES
 
 if TYPE_CHECKING:
@@ -107,13 +106,10 @@ def _add_frontier_options(parser: argparse.ArgumentParser) -> None:
     add_json_option(parser, what="the rows of frontier.parquet and the files")
 
 
-def _frontier(options: argparse.Namespace, rest: Sequence[str]) -> int:
-    from rich.console import Console
-
+def _frontier(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from pipeline.report.swept import grid_view
-    from pipeline.report.terminal import render_view
+    from pipeline.report.terminal import print_view
     from pipeline.steps.frontier import read_grid, solve_grid, write_grid
-    from stage1_dual.dual import InfeasibleError
 
     require_no_more(rest, command="frontier")
     grid = read_grid(options.constraint)
@@ -121,7 +117,7 @@ def _frontier(options: argparse.Namespace, rest: Sequence[str]) -> int:
     asked = {"frontier": [" ".join(text.split()) for text in options.constraint]}
     with apart_from_json(options.json), _scratch(options, request, asked=asked) as scratch:
         solved = solve_grid(request, grid, scratch=scratch)
-        Console().print(render_view(grid_view(solved)))
+        print_view(grid_view(solved))
         written = write_grid(options.output, solved, problem=request.problem(request.open_table()) | asked)
         say_where(written)
     if options.json:
@@ -136,10 +132,9 @@ def _frontier(options: argparse.Namespace, rest: Sequence[str]) -> int:
         )
     if not solved.n_feasible:
         thresholds = f"{solved.rows.num_rows} thresholds of" if solved.rows.num_rows > 1 else "threshold of"
-        text = f"dualign: the {thresholds} {' '.join(asked['frontier'])} cannot be met by any policy on these samples"
-        print(printable(text), file=sys.stderr)
-        return InfeasibleError.exit_code
-    return 0
+        raise NoFeasibleThresholdError(
+            f"the {thresholds} {' '.join(asked['frontier'])} cannot be met by any policy on these samples"
+        )
 
 
 def table_request(options: argparse.Namespace, constraints: Sequence[Constraint]) -> TableRequest:

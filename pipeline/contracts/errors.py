@@ -186,6 +186,12 @@ def writing_failure(error: BaseException, *, place: Path | None = None) -> Input
     return None
 
 
+class NoFeasibleThresholdError(DualignError):
+    """``frontier`` was asked for thresholds that no policy on these samples meets, and has written that."""
+
+    exit_code = 3
+
+
 class ConstraintsNotSatisfiedError(DualignError):
     """``evaluate --require-satisfied`` found a constraint that is not satisfied."""
 

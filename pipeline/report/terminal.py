@@ -77,6 +77,11 @@ def print_stage2(
     (console or Console()).print(stage2_table(evaluation, dual, training))
 
 
+def print_view(view: TableView) -> None:
+    """Print :func:`render_view` to standard output."""
+    Console().print(render_view(view))
+
+
 def render_view(view: TableView) -> Group:
     """A renderable of any table of results, for :class:`rich.console.Console`."""
     view = printable_view(view)

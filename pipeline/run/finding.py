@@ -9,7 +9,7 @@ from pipeline.contracts.artifacts import is_complete
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.section import nearest
 
-_FOLDERS = {
+STEP_FOLDERS = {
     "prepare": "prompts",
     "sample": "samples",
     "score": "scores",
@@ -19,7 +19,7 @@ _FOLDERS = {
     "evaluate": "evaluation",
     "report": "report",
 }
-"""The folder of each step, in their order."""
+"""The folder of each step within a run, in their order; ``scores`` has one folder a scorer."""
 
 
 def find_run(name: str, *, data_dir: Path) -> Path:
@@ -43,7 +43,7 @@ def find_run(name: str, *, data_dir: Path) -> Path:
 
 def finished_steps(folder: Path) -> list[str]:
     """The steps of a run that have finished, in their order."""
-    return [step for step in _FOLDERS if _is_finished(folder, step)]
+    return [step for step in STEP_FOLDERS if _is_finished(folder, step)]
 
 
 def require_solved(folder: Path) -> None:
@@ -65,7 +65,7 @@ def unsolved(folder: Path) -> str | None:
     name = folder.resolve().name
     if not done:
         return f"{folder} is not a run: no step of it has finished"
-    following = next(step for step in _FOLDERS if step not in done)
+    following = next(step for step in STEP_FOLDERS if step not in done)
     return (
         f"run `{name}` is not solved yet: finished are {', '.join(done)}; the next step is `dualign {following} "
         f"--run {name}`, with its --config"
@@ -73,7 +73,7 @@ def unsolved(folder: Path) -> str | None:
 
 
 def _is_finished(folder: Path, step: str) -> bool:
-    place = folder / _FOLDERS[step]
+    place = folder / STEP_FOLDERS[step]
     if step == "score":  # a table for each scorer
         return place.is_dir() and any(is_complete(path) for path in place.iterdir() if path.is_dir())
     return is_complete(place)

@@ -18,11 +18,11 @@ from pipeline.report.compared import (
     scores_view,
 )
 from pipeline.report.views import TableView
-from pipeline.run.finding import find_run, unsolved
+from pipeline.run.finding import STEP_FOLDERS, find_run, unsolved
 from pipeline.steps.show import FoundResults, read_results
 
-_STEPS = ("prompts", "samples", "scores", "dual", "tilted", "policy", "evaluation")
-"""Folders of the steps whose time a run cost; ``scores`` has one folder a scorer."""
+_COSTS = tuple(folder for step, folder in STEP_FOLDERS.items() if step != "report")
+"""Folders of the steps whose time a run cost: its page may be drawn any time."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _compared(found: FoundResults, label: str) -> ComparedRun:
 def _seconds(folder: Path) -> dict[str, float]:
     """Wall time of the call that finished each step."""
     found: dict[str, float] = {}
-    for name in _STEPS:
+    for name in _COSTS:
         place = folder / name
         made = sorted(path for path in place.glob("*") if path.is_dir()) if name == "scores" else [place]
         manifests = [read_manifest(path) for path in made if is_complete(path)]

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
+from helpers.scored_rows import Rows
 
 from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.constraint_text import read_constraints
 from pipeline.contracts.errors import InputError
-from pipeline.contracts.statistics import Statistic, StatisticColumns, statistic_columns
+from pipeline.contracts.statistics import Statistic
 from pipeline.dual.piloting import measure_pilot
 from pipeline.dual.posing import pose
 from stage1_dual.dual import solve_dual
 
 BETA = 1.5
 N_PROMPTS, N_RESPONSES = 120, 24
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows by hand."""
-
-    prompt_n: np.ndarray
-    reward_n: FloatArray
-    scores: dict[str, FloatArray]
-    columns: dict[str, np.ndarray]
-
-    def score_n(self, name: str) -> FloatArray:
-        return self.scores[name]
-
-    def statistic_columns(self, statistic: Statistic, *, at: float | None = None) -> StatisticColumns:
-        return statistic_columns(statistic, self.scores, self.columns, at=at)
 
 
 def population() -> Rows:

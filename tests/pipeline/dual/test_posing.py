@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cvxpy as cp
 import numpy as np
 import pytest
+from helpers.scored_rows import Rows
 
 from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint
-from pipeline.contracts.statistics import Statistic, StatisticColumns, statistic_columns
+from pipeline.contracts.statistics import Statistic
 from pipeline.dual.posing import PosedProblem, pose
 from stage1_dual.dual import solve_dual
 
@@ -19,22 +20,6 @@ N_PROMPTS, N_RESPONSES, BETA = 12, 16, 0.7
 GAP = 1e-9
 TOLERANCE = float(np.sqrt(2 * N_PROMPTS * GAP / BETA))
 """Of weights: by Pinsker's inequality a policy that is off by so much loses more than the gap that Clarabel leaves."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows by hand."""
-
-    prompt_n: np.ndarray
-    reward_n: FloatArray
-    scores: dict[str, FloatArray]
-    columns: dict[str, np.ndarray]
-
-    def score_n(self, name: str) -> FloatArray:
-        return self.scores[name]
-
-    def statistic_columns(self, statistic: Statistic, *, at: float | None = None) -> StatisticColumns:
-        return statistic_columns(statistic, self.scores, self.columns, at=at)
 
 
 @pytest.fixture(scope="module")
