@@ -1,5 +1,6 @@
 # dualign: `make help` lists the targets. CONFIG= picks a recipe, RUN= names the run, REDO_FROM= redoes a step of stage1 or
-# stage2 and what follows it; give it to that target alone. Every target sets up .venv first, once.
+# stage2 and what follows it; give it to that target alone. WORKERS= says how many processes test at once. Every target
+# sets up .venv first, once.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,6 +15,7 @@ CONFIG ?= embedded
 RUN ?=
 REDO_FROM ?=
 ARGS ?=
+WORKERS ?= 2
 
 # A machine with an NVIDIA GPU has a driver that answers; everything else gets the CPU lock. LOCK=cpu|cuda overrides.
 LOCK ?= $(if $(shell nvidia-smi -L 2>/dev/null),cuda,cpu)
@@ -127,7 +129,7 @@ check: setup  ## ruff, mypy, import-linter, the reference pages
 
 .PHONY: test
 test: setup  ## the test suite, with one real end-to-end run (ARGS= goes to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-fast
 test-fast: setup  ## the tests that take under a minute in all: modules not marked `slow` (ARGS= goes to pytest)
