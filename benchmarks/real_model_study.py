@@ -136,12 +136,13 @@ class Study:
 
     def foresee(self, states: Mapping[str, np.ndarray], *, prompts: float, responses: int) -> dict[str, Any]:
         """The reading fitted on some of the training responses, judged on the held-out prompts."""
-        train, held_out, beta = self.data.train, self.data.held_out, self.data.beta
+        train, held_out = self.data.train, self.data.held_out
         place_n = np.arange(len(train)) - np.flatnonzero(np.diff(train.prompt_p, prepend=-1))[train.prompt_p]
         kept = np.flatnonzero((train.prompt_p < prompts * len(train.prompt_ids)) & (place_n < responses))
         reading = judge_reading(
-            (states["train"][kept], train.tilt[kept] / beta, train.prompt_p[kept]),
-            (states["held_out"], held_out.tilt / beta, held_out.prompt_p),
+            (states["train"][kept], self.data.columns("train", kept), train.prompt_p[kept]),
+            (states["held_out"], self.data.columns("held_out", np.arange(len(held_out))), held_out.prompt_p),
+            nats=np.append(1.0, self.data.solution.multipliers_m) / self.data.beta,
         )
         return asdict(reading)
 

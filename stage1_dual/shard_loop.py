@@ -131,6 +131,7 @@ class _Seen:
             if not self._told:  # the rate is from here on: when these began is not known
                 self._first = time.monotonic()
                 self._before_first = Counter(counts)
+                self._bar.unpause()  # nor does the time left count what loading and compiling took
             self._told.update(counts)
             if time.monotonic() - self._shown >= _SECONDS_BETWEEN:
                 self._show()

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,11 @@ from pipeline.contracts.errors import CorruptArtifactError, InputError, StaleArt
 from pipeline.contracts.keys import PromptPlaces, row_keys
 from pipeline.contracts.shards import count_parquet
 from pipeline.contracts.solution import Solution
-from stage2_policy.joining import CopiedTokens, JoinedRows, copy_tokens, join_weights, require_room
+from stage2_policy.joining import CopiedTokens, JoinedRows, copy_tokens, join_weights, read_columns, require_room
 from stage2_policy.mapped_files import MappedFolder, map_columns, map_token_lists, write_columns
 from stage2_policy.token_sequences import TokenSequences
+
+PartName = Literal["train", "held_out"]
 
 _WEIGHT_TOLERANCE = 1e-6
 
@@ -177,6 +179,7 @@ class TrainingData:
         solution: lambda* and beta.
         dual: the content of dual.json, for what it says about the solution.
         identities: identity of each artifact read, by name.
+        tilted: folder of the tilted table that has the responses of each part, ``train`` and ``held_out``.
         n_held_out_pairs: pairs of a data set that are not trained on, because their prompt is held out.
     """
 
@@ -185,12 +188,27 @@ class TrainingData:
     solution: Solution
     dual: Mapping[str, Any]
     identities: Mapping[str, str]
+    tilted: Mapping[PartName, Path]
     n_held_out_pairs: int = 0
 
     @property
     def beta(self) -> float:
         """KL strength, reward per nat."""
         return self.solution.beta
+
+    def columns(self, part: PartName, rows: np.ndarray) -> np.ndarray:
+        """The reward and each constraint's column, turned so that more is better, of some responses, shape (n, 1 + m).
+
+        Args:
+            part: that the responses are of.
+            rows: which of them, ascending, shape (n,).
+
+        Raises:
+            CorruptArtifactError: a file of the tilted table is damaged.
+        """
+        responses: TrainingResponses = getattr(self, part).select_rows(rows)
+        prompts = PromptPlaces(tuple(dict.fromkeys(responses.prompt_ids)))
+        return read_columns(self.tilted[part], solution=self.solution, prompts=prompts, key_n=responses.keys(prompts))
 
 
 def read_training_data(
@@ -262,6 +280,7 @@ def read_training_data(
         solution=solution,
         dual=document,
         identities={"reference": manifests["samples"].inputs["reference"], **identities},
+        tilted={"train": tilted if pairs is None else pairs / "tilted", "held_out": tilted},
         n_held_out_pairs=n_held_out_pairs,
     )
 
@@ -277,7 +296,7 @@ def _full_disks_named(folder: Path) -> Iterator[None]:
         raise failure from error
 
 
-_PARTS = ("train", "held_out")
+_PARTS: tuple[PartName, ...] = ("train", "held_out")
 _NUMBERS = ("sample_index", "weight", "tilt", "sampler_logp")
 _PLACES = ("prompt_n", "completion_n", "prompt_length_n", "completion_length_n")
 

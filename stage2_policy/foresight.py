@@ -6,6 +6,10 @@ response, halfway up and at the top, within prompts, as log-ratios are compared 
 is taken for the log-ratio of a policy, and judged like one on the held-out prompts. It has no rate to miss, and takes
 one pass of the reference over some of the responses.
 
+A regression is linear in what it fits, so that each score is read apart and s is their sum. A policy does not close
+the same part of the way in every score: where a constraint's is harder to foresee than the others, its demand is
+missed.
+
 It is a forecast and no bound: a fine-tuned network may find more than is linear in its states, or less where its rate
 or its steps do not fit.
 """
@@ -20,7 +24,7 @@ import numpy as np
 import torch
 
 from pipeline.progress import progress_bar
-from stage2_policy.data import TrainingResponses, segment_softmax
+from stage2_policy.data import TrainingData, TrainingResponses, segment_softmax
 from stage2_policy.held_out import ratio_error
 
 MOST_TRAIN_ROWS, MOST_HELD_OUT_ROWS = 1024, 512
@@ -34,6 +38,21 @@ _PENALTIES = tuple(10.0**power for power in range(-2, 5))
 
 
 @dataclass(frozen=True)
+class ForeseenGain:
+    """What a policy gains in the mean of one column over the reference, on held-out prompts, by their responses.
+
+    Attributes:
+        foreseen: of the policy with the predicted log-ratios, units of the column; positive is better.
+        tilted: of the tilted weights.
+        shortfall_error: standard error of their difference over prompts; None with one of them.
+    """
+
+    foreseen: float
+    tilted: float
+    shortfall_error: float | None
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a linear reading of hidden states, fitted on some training responses, foresees on held-out prompts.
 
@@ -42,6 +61,7 @@ class Reading:
             :func:`stage2_policy.held_out.estimate_held_out` does.
         closed_fraction_error: its standard error over held-out prompts; None with one of them.
         explained: share of the variance of s within held-out prompts.
+        gains: in the reward and in each constraint's column, 1 + m of them.
         n_prompts: fitted on.
         n_responses: fitted on.
         n_held_out_prompts: judged on.
@@ -50,6 +70,7 @@ class Reading:
     closed_fraction: float
     closed_fraction_error: float | None
     explained: float
+    gains: tuple[ForeseenGain, ...]
     n_prompts: int
     n_responses: int
     n_held_out_prompts: int
@@ -62,10 +83,14 @@ class Forecast:
     Attributes:
         reading: on as many responses as are read.
         of_half: the same fitted on half of the prompts: what more prompts may bring.
+        names: of the reward and of the constraints, shape (1 + m,).
+        signs: of their columns, 1 where more is better and -1 where less is, shape (1 + m,).
     """
 
     reading: Reading
     of_half: Reading
+    names: tuple[str, ...]
+    signs: tuple[int, ...]
 
     @property
     def sentence(self) -> str:
@@ -75,67 +100,73 @@ class Forecast:
         return (
             f"a linear reading of the reference's hidden states, fitted on {one.n_responses} of the responses to "
             f"{one.n_prompts} prompts, closes {one.closed_fraction:.2f}{error} of the way to the tilted optimum on "
-            f"{one.n_held_out_prompts} held-out prompts ({half.closed_fraction:.2f} from half of the prompts)"
+            f"{one.n_held_out_prompts} held-out prompts ({half.closed_fraction:.2f} from half of the prompts); there "
+            f"it gains {', '.join(map(self._gain, self.names, self.signs, one.gains))}"
         )
 
+    def _gain(self, name: str, sign: int, gain: ForeseenGain) -> str:
+        error = "" if gain.shortfall_error is None else f" ± {1.96 * gain.shortfall_error:.2g}"
+        return f"{name} {sign * gain.foreseen:+.3g} where the tilted weights gain {sign * gain.tilted:+.3g}{error}"
 
-def forecast(
-    model: Any,
-    train: TrainingResponses,
-    held_out: TrainingResponses,
-    *,
-    beta: float,
-    token_budget: int,
-    show_progress: bool,
-) -> Forecast | None:
+
+def forecast(model: Any, data: TrainingData, *, token_budget: int, show_progress: bool) -> Forecast | None:
     """The forecast of a training run; None where there are too few prompts, or nothing to gain on held-out ones.
 
     Args:
         model: the reference policy, a causal language model of transformers.
-        train: responses that will be trained on, all of prompts of their own.
-        held_out: responses that will choose the checkpoint.
-        beta: KL strength, reward per nat.
+        data: what will be trained on, and the responses that will choose the checkpoint.
         token_budget: tokens of a batch; speed and memory only.
         show_progress: show a progress bar.
+
+    Raises:
+        CorruptArtifactError: a file of the tilted table is damaged.
     """
+    train, held_out, solution = data.train, data.held_out, data.solution
     if len(train.prompt_ids) < _FEWEST_PROMPTS or not np.ptp(held_out.tilt - _means(held_out.tilt, held_out.prompt_p)):
         return None
     rows = some_rows(train.prompt_p, most=MOST_TRAIN_ROWS, of_a_prompt=_RESPONSES_OF_A_PROMPT)
     judged = whole_prompts(held_out.prompt_p, most=MOST_HELD_OUT_ROWS)
-    states = {
-        name: read_states(model, responses, chosen, token_budget=token_budget, show_progress=show_progress)
-        for name, responses, chosen in (("train", train, rows), ("held_out", held_out, judged))
-    }
-
-    def read(kept: np.ndarray) -> Reading:
-        return judge_reading(
-            (states["train"][0, kept], train.tilt[rows][kept] / beta, train.prompt_p[rows][kept]),
-            (states["held_out"][0], held_out.tilt[judged] / beta, held_out.prompt_p[judged]),
-        )
-
+    states = [
+        read_states(model, responses, chosen, token_budget=token_budget, show_progress=show_progress)[0]
+        for responses, chosen in ((train, rows), (held_out, judged))
+    ]
+    fitted = (states[0], data.columns("train", rows), train.prompt_p[rows])
+    judging = (states[1], data.columns("held_out", judged), held_out.prompt_p[judged])
+    nats = np.append(1.0, solution.multipliers_m) / data.beta
     prompts = np.unique(train.prompt_p[rows])
     half = train.prompt_p[rows] < prompts[len(prompts) // 2]
-    return Forecast(reading=read(np.ones(len(rows), bool)), of_half=read(half))
+    return Forecast(
+        reading=judge_reading(fitted, judging, nats=nats),
+        of_half=judge_reading((fitted[0][half], fitted[1][half], fitted[2][half]), judging, nats=nats),
+        names=(solution.reward.name, *solution.names),
+        signs=(1, *(int(sign) for sign in solution.signs_m)),
+    )
 
 
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Hidden states, shape (n, features); s, nats, shape (n,); the prompt of each row, ascending, shape (n,)."""
+"""Hidden states, shape (n, features); columns, shape (n, c); the prompt of each row, ascending, shape (n,)."""
 
 
-def judge_reading(train: Rows, held_out: Rows) -> Reading:
-    """Fit a ridge regression within prompts and judge its prediction on held-out prompts.
+def judge_reading(train: Rows, held_out: Rows, *, nats: np.ndarray) -> Reading:
+    """Fit a ridge regression of each column within prompts, and judge what their sum foresees on held-out prompts.
 
-    The penalty is the one with the least error on the last fifth of the training prompts.
+    The penalty is the one with the least error in s on the last fifth of the training prompts.
+
+    Args:
+        train: rows that are fitted.
+        held_out: rows that judge.
+        nats: of s a unit of each column, shape (c,).
     """
-    states, score, prompt_n = train
-    x, y = _centred(states, prompt_n), _centred(score, prompt_n)
+    states, columns, prompt_n = train
+    x, y = _centred(states, prompt_n), _centred(columns, prompt_n)
     prompts = np.unique(prompt_n)
     last = prompt_n >= prompts[-max(1, len(prompts) // 5)]
-    errors = [float(np.sum((y[last] - x[last] @ _ridge(x[~last], y[~last], one)) ** 2)) for one in _PENALTIES]
+    score = y @ nats
+    errors = [float(np.sum((score[last] - x[last] @ _ridge(x[~last], score[~last], one)) ** 2)) for one in _PENALTIES]
     weights = _ridge(x, y, _PENALTIES[int(np.argmin(errors))])
-    held_states, held_score, held_n = held_out
+    held_states, held_columns, held_n = held_out
     held_n = np.unique(held_n, return_inverse=True)[1]
-    predicted = held_states @ weights
+    predicted, held_score = held_states @ (weights @ nats), held_columns @ nats
     own = _centred(held_score, held_n)
     left = own - _centred(predicted, held_n)
     gained_p, attainable_p = (_gain(values, held_score, held_n) for values in (predicted, held_score))
@@ -143,6 +174,7 @@ def judge_reading(train: Rows, held_out: Rows) -> Reading:
         closed_fraction=float(gained_p.mean() / attainable_p.mean()),
         closed_fraction_error=ratio_error(gained_p, attainable_p),
         explained=1 - float(left @ left) / float(own @ own),
+        gains=tuple(_gains(predicted, held_score, column, held_n) for column in held_columns.T),
         n_prompts=len(prompts),
         n_responses=len(y),
         n_held_out_prompts=len(gained_p),
@@ -221,6 +253,17 @@ def _gain(log_ratio: np.ndarray, score: np.ndarray, prompt_n: np.ndarray) -> np.
     return np.bincount(prompt_n, weights=(weight - 1 / counts[prompt_n]) * score - nats)
 
 
+def _gains(predicted: np.ndarray, score: np.ndarray, column: np.ndarray, prompt_n: np.ndarray) -> ForeseenGain:
+    """Of one column, by policies whose log-ratios are the prediction and s, shapes (n,)."""
+    even = 1 / np.bincount(prompt_n)[prompt_n]
+    foreseen_p, tilted_p = (
+        np.bincount(prompt_n, weights=(segment_softmax(log_ratio, prompt_n) - even) * column)
+        for log_ratio in (predicted, score)
+    )
+    error = None if len(tilted_p) < 2 else float((foreseen_p - tilted_p).std(ddof=1) / np.sqrt(len(tilted_p)))
+    return ForeseenGain(foreseen=float(foreseen_p.mean()), tilted=float(tilted_p.mean()), shortfall_error=error)
+
+
 def _batches(order: np.ndarray, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:
     batches, begin = [], 0
     for end in range(1, len(order) + 1):
@@ -244,10 +287,11 @@ def _centred(values: np.ndarray, prompt_n: np.ndarray) -> np.ndarray:
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
-    """Least squares with a penalty on each weight in units of its feature's spread, shape (features,).
+    """Least squares with a penalty on each weight in units of its feature's spread, shape (features, *).
 
     By the rows, of which there are fewer than features as a rule.
     """
     spread = (x.std(axis=0) + 1e-12) * np.sqrt(x.shape[1])
     scaled = x / spread
-    return np.asarray(scaled.T @ np.linalg.solve(scaled @ scaled.T + penalty * np.eye(len(y)), y) / spread)
+    weights = scaled.T @ np.linalg.solve(scaled @ scaled.T + penalty * np.eye(len(y)), y)
+    return np.asarray((weights.T / spread).T)

@@ -112,6 +112,35 @@ def join_weights(*, samples: Path, tilted: Path, solution: Solution, solved_on: 
     )
 
 
+def read_columns(tilted: Path, *, solution: Solution, prompts: PromptPlaces, key_n: np.ndarray) -> np.ndarray:
+    """The reward and what each multiplier multiplies, of some rows of the train split, shape (n, 1 + m).
+
+    Args:
+        tilted: folder of the tilted table.
+        solution: whose constraints it has; their columns are turned by its ``signs_m``, so that more is better.
+        prompts: of the rows.
+        key_n: of the rows (:func:`pipeline.contracts.keys.row_keys`), shape (n,); all are in the table.
+
+    Raises:
+        CorruptArtifactError: a file is damaged.
+    """
+    names = ["reward", *(CONSTRAINT_PREFIX + name for name in solution.names)]
+    keys, values = [np.empty(0, np.int64)], [np.empty((0, len(names)))]
+    for path in sorted(tilted.glob("data/train-*.parquet")):
+        groups = iterate_parquet(
+            path, columns=[*SAMPLE_KEY, *names], schema=solution.tilted_schema, as_dictionary=["prompt_id"]
+        )
+        for group in groups:
+            place_n = prompts.of(group["prompt_id"])
+            known = place_n >= 0
+            keys.append(row_keys(place_n, group["sample_index"].to_numpy())[known])
+            values.append(np.column_stack([group[name].to_numpy()[known] for name in names]))
+    found_n = np.concatenate(keys)
+    order = np.argsort(found_n)
+    rows = order[find_keys(found_n[order], key_n)]
+    return np.asarray(np.concatenate(values)[rows] * np.append(1.0, solution.signs_m))
+
+
 def copy_tokens(samples: Path, wanted_n: np.ndarray, *, prompts: Path, completions: Path) -> CopiedTokens:
     """Copy the token ids of some train samples into files that can be mapped, a row group in memory at a time.
 

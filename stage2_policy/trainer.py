@@ -170,14 +170,7 @@ def train_policy(
         store=None if reference_logp is None else reference_store(reference_logp, data, settings),
     )
     with arithmetic(settings.dtype, processes.device):
-        foreseen = forecast(
-            base,
-            data.train,
-            data.held_out,
-            beta=data.beta,
-            token_budget=settings.tokens_per_microbatch,
-            show_progress=show_progress,
-        )
+        foreseen = forecast(base, data, token_budget=settings.tokens_per_microbatch, show_progress=show_progress)
     if foreseen is not None and processes.is_main_process:
         log.info("train: forecast: %s", foreseen.sentence)
     train, skipped = skip_negligible(data.train, mass=settings.negligible_mass)

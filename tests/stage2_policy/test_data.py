@@ -99,6 +99,20 @@ def test_weights_and_tilt_belong_together(stage_one: Any) -> None:
     assert train.n_samples.tolist() == [count for count in np.bincount(train.prompt_p) for _ in range(count)]
 
 
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_columns_are_those_of_the_rows_and_add_up_to_the_tilt(part: Any, stage_one: Any) -> None:
+    data = read(stage_one)
+    responses = getattr(data, part)
+    rows = np.flatnonzero(np.arange(len(responses)) % 3 != 1)
+    columns = data.columns(part, rows)
+    tilt = columns @ np.append(1.0, data.solution.multipliers_m)
+    np.testing.assert_allclose(np.ptp(tilt - responses.tilt[rows]), 0.0, atol=1e-12)
+    table = pq.read_table(stage_one.tilted / "data").to_pylist()
+    found = {(row["prompt_id"], row["sample_index"]): (row["reward"], -row["constraint_harm"]) for row in table}
+    keys = keys_of(responses)
+    assert [tuple(row) for row in columns] == [found[keys[row]] for row in rows]
+
+
 @pytest.mark.parametrize("n_prompts", [2, 3, 10, 320])
 def test_held_out_is_never_empty_and_never_all(n_prompts: int) -> None:
     held_out = choose_held_out([f"p{place}" for place in range(n_prompts)], fraction=0.1)
