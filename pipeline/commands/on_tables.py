@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from pipeline.steps.order import SUMMARIES
 if TYPE_CHECKING:
     from pipeline.contracts.problem import Constraint, Safeguard
     from pipeline.dual.from_table import SafeguardName, TableRequest
+    from pipeline.report.page_data import Command
     from stage1_dual.ray_execution import RayExecutor
 
 _SAFEGUARDS: dict[SafeguardName, str] = {
@@ -93,11 +95,47 @@ def _solve_table(options: argparse.Namespace, rest: Sequence[str]) -> None:
         solution = solve_table(request, scratch=scratch)
         # Before the figures, which take longer than the answer.
         print_stage1(solution.content)
-        written = solution.save(options.output)
+        written = solution.save(options.output, commands=_commands(options, request))
         say_where(written)
     if options.json:
         dual = read_json(options.output / "dual.json")
         print_json({"output": str(options.output), "files": list(map(str, written)), "dual": dual})
+
+
+_ANOTHER_FOLDER = (
+    "The command that asks for it: give --output another folder to keep what is there, or add --force to replace it."
+)
+
+
+def _commands(options: argparse.Namespace, request: TableRequest) -> dict[str, Command]:
+    """What asks for another demand on each constraint that has a text of its own."""
+    from pipeline.contracts.constraint_text import with_number
+    from pipeline.report.page_data import Command
+
+    words = ["dualign", "solve", "--table", str(options.table)]
+    if options.prompt_id != "prompt_id":
+        words += ["--prompt-id", options.prompt_id]
+    words += ["--reward", options.reward]
+    after = ["--beta", str(options.beta)] if options.kl is None else ["--kl", str(options.kl)]
+    for field in _SAFEGUARDS:
+        for text in getattr(options, field):
+            after += [f"--{field.replace('_', '-')}", text]
+    for name in ("evaluation_prompts", "evaluation_responses", "seed"):
+        if value := getattr(options, name):
+            after += [f"--{name.replace('_', '-')}", str(value)]
+    after += ["--correct-response-bias"] if options.correct_response_bias else []
+    after += ["--ray", options.ray] if options.ray else []
+    after += ["--output", str(options.output)]
+    found = {}
+    names = iter([one.name for one in request.constraints])
+    for place, text in enumerate(options.constraint):
+        for changed, name in zip(with_number(text, "{}"), names, strict=False):
+            texts = [*options.constraint[:place], changed, *options.constraint[place + 1 :]]
+            given = [word for one in texts for word in ("--constraint", one or "")]
+            line = shlex.join([*words, *given, *after])
+            if changed is not None and line.count("{}") == 1:  # what a name holds is no place for the number
+                found[name] = Command(line, _ANOTHER_FOLDER)
+    return found
 
 
 def _add_frontier_options(parser: argparse.ArgumentParser) -> None:

@@ -111,6 +111,28 @@ def hold_ranges(text: str) -> tuple[bool, ...]:
     return tuple(bound.is_range for bound in _read_parts(text))
 
 
+def with_number(text: str, number: str) -> tuple[str | None, ...]:
+    """For each constraint that a text stands for, in order, the text with another number in its place.
+
+    Args:
+        text: one that :func:`read_constraint` reads.
+        number: what stands in place of the threshold or the margin.
+
+    Returns:
+        The texts; None where one number is that of several constraints, as under ``each``.
+    """
+    if (match := _BAND.match(text)) is not None:
+        spans = [match.span(end) for end in ("low", "high")]
+    elif (match := _BOUND.match(text)) is not None:
+        spans = [(match.start("sign" if match["reference"] else "number"), match.end("number"))]
+        number = f"+ {number}" if match["reference"] else number
+    else:
+        raise _malformed(text)
+    if match["each"] is not None:
+        return (None,) * len(spans)
+    return tuple(f"{text[:start]}{number}{text[end:]}" for start, end in spans)
+
+
 def distinct_names(constraints: Sequence[Constraint]) -> tuple[Constraint, ...]:
     """The constraints, those of one name told apart by their side: ``words.at_least``, ``words.at_most``.
 

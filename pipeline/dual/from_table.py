@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +58,9 @@ from stage1_dual.dual import (
     group_in_memory,
     group_on_disk,
 )
+
+if TYPE_CHECKING:
+    from pipeline.report.page_data import Command
 
 # Points of a sweep, each some five passes over the scores; fewer where a pass reads the disk.
 _FRONTIER_POINTS = 61
@@ -324,7 +328,7 @@ class TableSolution:
             of_splits = ~np.isnan(weight_n)
             yield chunk.row_n[of_splits], pa.table(columns, schema=self.weights_schema).filter(pa.array(of_splits))
 
-    def save(self, output: Path) -> list[Path]:
+    def save(self, output: Path, *, commands: Mapping[str, Command] = MappingProxyType({})) -> list[Path]:
         """Write ``weights.parquet``, ``frontier.parquet``, ``report.html``, ``figures/`` and, last, ``dual.json``.
 
         All of it is written aside first. What the folder had from an earlier solve is replaced once everything is
@@ -333,6 +337,7 @@ class TableSolution:
 
         Args:
             output: the folder, which the caller holds (:func:`hold_output`).
+            commands: what asks for another demand, by constraint, for the page.
 
         Returns:
             What was written, ``dual.json`` first.
@@ -355,7 +360,9 @@ class TableSolution:
             problem, solution = self.solved.problem, self.solved.solution
             made = [path, aside / "frontier.parquet"]
             name = self.table.source.name
-            made += write_table_report(dual, problem, solution, self.frontier, name=name, output=aside)
+            made += write_table_report(
+                dual, problem, solution, self.frontier, name=name, output=aside, commands=commands
+            )
             written = [str(one.relative_to(aside)) for one in made]
             write_json(aside / "dual.json", dual | {FILES: written})
             drop_results(output, except_for=written)

@@ -7,12 +7,11 @@ from pathlib import Path
 
 from pipeline.contracts.artifacts import atomic_write_bytes
 from pipeline.report.compared import ComparedRun, Plane, planes, runs_view, scores_view
-from pipeline.report.page import place_plates
+from pipeline.report.page import place_plates, save_plates
 from pipeline.report.plane_figure import plane_figure
 from pipeline.report.plate_numbers import Numbers
 from pipeline.report.plates import Plate
 from pipeline.report.shell import render_page
-from pipeline.report.style import save_figure
 from pipeline.report.views import interval, number, signed
 
 _HEAD = (
@@ -43,7 +42,7 @@ def write_compare_page(runs: Sequence[ComparedRun], notes: Sequence[str], *, out
     for earlier in (output / "figures").glob("plane_*.*"):
         earlier.unlink()
     plates = [_plate(plane, place) for place, plane in enumerate(planes(runs), start=1)]
-    written = {plate.stem: save_figure(plate.figure, output / "figures" / plate.stem) for plate in plates}
+    written = save_plates(plates, output / "figures")
     placed = place_plates(plates, written)
     page = render_page(
         "compare.html.jinja",
@@ -64,7 +63,8 @@ def _plate(plane: Plane, place: int) -> Plate:
     return Plate(
         f"plane_{place}",
         f"{plane.reward} against {plane.quantity}",
-        "Hollow: as predicted; filled, with 95% intervals: as realised. Dashed: what was demanded. The values are "
+        "Hollow: as predicted; filled, with 95% intervals: as realised. Dashed: what was demanded, where that "
+        "differs in the colour of the run. The values are "
         f"{side}.",
         plane_figure(plane),
         _numbers(plane),

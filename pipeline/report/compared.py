@@ -246,7 +246,7 @@ def comparison_notes(runs: Sequence[ComparedRun]) -> list[str]:
         notes.append(f"the runs maximise different rewards ({', '.join(rewards)}): their gains do not compare")
     everywhere = [{(one.quantity, one.is_gain) for one in run.constraints} for run in solved]
     if everywhere and any(one != everywhere[0] for one in everywhere):
-        notes.append("the runs have different constraints: a plane shows those that have its own")
+        notes.append("the runs have different constraints: each plane shows the runs that have its own")
     if len({run.prompts_sha256 for run in solved}) > 1:
         notes.append("the runs are of different prompts: gains are over each run's own reference on its own prompts")
     waiting = [run.name for run in solved if run.state != "evaluated"]

@@ -488,7 +488,15 @@ def distribution_figure(distributions: Sequence[ScoreDistribution]) -> Figure:
         for axes, found in zip(panels, distributions, strict=True):
             width_b = np.diff(found.edges_e)
             for (color, line), name, share_b in zip(looks, found.policies, found.share_kb, strict=False):
-                axes.stairs(share_b / width_b, found.edges_e, color=color, linestyle=line, linewidth=1.2, label=name)
+                axes.stairs(
+                    share_b / width_b,
+                    found.edges_e,
+                    color=color,
+                    linestyle=line,
+                    linewidth=1.2,
+                    label=name,
+                    zorder=4 if name == "tilted" else 3,
+                )
             if found.cut is not None and found.edges_e[0] < found.cut < found.edges_e[-1]:
                 axes.axvline(found.cut, color=INK, linewidth=0.8, linestyle=(0, (1, 1.5)), label="demand")
             axes.set_xlim(float(found.edges_e[0]), float(found.edges_e[-1]))

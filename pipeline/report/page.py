@@ -55,9 +55,9 @@ _STEPS = ("prompts", "samples", "dual", "tilted", "policy", "evaluation")
 _EXAMPLE_PROMPTS = 3
 _EXAMPLES_EACH = 2
 
-_MOST_FIGURE_BYTES = 1_200_000
+_MOST_FIGURE_BYTES = 1_000_000
 _MOST_TABLE_BYTES = 250_000
-"""Of all figures in the page and of all their tables; further ones are named, and lie beside it."""
+"""Of all figures in the page and of all their tables; others are named, and lie beside it."""
 _MOST_DOCUMENT_BYTES = 125_000
 """Of ``dual.json`` and of ``evaluation.json``. In base64 all that is bounded is under 8 MB with the libraries."""
 
@@ -141,7 +141,7 @@ def write_report(
     cuts = {name: cut_of(solved, name) for name in solved.scores}
     spread = [distribution_plate(found) for found in [build_distributions(solved, populations, cuts)] if found]
     plates = [*stage2, *spread, *stage1]
-    written = {plate.stem: save_figure(plate.figure, output / "figures" / plate.stem) for plate in plates}
+    written = save_plates(plates, output / "figures")
     placed = place_plates(plates, written)
 
     page = render_page(
@@ -171,22 +171,38 @@ def write_report(
     return [path, *(path for paths in written.values() for path in paths)]
 
 
+def save_plates(plates: Sequence[Plate], folder: Path) -> dict[str, list[Path]]:
+    """Write the figures and what they show into a folder.
+
+    Returns:
+        Their files by stem: PNG, SVG, PDF and CSV.
+    """
+    written = {}
+    for plate in plates:
+        written[plate.stem] = [*save_figure(plate.figure, folder / plate.stem), folder / f"{plate.stem}.csv"]
+        atomic_write_bytes(written[plate.stem][-1], plate.numbers.csv().encode())
+    return written
+
+
 def place_plates(plates: Sequence[Plate], written: Mapping[str, Sequence[Path]]) -> dict[str, PagePlate]:
-    """The figures as a page holds them, in its order, until it is full.
+    """The figures as a page holds them: those there is room for, the first ones first.
 
     Args:
         plates: the figures.
-        written: their files by stem, PNG first, SVG second.
+        written: as :func:`save_plates` has them.
     """
     placed = {}
     figures, tables = _MOST_FIGURE_BYTES, _MOST_TABLE_BYTES
     for plate in plates:
-        picture, table = written[plate.stem][1].read_bytes(), plate.numbers.csv().encode()
-        figures, tables = figures - len(picture), tables - len(table)
+        _, svg, _, csv = written[plate.stem]
+        picture, table = svg.read_bytes(), csv.read_bytes()
+        has_picture, has_table = len(picture) <= figures, len(table) <= tables
+        figures -= has_picture * len(picture)
+        tables -= has_table * len(table)
         placed[plate.stem] = PagePlate(
             plate,
-            data_uri(picture, "image/svg+xml") if figures >= 0 else None,
-            data_uri(table, "text/csv") if tables >= 0 else None,
+            data_uri(picture, "image/svg+xml") if has_picture else None,
+            data_uri(table, "text/csv") if has_table else None,
         )
     return placed
 

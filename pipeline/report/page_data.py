@@ -17,14 +17,24 @@ import pyarrow.compute as pc
 
 from pipeline.contracts.problem import sign_of
 from pipeline.contracts.tables import CONSTRAINT_PREFIX
-from pipeline.report.populations import Population, PromptTexts, judged_split, read_texts, score_columns
+from pipeline.report.populations import (
+    Population,
+    PromptTexts,
+    judged_split,
+    read_texts,
+    score_columns,
+    solved_rows,
+)
 from pipeline.report.shell import visible
 from pipeline.report.solved import ReportedConstraint, ReportedSolution
 from pipeline.report.views import subject
 from stage1_dual.dual import DualProblem
 
-_MOST_SCORE_BYTES: Mapping[str, int] = MappingProxyType({"train": 1_200_000, "test": 300_000, "policy": 300_000})
+_MOST_SCORE_BYTES: Mapping[str, int] = MappingProxyType({"train": 1_000_000, "test": 300_000, "policy": 300_000})
 """Of scores in a page, 32 bits each, by population."""
+
+_MOVING = ("assurance", "score_error", "score_noise", "response_bias")
+"""Parts of a safeguard that depend on the tilt; a reserve is what it is."""
 
 _MOST_SLIDERS = 12
 """Constraints whose demand can be moved, those of the largest price first; ``frontier.parquet`` has all."""
@@ -61,20 +71,63 @@ def page_data(
     """
     held = {name: population.within(_MOST_SCORE_BYTES[name]) for name, population in populations.items()}
     judged = judged_split(held)
-    why = _why_not_live(solved, held.get("train"))
+    if judged in held and "policy" in held:
+        # The same prompts of both policies, so that they can stand side by side.
+        both = set(held[judged].prompt_ids) & set(populations["policy"].prompt_ids)
+        held["policy"] = populations["policy"].of_prompts(both).within(_MOST_SCORE_BYTES["policy"])
+        if len(held["policy"].prompt_ids) < len(both):
+            held[judged] = held[judged].of_prompts(set(held["policy"].prompt_ids))
     return {
-        **problem_data(solved, problem, frontier, commands),
-        "live": not why,
-        "whyNotLive": why,
-        "follows": all(one.stated.per is None for one in solved.constraints),
+        **_demand_data(solved, problem, frontier, held, commands),
         "judged": judged,
         "scores": _scores(solved, held.get(judged)),
-        "populations": {name: population.to_document() for name, population in held.items()},
         "browser": _browser(run_dir, judged, held),
     }
 
 
-def problem_data(
+def table_data(
+    solved: ReportedSolution,
+    problem: DualProblem,
+    frontier: pa.Table,
+    commands: Mapping[str, Command] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The data of the page of a table of scores, which has demands to move and no texts.
+
+    Args:
+        solved: its solution.
+        problem: what was solved.
+        frontier: the content of ``frontier.parquet``.
+        commands: by constraint.
+    """
+    most = _MOST_SCORE_BYTES["train"]
+    train = solved_rows(problem, solved, most_bytes=most).within(most)
+    return {
+        **_demand_data(solved, problem, frontier, {"train": train}, commands),
+        "judged": "train",
+        "scores": [],
+        "browser": None,
+    }
+
+
+def _demand_data(
+    solved: ReportedSolution,
+    problem: DualProblem,
+    frontier: pa.Table,
+    held: Mapping[str, Population],
+    commands: Mapping[str, Command],
+) -> dict[str, Any]:
+    """What ``demand.js`` and ``explore.js`` read."""
+    why = _why_not_live(solved, held.get("train"))
+    return {
+        **_problem_data(solved, problem, frontier, commands),
+        "live": not why,
+        "whyNotLive": why,
+        "follows": all(one.stated.per is None for one in solved.constraints),
+        "populations": {name: population.to_document() for name, population in held.items()},
+    }
+
+
+def _problem_data(
     solved: ReportedSolution, problem: DualProblem, frontier: pa.Table, commands: Mapping[str, Command]
 ) -> dict[str, Any]:
     """What is known of the problem without its rows."""
@@ -90,6 +143,7 @@ def problem_data(
         "trust": solved.trust.verdict,
         "nSamples": solved.n_samples,
         "responses": round(math.exp(solved.kl.log_samples)),
+        "kept": _kept_safeguards(solved),
         "own": {"multipliers": solved.multipliers_m.tolist(), "gain": reward.predicted - reward.reference},
         "constraints": [
             _constraint(
@@ -101,6 +155,23 @@ def problem_data(
             for place, one in enumerate(solved.constraints)
         ],
     }
+
+
+def _kept_safeguards(solved: ReportedSolution) -> str:
+    """What was asked beyond the demands that another demand would change, as a sentence; empty where nothing was."""
+    parts = []
+    for one in solved.constraints:
+        found = {name: getattr(one.safeguard, name) for name in _MOVING}
+        words = [f"{name.replace('_', ' ')} {amount:.3g}" for name, amount in found.items() if amount]
+        if words:
+            parts.append(f"{visible(one.name)}: {', '.join(words)}")
+    if not parts:
+        return ""
+    return (
+        f"Beyond the demands the dual was asked for what this solution's safeguards add ({'; '.join(parts)}). That "
+        "depends on the demand: while the slider moves it is kept as it is, and whoever solves for another demand "
+        "finds it anew, with a λ* that may differ from the one shown here."
+    )
 
 
 def _constraint(
@@ -139,13 +210,14 @@ def _frontier(frontier: pa.Table, one: ReportedConstraint, solved: ReportedSolut
         return None
 
     def numbers(name: str) -> list[float]:
-        return [float(value) for value in rows[name].to_numpy()]
+        # Twice the digits that the page vouches for: all of them would be half of a page with many constraints.
+        return [float(f"{value:.8g}") for value in rows[name].to_numpy()]
 
     def together(prefix: str) -> list[list[float]]:
         return [list(point) for point in zip(*(numbers(f"{prefix}_{name}") for name in solved.names), strict=True)]
 
     return {
-        "asked": numbers(at),
+        "asked": rows[at].to_pylist(),  # in full: the run's own demand is one of them
         "multipliers": together("multiplier"),
         "predicted": together("predicted"),
         "reward": numbers("reward"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from pipeline.contracts.problem import Direction
 from pipeline.report.compared import ComparedScore, Plane
 from pipeline.report.style import (
     BLUE,
@@ -32,9 +33,13 @@ _SHORT = 18
 def plane_figure(plane: Plane) -> Figure:
     """The runs of a plane: hollow as predicted, filled as realised with 95% intervals, a line between the two.
 
-    Runs are told apart by colour and marker. Where all demand the same the side that it rules out is shaded.
+    Runs are told apart by colour and marker. Where all demand the same the side that it rules out is shaded; where
+    they do not, what one run alone demands has its colour.
     """
-    demands = sorted({(one.constraint.demanded, one.constraint.direction) for one in plane.points}, key=str)
+    demands: dict[tuple[float | None, Direction | None], list[str]] = {}
+    for place, point in enumerate(plane.points):
+        asked = (point.constraint.demanded, point.constraint.direction)
+        demands.setdefault(asked, []).append(_COLOURS[place % len(_COLOURS)])
     columns = 2 if max(len(point.run) for point in plane.points) <= _SHORT else 1
     rows = math.ceil((len(plane.points) + 1) / columns)
     with paper_style():
@@ -80,9 +85,10 @@ def plane_figure(plane: Plane) -> Figure:
             axes.plot(0.0, 0.0, "s", color=GREY, markersize=4, label="reference")
         axes.margins(0.08)
         low, high = axes.get_xlim()
-        for demanded, direction in demands:
+        for (demanded, direction), colours in demands.items():
             assert demanded is not None  # of a constraint there is a demand
-            axes.axvline(demanded, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label="_demand")
+            colour = colours[0] if len(demands) > 1 and len(colours) == 1 else INK
+            axes.axvline(demanded, color=colour, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1, label="_demand")
             low, high = min(low, demanded - 0.06 * (high - low)), max(high, demanded + 0.06 * (high - low))
             if len(demands) == 1 and direction != "=":
                 ruled_out = (low, demanded) if direction == ">=" else (demanded, high)

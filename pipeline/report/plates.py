@@ -106,7 +106,8 @@ def stage1_plates(
             f"The dual along the multiplier of {curve.name}",
             "Top: the dual is convex and lambda* is its minimum; a flat valley means a multiplier the samples do not "
             "pin down. Bottom: the slack under the tilted policy; where the constraint binds it crosses zero at "
-            "lambda*. The band is the 95% interval of lambda*. Other multipliers are held at their optimum.",
+            "lambda*. The band is the 95% interval of lambda*, moved by the correction for finitely many responses "
+            "where there is one. Other multipliers are held at their optimum.",
             dual_figure(curve),
             dual_numbers(curve),
         )
@@ -118,7 +119,7 @@ def stage1_plates(
             f"What {curve.bound.name} costs",
             "Each point of the line is a solved problem with another threshold: the largest predicted gain in reward "
             "for that level of the constraint (the whole line is in frontier.parquet). "
-            "The shaded side does not meet this run's threshold. Below, the price: "
+            "The shaded side does not meet the demand. Below, the price: "
             "how much reward one more unit of the constraint costs there."
             + (_OUTCOMES if curve.realised is not None else "")
             + _published_caption(curve.published, alone=len(solved.constraints) == 1),
@@ -193,8 +194,9 @@ def stage2_plates(run_dir: Path, solved: ReportedSolution, evaluation: Mapping[s
             Plate(
                 "predicted_realised",
                 "Predicted and realised",
-                "On the test prompts, with 95% intervals clustered by prompt. A constraint is satisfied when "
-                "the whole interval of the realised value is on the white side of its threshold.",
+                "On the test prompts, with 95% intervals clustered by prompt; where a margin is demanded, of the "
+                "difference to the reference. A constraint is satisfied when the whole interval of the realised "
+                "value is on the white side of its threshold.",
                 comparison_figure(comparisons),
                 comparison_numbers(comparisons),
             )

@@ -7,6 +7,7 @@ import json
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ from pipeline.contracts.shards import read_parquet
 from pipeline.contracts.solution import Solution
 from pipeline.contracts.statistics import Statistic
 from pipeline.contracts.tables import CONSTRAINT_PREFIX, SAMPLE_KEY, SAMPLES, SCORE_PREFIX, SCORES
+from pipeline.report.views import brief
+from stage1_dual.dual import DualProblem, Partition
 
 Messages = Sequence[Mapping[str, str]]
 
 WEIGHT = "weight"
 
-MOST_TEXT_BYTES = 1_200_000
+MOST_TEXT_BYTES = 1_000_000
 """Of texts in a page, compressed."""
+_LONGEST_TEXT = 10_000
+"""Characters of a response, and of a prompt, that a page shows."""
 _MOST_PROMPTS = 400
 _FEWER_RESPONSES = (64, 32, 16, 8, 4)
 
@@ -64,6 +69,11 @@ class Population:
         )
 
     @property
+    def _scores(self) -> dict[str, FloatArray]:
+        """What a page holds: it weighs for itself."""
+        return {name: value_n for name, value_n in self.columns.items() if name != WEIGHT}
+
+    @property
     def is_whole(self) -> bool:
         """Whether all prompts are there."""
         return len(self.prompt_ids) == self.n_prompts_in_all
@@ -74,12 +84,17 @@ class Population:
 
     def within(self, most_bytes: int) -> Population:
         """The same, or of evenly taken prompts, so that its scores of 32 bits take at most so many bytes."""
-        size = 4 * len(self.sample_index_n) * len(self.columns)
-        if size <= most_bytes:
+        sizes_p = 4 * self.counts_p * len(self._scores)
+        n_kept = len(sizes_p)
+        while n_kept > 1 and (size := int(sizes_p[_evenly(len(sizes_p), n_kept)].sum())) > most_bytes:
+            n_kept = max(1, min(n_kept - 1, int(n_kept * most_bytes / size)))
+        return self.of_prompts({self.prompt_ids[place] for place in _evenly(len(sizes_p), n_kept)})
+
+    def of_prompts(self, prompt_ids: Collection[str]) -> Population:
+        """The responses to some of the prompts."""
+        kept_p = np.array([one in prompt_ids for one in self.prompt_ids], dtype=bool)
+        if kept_p.all():
             return self
-        n_kept = max(2, int(len(self.prompt_ids) * most_bytes / size))
-        kept_p = np.zeros(len(self.prompt_ids), dtype=bool)
-        kept_p[_evenly(len(kept_p), n_kept)] = True
         kept_n = np.repeat(kept_p, self.counts_p)
         return Population(
             tuple(one for one, kept in zip(self.prompt_ids, kept_p, strict=True) if kept),
@@ -96,8 +111,7 @@ class Population:
             "prompts": self.n_prompts_in_all,
             "columns": {
                 name: base64.b64encode(value_n.astype("<f4").tobytes()).decode("ascii")
-                for name, value_n in self.columns.items()
-                if name != WEIGHT  # the page weighs for itself
+                for name, value_n in self._scores.items()
             },
         }
 
@@ -187,6 +201,46 @@ def read_reference(folder: Path, solution: Solution, split: str) -> Population |
     return Population.of_table(rows, names) if rows.num_rows else None
 
 
+def solved_rows(problem: DualProblem, solution: Solution, *, most_bytes: int) -> Population:
+    """The responses that a dual was solved on, where there is no run: of evenly taken prompts where they are many.
+
+    One pass over the samples, wherever they lie. Prompts and responses have their places for names.
+
+    Args:
+        problem: what was solved.
+        solution: its solution, for the names and directions of the columns.
+        most_bytes: about what the scores taken may need, 32 bits each.
+    """
+    n_columns = 1 + len(solution.names)
+    step = max(1, 4 * n_columns * problem.n_samples // most_bytes)
+    samples = problem.samples
+    parts = list(samples.executor.run(partial(_every_prompt, step=step), samples.partitions))
+    counts_p = np.concatenate([counts for counts, _ in parts])
+    values_xn = np.concatenate([values for _, values in parts], axis=1)
+    values_xn[1:] *= solution.signs_m[:, np.newaxis]
+    names = ("reward", *(CONSTRAINT_PREFIX + name for name in solution.names))
+    return Population(
+        prompt_ids=tuple(map(str, range(len(counts_p)))),
+        counts_p=counts_p,
+        sample_index_n=np.arange(counts_p.sum()) - np.repeat(np.cumsum(counts_p) - counts_p, counts_p),
+        columns=dict(zip(names, values_xn, strict=True)),
+        n_prompts_in_all=problem.n_prompts,
+    )
+
+
+def _every_prompt(partition: Partition, *, step: int) -> tuple[np.ndarray, FloatArray]:
+    """Of every ``step``-th prompt its number of responses, and these: reward and turned columns, shape (1 + m, n)."""
+    counts, values, before = [], [], 0
+    for block in partition.blocks():
+        counts_p = block.segments.counts_p
+        kept_p = (before + np.arange(len(counts_p))) % step == 0
+        counts.append(counts_p[kept_p])
+        kept_n = np.repeat(kept_p, counts_p)
+        values.append(block.values_in[:, kept_n] + np.repeat(block.shift_ip[:, kept_p], counts[-1], axis=1))
+        before += len(counts_p)
+    return np.concatenate(counts), np.concatenate(values, axis=1)
+
+
 def read_policy(run_dir: Path, score_of: Mapping[str, str], *, drops_cut_off: bool) -> Population | None:
     """The trained policy's responses to the test prompts that have all scores; None where a run keeps none.
 
@@ -235,7 +289,7 @@ def read_texts(run_dir: Path, split: str, reference: Population, policy: Populat
     policy_places = {one: place for place, one in enumerate(policy.prompt_ids)} if policy else {}
     found = [
         PromptTexts(
-            messages=about[one]["prompt"],
+            messages=brief_messages(about[one]["prompt"]),
             category=about[one]["category"],
             place=places[one],
             texts=tuple(texts[one, number] for number in drawn[one]),
@@ -266,7 +320,25 @@ def _fitted(found: list[PromptTexts]) -> list[PromptTexts]:
 
 
 def _document(one: PromptTexts) -> list[Any]:
-    return [list(one.messages), one.texts, one.policy_texts]
+    return [list(one.messages), one.category, one.texts, one.policy_texts]
+
+
+def brief_text(text: str) -> str:
+    """A response as a page shows it."""
+    return brief(text, most=_LONGEST_TEXT)
+
+
+def brief_messages(messages: Messages) -> Messages:
+    """A prompt as a page shows it: of a very long one the last messages."""
+    found: list[Mapping[str, str]] = []
+    room = _LONGEST_TEXT
+    for message in reversed(messages):
+        if room <= 0:
+            found.append({"role": "…", "content": f"{len(messages) - len(found)} earlier messages"})
+            break
+        found.append({"role": brief(message["role"], most=100), "content": brief(message["content"], most=room)})
+        room -= len(message["content"])
+    return found[::-1]
 
 
 def _numbers(population: Population) -> dict[str, list[int]]:
@@ -286,7 +358,7 @@ def _texts_of(
         rows = rows.filter(pc.is_in(rows["prompt_id"], value_set=pa.array(sorted(ids), pa.string())))
         for row in rows.to_pylist():
             known.setdefault(row["prompt_id"], {name: row[name] for name in about})
-            texts[row["prompt_id"], row["sample_index"]] = row["completion"]
+            texts[row["prompt_id"], row["sample_index"]] = brief_text(row["completion"])
     return known, texts
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.artifacts import read_json, shown
 from pipeline.contracts.errors import CorruptArtifactError
+from pipeline.contracts.problem import sign_of
 from pipeline.contracts.shards import read_parquet
 from pipeline.contracts.solution import Solution
 from pipeline.contracts.tables import CONSTRAINT_PREFIX, PROMPTS, SAMPLES, SCORE_PREFIX, tilted_schema
@@ -35,7 +36,14 @@ from pipeline.report.figures import (
     ScoreDistribution,
     TrainingCurve,
 )
-from pipeline.report.populations import WEIGHT, Population, judged_split, score_columns
+from pipeline.report.populations import (
+    WEIGHT,
+    Population,
+    brief_messages,
+    brief_text,
+    judged_split,
+    score_columns,
+)
 from pipeline.report.solved import ReportedConstraint, ReportedReward, ReportedSolution
 from stage1_dual.dual import DualProblem, evaluate_dual
 
@@ -278,7 +286,8 @@ def build_ladder_curves(solved: ReportedSolution) -> list[LadderCurve]:
 def build_comparisons(evaluation: Mapping[str, Any], solved: ReportedSolution) -> list[Comparison]:
     """Reference, predicted and realised means of the reward and of each constraint.
 
-    The interval of a prediction is the dual's for the test prompts, where these are the prompts that were evaluated.
+    The interval of a prediction is the dual's for the test prompts, where these are the prompts that were evaluated;
+    where a margin is demanded that of the difference to the reference, as the realised one's is.
     """
     predicted: dict[str, ReportedReward | ReportedConstraint] = {solved.reward.name: solved.reward}
     predicted |= {one.name: one for one in solved.constraints}
@@ -405,7 +414,7 @@ def read_examples(folder: Path, solution: Solution, *, n_prompts: int, n_each: i
         distinct = list({row["completion"]: row for row in rows}.values())
         examples = [
             Example(
-                text=row["completion"],
+                text=brief_text(row["completion"]),
                 scores={label: row[column] for column, label in names.items()},
                 weight=row["weight"] * len(rows),
             )
@@ -414,7 +423,9 @@ def read_examples(folder: Path, solution: Solution, *, n_prompts: int, n_each: i
         examples.sort(key=lambda example: -(example.weight or 0.0))
         half = min(n_each, max(1, len(examples) // 2))
         found.append(
-            PromptExamples(messages=rows[0]["prompt"], raised=examples[:half], lowered=examples[half:][-half:])
+            PromptExamples(
+                messages=brief_messages(rows[0]["prompt"]), raised=examples[:half], lowered=examples[half:][-half:]
+            )
         )
     return found
 
@@ -443,7 +454,8 @@ def read_policy_examples(run_dir: Path, *, n_prompts: int, n_each: int) -> list[
     found = []
     for prompt_id in ids[:n_prompts]:
         drawn = rows.filter(pc.equal(rows["prompt_id"], prompt_id)).sort_by("sample_index")
-        found.append(PolicyExamples(messages[prompt_id], drawn["completion"][:n_each].to_pylist()))
+        texts = drawn["completion"][:n_each].to_pylist()
+        found.append(PolicyExamples(brief_messages(messages[prompt_id]), [brief_text(text) for text in texts]))
     return found
 
 
@@ -454,6 +466,12 @@ def _scores_of(evaluation: Mapping[str, Any], reward_name: str) -> list[tuple[st
 def _heldout_ends(found: ReportedReward | ReportedConstraint, predicted: float) -> Sequence[float | None] | None:
     if found.heldout is None or not math.isclose(found.heldout, predicted, rel_tol=1e-9, abs_tol=1e-12):
         return None
+    if isinstance(found, ReportedConstraint) and found.demanded.margin is not None and found.heldout_slack_ci95:
+        slack, ends = found.heldout_slack, found.heldout_slack_ci95
+        if slack is not None and ends[0] is not None and ends[1] is not None:
+            # As of what was realised: of the difference to the reference on the same prompts.
+            sign = sign_of(found.direction)
+            return sorted((predicted + sign * (ends[0] - slack), predicted + sign * (ends[1] - slack)))
     return found.heldout_ci95
 
 

@@ -124,6 +124,7 @@ def typeset(text: str) -> str:
     text = re.sub(r"(?<![\w-])-(?=[\d])", "\N{MINUS SIGN}", text)
     for ascii_form, printed in (
         ("lambda*", "λ*"),
+        ("Lambda*", "λ*"),
         (">=", "≥"),
         ("<=", "≤"),
         ("->", "→"),

@@ -38,6 +38,12 @@ _TONES: Mapping[str, Tone] = {
 }
 
 
+_MOST_CATEGORY_CELLS = 3000
+_FEWEST_CATEGORIES = 20
+"""Categories that are shown however many scores there are."""
+_CATEGORY_LENGTH = 200
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell: a value, and the detail shown below it."""
@@ -491,12 +497,14 @@ class CategoryTable:
 
     Attributes:
         heads: for each score its name, and what is shown of it.
-        rows: the categories.
+        rows: the categories; of very many those with the most prompts.
+        n_categories: how many there are.
         is_judged: whether verdicts are by an interval of what was realised there; else they are by the point alone.
     """
 
     heads: tuple[Cell, ...]
     rows: tuple[CategoryRow, ...]
+    n_categories: int
     is_judged: bool
 
 
@@ -518,26 +526,36 @@ def category_table(artifact: Mapping[str, Any], solved: ReportedSolution) -> Cat
         name: decimals([score[kind] for score in scores if score["name"] == name for kind in ("reference", after)])
         for name in names
     }
+    shown = entries
+    if len(entries) > (most := max(_FEWEST_CATEGORIES, _MOST_CATEGORY_CELLS // len(names))):
+        places = sorted(range(len(entries)), key=lambda place: -entries[place]["n_prompts"])[:most]
+        shown = [entries[place] for place in sorted(places)]
     rows = []
-    for entry in entries:
+    for entry in shown:
         found = [
             _category_cell(score, after, bound, digits[score["name"]])
             for score, bound in zip(entry["scores"], bounds, strict=True)
         ]
         cells, tones = zip(*found, strict=True)
-        rows.append(CategoryRow(entry["category"] or "(none)", entry["n_prompts"], cells, tones))
+        category = brief(entry["category"], most=_CATEGORY_LENGTH) or "(none)"
+        rows.append(CategoryRow(category, entry["n_prompts"], cells, tones))
     heads = [Cell(solved.reward.name, f"{after} gain")]
     for bound in solved.constraints:
         margin = bound.demanded.margin
         asked = bound.demanded.threshold if margin is None else margin
-        shown = (
+        words = (
             demanded(bound.direction, asked, digits[bound.name])
             if margin is None
             else (f"{bound.direction} {as_given(margin, digits[bound.name])}")
         )
-        heads.append(Cell(bound.name, f"{after}{'' if margin is None else ' gain'}, {shown} demanded"))
+        heads.append(Cell(bound.name, f"{after}{'' if margin is None else ' gain'}, {words} demanded"))
     is_judged = any(score.get("status") is not None for score in scores)
-    return CategoryTable(tuple(heads), tuple(rows), is_judged)
+    return CategoryTable(tuple(heads), tuple(rows), len(entries), is_judged)
+
+
+def brief(text: str, *, most: int) -> str:
+    """A text of at most so many characters, and how many more there are."""
+    return text if len(text) <= most else f"{text[:most]}… [{len(text) - most:,} more characters]"
 
 
 def _category_cell(

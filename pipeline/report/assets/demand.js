@@ -10,7 +10,7 @@ function demandAnswers(data, train) {
   const references = rows ? constraints.map((one) => promptMeans(rows.starts, train.columns[one.column])) : null;
   const rewardReference = rows ? promptMeans(rows.starts, train.columns.reward) : null;
 
-  /** Where a demand is asked of the dual: beyond the demand by what this run's safeguards add. */
+  /** Where a demand is asked of the dual: beyond the demand by what this solution's safeguards add. */
   const asked = (j, demand) => demand + constraints[j].added;
 
   function along(j, demand) {

@@ -14,7 +14,9 @@ function startDistributions(data, populations, explored) {
   const chart = make("div", { class: "chart", id: "distribution" });
   const body = make("tbody", { role: "rowgroup" });
   const beyond = make("th", { scope: "col", role: "columnheader" });
+  const held = reference.counts.length, all = reference.prompts;
   panel.replaceChildren(
+    held < all ? make("p", { class: "note", id: "distributions-what" }, `Of ${held.toLocaleString("en-US")} of ${all.toLocaleString("en-US")} ${data.judged} prompts, evenly taken, to keep the page small; figures/distributions.svg beside it is of all.`) : "",
     make("div", { class: "controls" },
       make("label", { for: "cut-score" }, "score", choice), make("label", { for: "cut-side" }, "share", side),
       make("div", { class: "slide" }, make("label", { for: "cut" }, "cut"), slider), make("label", { for: "cut-exact" }, "exactly", exact)),
@@ -91,7 +93,7 @@ function startDistributions(data, populations, explored) {
       height: 270, marginTop: 26, marginBottom: 40, x: { label: state.score.name, labelAnchor: "center", domain: [Number(slider.min), Number(slider.max)] }, y: { label: "density", zero: true, ticks: 4 },
       marks: [
         Plot.rectX([cut], { x1: "x1", x2: "x2", fill: colour("forbidden"), fillOpacity: 0.7 }),
-        ...all.map((one) => Plot.lineY(one.line, { x: "x", y: "y", stroke: colour(one.tone), strokeWidth: 1.8, strokeDasharray: one.dash, curve: "step" })),
+        ...[...all].sort((one, other) => Boolean(one.dash) - Boolean(other.dash)).map((one) => Plot.lineY(one.line, { x: "x", y: "y", stroke: colour(one.tone), strokeWidth: 1.8, strokeDasharray: one.dash, curve: "step" })),
         Plot.ruleX([state.cut], { stroke: colour("ink") }), Plot.ruleY([0]),
       ],
     }, `Distribution of ${state.score.name}. ${all.map((one) => `${one.name}: mean ${shown(one.mean.value)}, ${percent(one.share.value)} beyond the cut at ${shown(state.cut)}`).join("; ")}.`);

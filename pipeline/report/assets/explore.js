@@ -12,7 +12,7 @@ function startExplore(data, train) {
   const choice = make("select", { id: "explore-constraint" }, ...sliders.map((one) => make("option", { value: one.j }, one.subject)));
   const slider = make("input", { type: "range", id: "explore-demand", min: 0, max: 1, step: "any" });
   const exact = make("input", { type: "number", id: "explore-exact", step: "any" });
-  const back = make("button", { type: "button", id: "explore-back" }, "as in this run");
+  const back = make("button", { type: "button", id: "explore-back" }, "as in this solution");
   const ends = [make("span"), make("span")];
   const said = make("p", { id: "explore-said", "aria-live": "polite" });
   const body = make("tbody", { role: "rowgroup" });
@@ -36,10 +36,11 @@ function startExplore(data, train) {
     said, table, facts, commandNote, command,
     make("div", { class: "bench" },
       make("figure", {}, frontierChart, priceChart,
-        keyOf([["certified frontier", "blue"], ["the demand that is set", "vermillion"], ["this run's demand", "grey", "dashed"]]),
+        keyOf([["certified frontier", "blue"], ["the demand that is set", "vermillion"], ["this solution's demand", "grey", "dashed"]]),
         make("figcaption", {}, "Above, the gain in reward for each demand; below, what one more unit of it costs: λ*, the shadow price.")),
       make("figure", {}, scatterChart, keyOf([["raised by the tilt", "blue"], ["lowered", "grey", "dotted"]]), scatterNote)));
   byId("explore-how").textContent = howItIsKnown(data, answers);
+  if (data.kept) byId("explore-how").after(make("p", { id: "explore-kept", class: "note" }, data.kept));
 
   const own = () => data.constraints[state.j];
   const update = eachFrame(() => {
@@ -90,8 +91,8 @@ function startExplore(data, train) {
       ["KL", "kl", `${shown(answer.kl)} nats a prompt`, answer.kl],
       ["ESS", "ess", `median ${shown(answer.ess, 1)} of ${data.responses} responses${share}`, answer.ess],
       ["shadow price", "price", `${shown(price)}: 0.1 more of the demand costs about ${shown(0.1 * price)} of ${data.reward.name}`, price],
-      ["against this run", "cost", state.isOwn ? "the run's own demand" : `${signed(-lost)} of ${data.reward.name}`, -lost],
-      ...(one.added ? [["asked of the dual", "asked", `${inUnit(one, state.demand + one.added, digits)}, with this run's safeguards`, state.demand + one.added]] : []),
+      ["against this solution", "cost", state.isOwn ? "its own demand" : `${signed(-lost)} of ${data.reward.name}`, -lost],
+      ...(one.added ? [["asked of the dual", "asked", `${inUnit(one, state.demand + one.added, digits)}, with this solution's safeguards`, state.demand + one.added]] : []),
       ...(answer.ess < 2 ? [["warning", "warning", "half of the prompts lean on fewer than two responses: nothing predicted here can be relied on", 1]] : []),
     ]);
     showCommand(one);
@@ -106,7 +107,7 @@ function startExplore(data, train) {
 
   function showCommand(one) {
     command.hidden = !one.command;
-    commandNote.textContent = one.command ? one.commandNote : "No single setting asks for this: change the constraint in the recipe.";
+    commandNote.textContent = one.command ? one.commandNote : "No single setting asks for this: change the constraint itself.";
     if (one.command) command.textContent = one.command.replace("{}", String(Number(state.demand.toPrecision(4))));
   }
 
@@ -129,7 +130,7 @@ function startExplore(data, train) {
 
   const sample = train ? stride(train.size, 1500) : [];
   function showScatter(one) {
-    if (!train) { scatterNote.textContent = "The scores of this run are not in the page."; return; }
+    if (!train) { scatterNote.textContent = "The scores are not in this page."; return; }
     const { answer } = state;
     const follows = data.follows || state.isOwn;
     const tilted = tilt(dualRows(train, data.constraints), follows ? answer.multipliers : data.own.multipliers, follows ? answer.beta : data.beta);
@@ -144,7 +145,7 @@ function startExplore(data, train) {
       ],
     }, `Weights of ${points.length} responses by ${one.scoreLabel} and ${data.reward.name}: ${raised.length} raised, ${lowered.length} lowered; largest ratio ${shown(Math.max(...points.map((point) => point.ratio)), 1)}.`);
     const which = points.length < train.size ? `${points.length.toLocaleString("en-US")} of ${data.nSamples.toLocaleString("en-US")} responses, evenly taken` : "Every response";
-    scatterNote.textContent = `${which}; the larger, the more its weight under the tilted policy.${follows ? "" : " Its columns change with the demand, so the weights shown are the run's own."}`;
+    scatterNote.textContent = `${which}; the larger, the more its weight under the tilted policy.${follows ? "" : " Its columns change with the demand, so the weights shown are this solution's own."}`;
   }
 
   addFiles(priceChart, "frontier", () => [["demand", "gain", "multiplier"], ...own().frontier.asked.map((at, k) => [at - own().added, own().frontier.reward[k] - data.reward.reference, own().frontier.multipliers[k][state.j]])]);
@@ -161,7 +162,7 @@ function startExplore(data, train) {
 }
 
 function howItIsKnown(data, answers) {
-  const trust = `Trust in λ* is not judged anew; this run's is ${data.trust}.`;
+  const trust = `Trust in λ* is not judged anew; this solution's is ${data.trust}.`;
   if (answers.live) {
     return `Solved in this page from all ${data.nSamples.toLocaleString("en-US")} scores as you move; at certified points of the frontier λ* agrees to ${Math.floor(-Math.log10(Math.max(answers.difference, 1e-9)))} digits. `
       + "Numbers are for the samples as they are, without the correction for finitely many responses; intervals are over prompts. " + trust;

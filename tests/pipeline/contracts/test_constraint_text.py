@@ -9,6 +9,7 @@ from pipeline.contracts.constraint_text import (
     read_constraint,
     read_constraint_families,
     read_constraints,
+    with_number,
 )
 from pipeline.contracts.errors import InputError
 from pipeline.contracts.problem import Constraint
@@ -187,3 +188,30 @@ def test_bounds_on_one_statistic_have_names_of_their_own():
 def test_what_cannot_be_is_refused_in_one_message(texts, rule):
     with pytest.raises(InputError, match=re.escape(rule)):
         read_constraints(texts)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("harmless >= 0.5", ("harmless >= {}",)),
+        ("harmless >= ref + 0.8", ("harmless >= ref + {}",)),
+        ("toxicity <= ref - 0.8", ("toxicity <= ref + {}",)),
+        ('"ref - 1" >= ref-1e-3 ', ('"ref - 1" >= ref+ {} ',)),
+        ("share(harmless >= 0) >= 0.97", ("share(harmless >= 0) >= {}",)),
+        ("words[category=a|b] = 5", ("words[category=a|b] = {}",)),
+        ("-80 <= words <= 120", ("{} <= words <= 120", "-80 <= words <= {}")),
+        ("each(category): harmless >= ref + 0.5", (None,)),
+        ("each(category): 1 <= words <= 2", (None, None)),
+    ],
+)
+def test_the_number_of_a_text_is_changed_in_place(text, expected):
+    assert with_number(text, "{}") == expected
+    for changed, before in zip(expected, read_constraint(text), strict=True):
+        if changed is not None:
+            number = before.margin if before.threshold is None else before.threshold
+            assert before in read_constraint(changed.format(number))
+
+
+def test_a_text_without_a_number_has_none_to_change():
+    with pytest.raises(InputError, match="is not of the form"):
+        with_number("harmless", "1")

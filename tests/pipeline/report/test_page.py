@@ -12,6 +12,7 @@ from pipeline.contracts.errors import CorruptArtifactError
 from pipeline.contracts.problem import Constraint
 from pipeline.published import read_points
 from pipeline.report.page import write_report
+from pipeline.report.plates import stage2_plates
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +117,22 @@ def test_a_page_stays_small_whatever_the_run(build_run: Any, tmp_path: Path, mon
     assert shown + named == len(tree.findall(".//figure"))
 
 
-def test_every_figure_is_written_as_png_svg_and_pdf(two_bounds: Any, tmp_path: Path) -> None:
+def test_what_a_page_has_no_room_for_takes_no_room_from_others(
+    build_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = build_run([Constraint("harmless", ">=", margin=0.3)], n_prompts=12, n_samples=24)
+    largest = len(stage2_plates(run.folder, run.solved, run.evaluation)[-1].numbers.csv())
+    monkeypatch.setattr(pipeline.report.page, "_MOST_TABLE_BYTES", largest - 1)
+    page = write_report(run.folder, output=tmp_path)[0]
+    tree = _tree(page)
+    beside = [code.text or "" for code in tree.findall(".//figcaption/code")]
+    assert "figures/training.csv" in beside
+    assert all((tmp_path / name).is_file() for name in beside)
+    named = {link.attrib["download"] for link in tree.iter("a") if "download" in link.attrib}
+    assert {"predicted_realised.csv", "effective_sample_size.csv"} <= named  # before and after it
+
+
+def test_every_figure_is_written_with_its_numbers(two_bounds: Any, tmp_path: Path) -> None:
     paths = write_report(two_bounds.folder, output=tmp_path / "out")
     assert all(path.is_file() for path in paths)
     assert paths[0] == tmp_path / "out" / "report.html"
@@ -134,7 +150,9 @@ def test_every_figure_is_written_as_png_svg_and_pdf(two_bounds: Any, tmp_path: P
         "gold",
         "training",
     }
-    assert sorted(path.suffix for path in paths[1:]) == [".pdf"] * 11 + [".png"] * 11 + [".svg"] * 11
+    assert sorted(path.suffix for path in paths[1:]) == [
+        kind for kind in (".csv", ".pdf", ".png", ".svg") for _ in stems
+    ]
     assert {path.name for path in (tmp_path / "out" / "figures").iterdir()} == {path.name for path in paths[1:]}
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+import dualign
 import pipeline.report.page_data
 from pipeline.contracts.problem import Constraint
 from pipeline.report.page import write_report
@@ -91,7 +93,7 @@ def test_a_margin_that_is_moved_is_answered_as_the_certified_frontier_answers(op
     reference = two_bounds.dual["reward"]["reference"]
     how = opened.tab.inner_text("#explore-how")
     assert "Solved in this page" in how
-    assert how.endswith(f"this run's is {two_bounds.dual['trust']['verdict']}.")
+    assert how.endswith(f"this solution's is {two_bounds.dual['trust']['verdict']}.")
     for place, bound in enumerate(two_bounds.dual["constraints"]):
         name, unit = bound["name"], "threshold" if bound["margin"] is None else "margin"
         rows = frontier.filter(pc.and_(frontier["feasible"], pc.equal(frontier["constraint"], name))).to_pylist()
@@ -327,6 +329,34 @@ def test_paper_shows_what_needs_no_hand(opened: Opened) -> None:
     assert opened.tab.is_visible("img[data-file=distributions]")
 
 
+def test_the_page_of_a_table_has_the_same_slider(browser: Browser, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    harmless = rng.normal(size=40 * 16)
+    table = pa.table(
+        {
+            "prompt_id": np.repeat(np.arange(40), 16),
+            "helpful": rng.normal(size=harmless.size) - harmless / 2,
+            "a long name of a score, in words": harmless,
+        }
+    )
+    asked: dict[str, Any] = {"reward": "helpful", "beta": 1.0}
+    text = "'a long name of a score, in words' >= ref + {}"
+    dualign.solve(table, constraints=[text.format(0.3)], **asked).save(tmp_path)
+    found = Opened(browser, tmp_path / "report.html", viewport={"width": 390, "height": 844})
+    assert "Solved in this page from all 640 scores" in found.tab.inner_text("#explore-how")
+    found.set("explore-demand", 0.7)
+    expected = dualign.solve(table, constraints=[text.format(0.7)], **asked).solution
+    assert found.number("[data-cell=constraint-0-multiplier]") == pytest.approx(expected.multipliers[0], rel=1e-4)
+    assert found.number("[data-fact=kl]") == pytest.approx(expected.predicted_kl, rel=1e-4)
+    assert found.tab.inner_text("#explore-command-note").startswith("No single setting asks for this")
+    assert found.tab.evaluate("document.scrollingElement.scrollWidth") == 390
+    assert found.said == []
+    assert [url for url in found.requests if not url.startswith(("data:", "blob:"))] == [
+        (tmp_path / "report.html").as_uri()
+    ]
+    found.context.close()
+
+
 def test_a_page_without_all_scores_keeps_to_the_frontier_and_says_so(
     browser: Browser, two_bounds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,5 +372,6 @@ def test_a_page_without_all_scores_keeps_to_the_frontier_and_says_so(
     expected = (rows[3]["multiplier_harmless"] + rows[4]["multiplier_harmless"]) / 2
     assert found.number("[data-cell=constraint-0-multiplier]") == pytest.approx(expected)
     assert found.tab.inner_text("#responses-what").endswith("of the run.")
+    assert re.match(r"Of \d+ of 13 test prompts, evenly taken", found.tab.inner_text("#distributions-what"))
     assert found.said == []
     found.context.close()

@@ -10,7 +10,7 @@ from helpers.figures import require_nothing_cut_off
 
 from pipeline.report.compared import ComparedScore, Plane, PlanePoint
 from pipeline.report.plane_figure import plane_figure
-from pipeline.report.style import save_figure
+from pipeline.report.style import INK, save_figure
 
 REWARD = ComparedScore("helpful", "helpful", True, 0.6, 0.5, (0.4, 0.6))
 BOUND = ComparedScore("harmless", "harmless", True, 0.8, 0.9, (0.8, 1.0), ">=", 0.8, 0.7, (0.6, 0.8), "satisfied")
@@ -44,6 +44,21 @@ def test_every_run_has_a_label_and_its_own_mark() -> None:
     assert {f"run {n}" for n in range(12)} <= set(labels)
     marks = {(line.get_color(), line.get_marker()) for line in axes.lines if line.get_markersize() == 7}
     assert len(marks) == 12
+
+
+def test_demands_that_differ_have_the_colours_of_their_runs() -> None:
+    def lines(*demands: float) -> list[object]:
+        points = [PlanePoint(f"run {n}", replace(BOUND, demanded=at), REWARD) for n, at in enumerate(demands)]
+        axes = plane_figure(plane(*points)).axes[0]
+        return [line.get_color() for line in axes.lines if line.get_label() == "_demand"]
+
+    own = [
+        line.get_color()
+        for line in plane_figure(plane(*[PlanePoint(f"{n}", BOUND, REWARD) for n in range(3)])).axes[0].lines
+        if line.get_markersize() == 7
+    ]
+    assert lines(0.8, 0.8, 0.8) == [INK]
+    assert lines(0.8, 0.8, 0.5) == [INK, own[2]]
 
 
 def test_a_mean_has_no_reference_at_zero() -> None:

@@ -12,7 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 import pipeline.report.populations as populations
-from pipeline.report.populations import Population, PromptTexts, judged_split, read_populations, read_texts
+from pipeline.report.populations import (
+    Population,
+    PromptTexts,
+    brief_messages,
+    brief_text,
+    judged_split,
+    read_populations,
+    read_texts,
+    solved_rows,
+)
+from pipeline.report.readers import build_problem, read_tilted_scores
 
 
 def _population(n_prompts: int = 10, n_samples: int = 4) -> Population:
@@ -51,6 +61,50 @@ def test_of_too_many_prompts_an_even_part_is_kept_whole() -> None:
         np.frombuffer(base64.b64decode(document["columns"]["reward"]), "<f4").tolist()
         == part.columns["reward"].tolist()
     )
+
+
+def test_no_more_bytes_are_kept_than_may_be_however_uneven_the_prompts() -> None:
+    counts_p = np.tile([1, 99], 50)
+    n = int(counts_p.sum())
+    columns = {"reward": np.zeros(n), "weight": np.zeros(n)}
+    whole = Population(tuple(map(str, range(100))), counts_p, np.arange(n), columns, 100)
+    assert whole.within(4 * n) is whole  # the page has no weights
+    for most in (15_000, 4_000, 500):
+        kept = whole.within(most)
+        assert 0 < 4 * kept.counts_p.sum() <= most
+    few = whole.of_prompts({"3", "4"})
+    assert (few.prompt_ids, few.counts_p.tolist(), few.n_prompts_in_all) == (("3", "4"), [99, 1], 100)
+
+
+def test_without_a_run_the_rows_are_those_of_the_dual(two_bounds: Any) -> None:
+    solved = two_bounds.solved
+    problem = build_problem(solved, read_tilted_scores(two_bounds.folder / "tilted", solved.names))
+    expected = read_populations(two_bounds.folder, solved, drops_cut_off=False)["train"]
+    names = ["reward", "constraint_harmless", "constraint_toxicity"]
+    found = solved_rows(problem, solved, most_bytes=10**9)
+    assert list(found.columns) == names
+    assert found.is_whole
+    assert found.counts_p.tolist() == expected.counts_p.tolist()
+    assert found.sample_index_n.tolist() == expected.sample_index_n.tolist()
+    # Which prompt is which a problem does not say.
+    for name in names:
+        assert np.sort(found.columns[name]) == pytest.approx(np.sort(expected.columns[name]), abs=1e-12)
+    part = solved_rows(problem, solved, most_bytes=4 * 3 * problem.n_samples // 3)
+    assert not part.is_whole
+    assert len(part.prompt_ids) == 9
+    assert part.columns["reward"].reshape(9, 48).tolist() == found.columns["reward"].reshape(27, 48)[::3].tolist()
+
+
+def test_the_longest_texts_are_cut_and_say_so() -> None:
+    assert brief_text("x" * 10_000) == "x" * 10_000
+    assert brief_text("x" * 12_345) == "x" * 10_000 + "… [2,345 more characters]"
+    short = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert brief_messages(short) == short
+    long = [{"role": "user", "content": str(place) + "x" * 3999} for place in range(9)]
+    found = brief_messages(long)
+    assert found[0] == {"role": "…", "content": "6 earlier messages"}
+    assert [one["content"][0] for one in found[1:]] == ["6", "7", "8"]
+    assert found[1]["content"] == "6" + "x" * 1999 + "… [2,000 more characters]"
 
 
 def test_the_populations_of_a_run_are_its_scores(two_bounds: Any) -> None:

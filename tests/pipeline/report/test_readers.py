@@ -111,6 +111,13 @@ def test_comparisons_are_those_of_the_evaluation(two_bounds: Any) -> None:
     assert harmless.bound is not None
     assert toxicity.bound is not None
     assert toxicity.bound.direction == "<="
+    # Of a margin the difference to the reference on the same prompts; of an absolute bound the mean.
+    margin, absolute = two_bounds.solved.constraints
+    assert harmless.predicted.ci95 is not None
+    assert toxicity.predicted.ci95 == absolute.heldout_ci95
+    moved = np.array(harmless.predicted.ci95) - harmless.predicted.value
+    assert moved == pytest.approx(np.array(margin.heldout_slack_ci95) - margin.heldout_slack)
+    assert moved != pytest.approx(np.array(margin.heldout_ci95) - margin.heldout)
     (gold,) = build_gold_comparisons(two_bounds.evaluation, "helpful")
     assert gold.gold == (0.31, 0.62)
     assert build_gold_comparisons({**two_bounds.evaluation, "gold": None}, "helpful") == []

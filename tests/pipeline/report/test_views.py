@@ -260,6 +260,16 @@ def test_categories_say_what_was_gained_and_whether_the_demand_is_met_there(two_
             assert tone == {"satisfied": "good", "undecided": "doubtful", "violated": "bad"}[score["status"]]
 
 
+def test_of_very_many_categories_those_with_the_most_prompts_are_shown(one_bound: Any) -> None:
+    scores = [{"name": name, "reference": 0.0, "predicted": 0.5} for name in ("helpful", "harmless")]
+    entries = [{"category": f"{place} " + "x" * 300, "n_prompts": place, "scores": scores} for place in range(2000)]
+    table = category_table({"by_category": entries}, one_bound.solved)
+    assert table is not None
+    assert table.n_categories == 2000
+    assert [row.n_prompts for row in table.rows] == list(range(500, 2000))
+    assert all(row.category.endswith("more characters]") and len(row.category) < 240 for row in table.rows)
+
+
 def test_before_an_evaluation_categories_are_judged_by_the_prediction(one_bound: Any) -> None:
     harmless = {"name": "harmless", "reference": 0.25, "predicted": 1.25}
     scores = [{"name": "helpful", "reference": 0.25, "predicted": 0.5}, harmless]
