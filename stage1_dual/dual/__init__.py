@@ -18,7 +18,13 @@ from stage1_dual.dual.cvar import Tail, TailSolution, fix_tails, maximise_over_t
 from stage1_dual.dual.diagnostics import Diagnostics, diagnose
 from stage1_dual.dual.dual_function import DualEvaluation, build_normaliser, evaluate_dual, tilt
 from stage1_dual.dual.dual_solution import DualSolution
-from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError, KlBudgetError, NotCertifiedError
+from stage1_dual.dual.errors import (
+    InfeasibilityCertificate,
+    InfeasibleError,
+    KlBudgetError,
+    NotCertifiedError,
+    TooFewRowsError,
+)
 from stage1_dual.dual.feasibility import AttainableMeans, Feasibility
 from stage1_dual.dual.frontier import Frontier, solve_frontier, threshold_at_multipliers
 from stage1_dual.dual.grouping import GroupedSamples, UngroupedScores, group_in_memory
@@ -101,6 +107,7 @@ __all__ = [
     "ThreadExecutor",
     "TightenedSolution",
     "Tilt",
+    "TooFewRowsError",
     "Trust",
     "Uncertainty",
     "UngroupedScores",

@@ -112,8 +112,12 @@ class Pilot:
         )
 
     def fewest_responses(self) -> int:
+        """The fewest that a plan has."""
+        return max(FEWEST_RESPONSES, self.carrying_responses())
+
+    def carrying_responses(self) -> int:
         """Below, the log of the number of responses hides the KL: weights on K of them have at most ln K nats."""
-        return max(FEWEST_RESPONSES, math.ceil(math.exp(self.kl / LARGEST_KL_SHARE)))
+        return math.ceil(math.exp(self.kl / LARGEST_KL_SHARE))
 
     @cached_property
     def degrees_m(self) -> FloatArray:

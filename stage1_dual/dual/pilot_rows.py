@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts.errors import InputError
+from stage1_dual.dual.errors import TooFewRowsError
 from stage1_dual.dual.segments import FloatArray, IntArray, Segments
 
 
@@ -41,12 +41,14 @@ class PilotRows:
 
     def __post_init__(self) -> None:
         if int(self.counts_p.min()) < 2:
-            raise InputError(
+            raise TooFewRowsError(
                 f"of the pilot's {len(self.counts_p):,} prompts {np.count_nonzero(self.counts_p < 2):,} have a single "
                 "response; what another one would change can be told from 2 on: leave those prompts out, or draw more"
             )
         if len(self.counts_p) < 4:
-            raise InputError(f"the pilot has {len(self.counts_p)} prompts; a plan needs at least 4, and 64 are enough")
+            raise TooFewRowsError(
+                f"the pilot has {len(self.counts_p)} prompts; a plan needs at least 4, and 64 are enough"
+            )
 
     @cached_property
     def counting_m(self) -> IntArray:

@@ -32,6 +32,7 @@ from stage1_dual.dual.arguments import (
     validate_thresholds,
 )
 from stage1_dual.dual.display import Display, describe_equalities, number
+from stage1_dual.dual.errors import TooFewRowsError
 from stage1_dual.dual.samples import SampleScores
 from stage1_dual.dual.segments import FloatArray, IntArray
 from stage1_dual.dual.tilting import weigh_block
@@ -326,8 +327,9 @@ class DualProblem:
         """The same problem with so many nats per prompt to spend and beta to be found; None takes beta as it is.
 
         Raises:
-            InputError: the budget is not a positive, finite number, or so large that samples of this size cannot show
-                it: weights on K responses have at most ln K nats, and an estimate is biased low long before.
+            InputError: the budget is not a positive, finite number.
+            TooFewRowsError: it is so large that samples of this size cannot show it: weights on K responses have at
+                most ln K nats, and an estimate is biased low long before.
         """
         if kl_budget is None:
             return replace(self, kl_budget=None)
@@ -338,7 +340,7 @@ class DualProblem:
             exponent, enough = budget / LARGEST_KL_SHARE, ""
             if exponent < _LARGEST_ADVISED_LOG:
                 enough = f", or draw at least {math.ceil(math.exp(exponent)):,} responses a prompt"
-            raise InputError(
+            raise TooFewRowsError(
                 f"`kl` is {budget:g} nats; {median:g} responses a prompt can show at most "
                 f"{LARGEST_KL_SHARE * log_samples:.3g}, {LARGEST_KL_SHARE:g} of the log of their number. Lower it"
                 f"{enough}"

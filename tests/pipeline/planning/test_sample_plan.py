@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -237,6 +239,20 @@ def test_each_constraint_may_have_its_own_number(table, capsys):
 def test_bad_numbers_are_named(table, capsys, arguments, message):
     assert ask(table, "--constraint", "harmless >= ref + 0.4", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_readme_tells_what_the_plan_of_its_example_says(capsys):
+    root = Path(__file__).parents[3]
+    text = " ".join((root / "README.md").read_text().split())
+    command = text.partition("`dualign plan --table ")[2].partition("`")[0]
+    arguments = shlex.split(f"plan --table {command} --no-progress --json")
+    arguments[2] = str(root / arguments[2])
+    assert main(arguments) == 3
+    plan = json.loads(capsys.readouterr().out)
+    prompts, responses = plan["instead"]["prompts"], plan["instead"]["responses"]
+    assert f"{prompts} prompts of {responses} responses, {prompts * responses:,} in all, will do" in text
+    assert "32 responses a prompt leave the policy +0.0388 off" in plan["reasons"][0]
+    assert "32 responses each leave the policy 0.039 beyond" in text
 
 
 def test_a_constant_reward_is_said(table, tmp_path, capsys):
