@@ -30,13 +30,13 @@ def _add_plan_options(parser: argparse.ArgumentParser) -> None:
     add_json_option(parser, what=_WHAT)
 
 
-def _plan(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def _plan(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from pipeline.planning.plan_options import read_question
     from pipeline.planning.sample_plan import plan_from_run
 
     run = read_run(options, rest, offline=True)
     question = read_question(options, evaluation_responses=run.config.evaluation.samples_per_prompt)
-    return _show(options, plan_from_run(run, question), options.output or run.folder / "plan")
+    _show(options, plan_from_run(run, question), options.output or run.folder / "plan")
 
 
 def _add_plan_table_options(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def _add_plan_table_options(parser: argparse.ArgumentParser) -> None:
     add_json_option(parser, what=_WHAT)
 
 
-def _plan_table(options: argparse.Namespace, rest: Sequence[str]) -> int:
+def _plan_table(options: argparse.Namespace, rest: Sequence[str]) -> None:
     from pipeline.contracts.constraint_text import read_constraints
     from pipeline.planning.pilot_rates import rates_of_table
     from pipeline.planning.plan_options import read_question
@@ -67,18 +67,18 @@ def _plan_table(options: argparse.Namespace, rest: Sequence[str]) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="dualign-plan-") as folder:
         found = plan_from_table(request, question, rates=rates, scratch=Path(folder))
-    return _show(options, found, options.output)
+    _show(options, found, options.output)
 
 
-def _show(options: argparse.Namespace, found: FoundPlan, folder: Path | None) -> int:
+def _show(options: argparse.Namespace, found: FoundPlan, folder: Path | None) -> None:
     """Print the plan, as a table or as JSON, and write its files where there is a folder for them.
 
-    Returns:
-        The exit code, which says where no number of prompts will do.
+    Raises:
+        NoPlanError: no numbers within the limits will do.
+        PlanNotTrustedError: nothing that follows from the pilot is to be trusted.
     """
-    from pipeline.planning.sample_plan import plan_view, write_plan
+    from pipeline.planning.sample_plan import plan_view, require_plan, write_plan
     from pipeline.report.terminal import print_view
-    from stage1_dual.dual import InfeasibleError
 
     with apart_from_json(options.json):
         print_view(plan_view(found.content))
@@ -86,7 +86,7 @@ def _show(options: argparse.Namespace, found: FoundPlan, folder: Path | None) ->
         say_where(written)
     if options.json:
         print_json(found.content | {"files": [str(path) for path in written]})
-    return 0 if found.content["prompts"] is not None else InfeasibleError.exit_code
+    require_plan(found.content)
 
 
 PLAN = Subcommand(

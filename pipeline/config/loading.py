@@ -286,7 +286,7 @@ def _pair_faults(tree: Mapping[str, Any]) -> list[str]:
 
 
 def _until_faults(tree: Mapping[str, Any]) -> Iterator[str]:
-    """Prompts can be added where some were left out."""
+    """Prompts can be added where some were left out, and slacks be foretold of what no tail moves."""
     sampling, prompts = tree.get("sampling"), tree.get("prompts")
     until = sampling.get("until") if isinstance(sampling, Mapping) else None
     most = until.get("most_prompts") if isinstance(until, Mapping) else None
@@ -300,6 +300,14 @@ def _until_faults(tree: Mapping[str, Any]) -> Iterator[str]:
             and scorer.get("table") is not None
             and (kind := kind_of(scorer)) is not None
             and not kind.scores_any_response
+        )
+    constraints = tree.get("constraints")
+    if until is not None and isinstance(constraints, Mapping):
+        yield from (
+            f"`constraints.{_shown(name)}.statistic` is 'cvar', the mean of a tail whose beginning moves with the "
+            "sample, of which `sampling.until` can tell nothing; bound a share or a shortfall, or leave it out"
+            for name, bound in constraints.items()
+            if isinstance(bound, Mapping) and bound.get("statistic") == "cvar"
         )
     if not isinstance(most, int):
         return

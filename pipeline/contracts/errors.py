@@ -6,10 +6,11 @@ code  meaning
 0     done
 1     anything unforeseen (any exception that is not one of ours)
 2     the user's input or configuration is wrong
-3     the thresholds are infeasible on these samples
+3     the thresholds are infeasible on these samples, or no plan of sample sizes keeps them
 4     no certified solution
 5     the evaluated policy does not satisfy the constraints
 6     training did not pay: the trained policy is no better than the reference
+7     the pilot is too small for a plan of sample sizes, which is withheld
 ===== ===========================================================
 """
 
@@ -190,6 +191,18 @@ class NoFeasibleThresholdError(DualignError):
     """``frontier`` was asked for thresholds that no policy on these samples meets, and has written that."""
 
     exit_code = 3
+
+
+class NoPlanError(DualignError):
+    """``plan`` found no numbers of prompts and responses, within the limits it was given, that will do; it says so."""
+
+    exit_code = 3
+
+
+class PlanNotTrustedError(DualignError):
+    """``plan`` has withheld its numbers, since nothing that follows from this pilot is to be trusted."""
+
+    exit_code = 7
 
 
 class ConstraintsNotSatisfiedError(DualignError):

@@ -8,6 +8,7 @@ subtracted prompt by prompt is the influence of the reference's own statistic c0
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from pipeline.dual.posing import PosedProblem, pose
 from pipeline.run.run import Run
 from pipeline.scoring.demanded import read_demands
 from pipeline.scoring.joined import reference_scores
-from stage1_dual.dual import Pilot, PilotRows, solve_dual
+from stage1_dual.dual import Pilot, PilotRows, diagnose, solve_dual
 
 
 def require_plannable(constraints: Sequence[Constraint]) -> None:
@@ -83,7 +84,7 @@ def measure_pilot(posed: PosedProblem) -> Pilot:
             references.append(found.less(unit.reference) * (one.sign / unit.denominator))
         targets.append(target)
         scales.append(unit.policy_denominator)
-    return Pilot.measure(
+    pilot = Pilot.measure(
         PilotRows(
             counts_p=counts_p.astype(np.int64),
             reward_n=rows.reward_n[order_n],
@@ -96,3 +97,4 @@ def measure_pilot(posed: PosedProblem) -> Pilot:
             names=posed.problem.constraint_names,
         )
     )
+    return replace(pilot, warnings=diagnose(posed.problem, solution).warnings)

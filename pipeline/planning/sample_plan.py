@@ -12,17 +12,38 @@ import numpy as np
 
 from pipeline.contracts.arrays import FloatArray
 from pipeline.contracts.artifacts import is_complete, require_writable, write_json
-from pipeline.contracts.errors import InputError
+from pipeline.contracts.errors import InputError, NoPlanError, PlanNotTrustedError
 from pipeline.dual.from_table import TableRequest, read_splits
 from pipeline.dual.piloting import measure_pilot, pose_pilot, require_plannable
 from pipeline.dual.posing import PosedProblem
 from pipeline.planning.pilot_rates import PilotRates, rates_of_run
 from pipeline.report.views import Badge, Cell, Row, TableView
 from pipeline.run.run import Run
-from stage1_dual.dual import LARGEST_CONFIDENCE, Pilot, SamplePlan, SizeRequest, plan_sizes, reward_cost
+from stage1_dual.dual import (
+    FEWEST_PROMPTS,
+    LARGEST_CONFIDENCE,
+    Pilot,
+    SamplePlan,
+    SizeRequest,
+    plan_sizes,
+    reward_cost,
+    why_not_so_many,
+)
 
 _ALTERNATIVES = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Numbers of responses that are shown beside the plan's own, in units of it."""
+
+
+_FEW_PROMPTS = ", the fewest that a plan has: what it says holds for means over many prompts"
+_LEAST = {
+    "responses": (2, ""),
+    "most_responses": (2, ""),
+    "prompts": (FEWEST_PROMPTS, _FEW_PROMPTS),
+    "most_prompts": (FEWEST_PROMPTS, _FEW_PROMPTS),
+    "evaluation_responses": (1, ""),
+}
+
+_FIGURE = "sample_sizes"
 
 
 @dataclass(frozen=True)
@@ -60,11 +81,10 @@ class PlanQuestion:
                 f"`--confidence` is {self.confidence!r}; it must be at least 0.5 and at most {LARGEST_CONFIDENCE}: "
                 "beyond that the draws that predict it cannot tell"
             )
-        least = {"responses": 2, "most_responses": 2, "prompts": 2, "most_prompts": 2, "evaluation_responses": 1}
-        for name, lowest in least.items():
+        for name, (lowest, why) in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
-                raise InputError(f"`--{name.replace('_', '-')}` is {value}; it must be at least {lowest}")
+                raise InputError(f"`--{name.replace('_', '-')}` is {value}; it must be at least {lowest}{why}")
         for fixed, most in (("prompts", "most_prompts"), ("responses", "most_responses")):
             if getattr(self, fixed) is not None and getattr(self, most) is not None:
                 raise InputError(f"`--{fixed}` and `--{most.replace('_', '-')}` are both given; give one of them")
@@ -131,17 +151,20 @@ def plan_from_table(request: TableRequest, question: PlanQuestion, *, rates: Pil
         InfeasibleError: no reweighting of the pilot's responses meets the demand.
     """
     require_plannable(request.constraints)
-    splits, _ = read_splits(request.open_table(), request, scratch=scratch)
-    return make_plan(splits["train"].posed.within(request.kl), question, rates)
+    splits, notes = read_splits(request.open_table(), request, scratch=scratch)
+    return make_plan(splits["train"].posed.within(request.kl), question, rates, notes=notes)
 
 
-def make_plan(posed: PosedProblem, question: PlanQuestion, rates: PilotRates) -> FoundPlan:
+def make_plan(
+    posed: PosedProblem, question: PlanQuestion, rates: PilotRates, *, notes: Sequence[str] = ()
+) -> FoundPlan:
     """Measure the pilot and plan.
 
     Args:
         posed: the pilot's rows under the demand.
         question: what is asked.
         rates: what a response cost.
+        notes: what was left out of the rows, or could not be told of them.
 
     Raises:
         InputError: a statistic or a number cannot be planned for, or the pilot is too small to measure anything.
@@ -162,46 +185,54 @@ def make_plan(posed: PosedProblem, question: PlanQuestion, rates: PilotRates) ->
         most_responses=question.most_responses,
     )
     plan = plan_sizes(pilot, request)
-    return FoundPlan(pilot, request, plan, _describe(posed, pilot, request, plan, rates))
+    return FoundPlan(pilot, request, plan, _describe(posed, pilot, request, plan, rates, notes))
 
 
 def _describe(
-    posed: PosedProblem, pilot: Pilot, request: SizeRequest, plan: SamplePlan, rates: PilotRates
+    posed: PosedProblem,
+    pilot: Pilot,
+    request: SizeRequest,
+    plan: SamplePlan,
+    rates: PilotRates,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
-    evaluation_responses = request.evaluation_responses or plan.n_responses
-    costs = None
-    if plan.n_prompts is not None:
-        evaluated = plan.evaluation_prompts or 0
-        costs = rates.costs(
-            responses=(plan.n_prompts + evaluated) * plan.n_responses, drawn_only=evaluated * evaluation_responses
-        )
-    signs_m = [one.sign for one in posed.constraints]
+    """What ``--json`` prints. Where there is no plan its numbers are null, whatever the reason: none is copied."""
+    planned, idle = plan.outcome == "planned", plan.outcome == "nothing binds"
+    told = planned or idle
     return {
-        "prompts": plan.n_prompts,
-        "responses": plan.n_responses,
-        "evaluation_prompts": plan.evaluation_prompts,
-        "evaluation_responses": evaluation_responses,
+        "outcome": plan.outcome,
+        "prompts": plan.n_prompts if planned else None,
+        "responses": plan.n_responses if planned else None,
+        "evaluation_prompts": plan.evaluation_prompts if told else None,
+        "evaluation_responses": plan.evaluation_responses if told else None,
         "within": _one_or_all(posed, request.within_m),
         "confidence": request.confidence,
-        "trusted": not plan.reasons,
+        "trusted": plan.outcome != "not trusted",
         "reasons": list(plan.reasons),
-        "miss_probability": plan.miss,
-        "reward_cost": plan.reward_cost,
-        "costs": costs,
+        "instead": None if plan.instead is None else dict(zip(("prompts", "responses"), plan.instead, strict=True)),
+        "miss_probability": plan.miss if planned else None,
+        "reward_cost": plan.reward_cost if planned else None,
+        "costs": _costs(plan, rates) if told else None,
         "constraints": [
             {
                 "name": one.name,
-                "demand": one.statistic.text(),
+                "demand": one.text(),
+                "score": one.statistic.scores[0],
+                "statistic": one.statistic.to_document(),
+                "direction": one.direction,
+                "threshold": one.absolute_threshold(unit.reference),
+                "margin": one.margin,
+                "tolerance": one.tolerance,
+                "reference": unit.reference,
                 "within": float(request.within_m[j]),
                 "binds": bool(pilot.is_active_m[j]),
                 "multiplier": float(pilot.multipliers_m[j]),
-                "multiplier_error": float(pilot.multiplier_errors_m[j]),
-                "expected_slack": float(plan.offset_m[j]),
-                "standard_error": None if plan.n_prompts is None else float(plan.errors_m[j]),
+                "multiplier_standard_error": float(pilot.multiplier_errors_m[j]),
+                "expected_slack": float(plan.offset_m[j]) if told else None,
+                "standard_error": float(plan.errors_m[j]) if told else None,
                 "room": float(plan.room_m[j]),
-                "sign": signs_m[j],
             }
-            for j, one in enumerate(posed.constraints)
+            for j, (one, unit) in enumerate(zip(posed.constraints, posed.units, strict=True))
         ],
         "alternatives": _alternatives(pilot, request, plan),
         "pilot": {
@@ -216,7 +247,17 @@ def _describe(
             "scoring_seconds_per_response": rates.scoring_seconds,
             "bytes_per_response": rates.bytes_per_response,
         },
+        "warnings": [*notes, *pilot.warnings],
     }
+
+
+def _costs(plan: SamplePlan, rates: PilotRates) -> dict[str, Any]:
+    """Of the run's responses, the reference's on test prompts, and the policy's."""
+    evaluated = plan.evaluation_prompts or 0
+    return rates.costs(
+        responses=((plan.n_prompts or 0) + evaluated) * plan.n_responses,
+        drawn_only=evaluated * plan.evaluation_responses,
+    )
 
 
 def _one_or_all(posed: PosedProblem, within_m: FloatArray) -> float | dict[str, float]:
@@ -226,25 +267,32 @@ def _one_or_all(posed: PosedProblem, within_m: FloatArray) -> float | dict[str, 
 
 
 def _alternatives(pilot: Pilot, request: SizeRequest, plan: SamplePlan) -> list[dict[str, Any]]:
-    """The same with fewer and with more responses, and what each gives away of the reward."""
-    counts = sorted({max(2, round(plan.n_responses * factor)) for factor in _ALTERNATIVES})
-    found = []
-    for count in counts:
-        needed = pilot.predict(count).prompts(request.within_m, confidence=request.confidence)
+    """The same with fewer and with more responses, and what each gives away of the reward; why not with some."""
+    size = (plan.n_prompts, plan.n_responses) if plan.outcome == "planned" else plan.instead
+    if size is None:
+        return []
+    found: list[dict[str, Any]] = []
+    for count in sorted({max(2, round(size[1] * factor)) for factor in _ALTERNATIVES}):
+        why_not, needed = why_not_so_many(pilot, request, count), None
+        if why_not is None:
+            needed = pilot.predict(count).prompts(request.within_m, confidence=request.confidence)
+            why_not = "no number of prompts will do" if needed is None else None
         found.append(
             {
                 "responses": count,
                 "prompts": needed,
                 "responses_in_all": None if needed is None else needed * count,
-                "reward_cost": reward_cost(pilot, count),
-                "carries_the_kl": count >= pilot.fewest_responses(),
+                "reward_cost": None if needed is None else reward_cost(pilot, count),
+                "why_not": why_not,
             }
         )
     return found
 
 
 def write_plan(found: FoundPlan, folder: Path) -> list[Path]:
-    """Write ``plan.json`` and, where there is a plan to draw, ``sample_sizes.png`` and ``.svg`` into a folder.
+    """Write ``plan.json`` into a folder and, where there is a plan to draw, ``sample_sizes.png``, ``.svg``, ``.pdf``.
+
+    A figure of an earlier plan does not stay beside a plan that has none.
 
     Returns:
         What was written.
@@ -254,12 +302,32 @@ def write_plan(found: FoundPlan, folder: Path) -> list[Path]:
     """
     paths = [folder / "plan.json"]
     require_writable(folder)
-    if found.plan.n_prompts is not None:
+    for old in folder.glob(f"{_FIGURE}.*"):
+        old.unlink()
+    if found.plan.outcome == "planned":
         from pipeline.planning.plan_figure import write_plan_figure  # brings matplotlib along
 
-        paths += write_plan_figure(found.pilot, found.request, found.plan, folder / "sample_sizes")
+        paths += write_plan_figure(found.pilot, found.request, found.plan, folder / _FIGURE)
     write_json(paths[0], found.content)
     return paths
+
+
+def require_plan(content: Mapping[str, Any]) -> None:
+    """Raise where there is no plan, once all that is known is printed and written.
+
+    Args:
+        content: what ``--json`` prints.
+
+    Raises:
+        NoPlanError: no numbers within the limits will do.
+        PlanNotTrustedError: nothing that follows from the pilot is to be trusted.
+    """
+    if content["outcome"] == "not trusted":
+        raise PlanNotTrustedError(
+            "no numbers are given: nothing that follows from this pilot is to be trusted, for the reasons above"
+        )
+    if content["outcome"] == "out of reach":
+        raise NoPlanError(f"no numbers of prompts and responses will do{_limits_note(content)}, for the reasons above")
 
 
 def plan_view(content: Mapping[str, Any]) -> TableView:
@@ -268,34 +336,17 @@ def plan_view(content: Mapping[str, Any]) -> TableView:
     Args:
         content: what ``--json`` prints.
     """
-    trusted, costs = content["trusted"], content["costs"]
-    verdict = Badge(
-        "Trust in the plan", "ok" if trusted else "none", "good" if trusted else "bad", tuple(content["reasons"])
-    )
-    if content["prompts"] is None:
-        answer = "No number of prompts will do with so few responses a prompt."
-    else:
-        answer = (
-            f"{content['prompts']:,} train prompts with {content['responses']:,} responses each: every slack is then "
-            f"within what is allowed of its demand with probability {1 - content['miss_probability']:.3f} "
-            f"({content['confidence']:g} asked for)."
-        )
-    answers = [answer, _evaluation_answer(content)]
     pilot = content["pilot"]
-    drawn = f"{pilot['prompts']:,} prompts x {pilot['responses']:g} responses, KL {pilot['kl']:.2f} nats"
-    facts = [
-        (
-            "reward given up",
-            f"{content['reward_cost']:.3g}, by the number of responses being {content['responses']:,}",
-        ),
-        *_cost_facts(costs),
-        *_alternative_facts(content),
-        ("pilot", drawn),
-    ]
+    size = f"{pilot['prompts']:,} prompts x {pilot['responses']:g} responses"
+    drawn = f"{size}, KL {pilot['kl']:.2f} nats, corrected for their number"
+    facts = []
+    if content["reward_cost"] is not None:
+        facts.append(("reward", _reward_fact(content)))
+    facts += [*_cost_facts(content["costs"]), *_alternative_facts(content), ("pilot", drawn)]
     return TableView(
         title="How many prompts, how many responses",
         header=(
-            Cell("constraint"),
+            Cell("constraint", "demanded"),
             Cell("allowed"),
             Cell("lambda*", "of the pilot"),
             Cell("expected slack"),
@@ -304,30 +355,93 @@ def plan_view(content: Mapping[str, Any]) -> TableView:
         rows=tuple(
             Row(
                 (
-                    Cell(one["name"], "" if one["binds"] else "does not bind"),
+                    Cell(one["name"], _demanded(one) + ("" if one["binds"] else "\ndoes not bind")),
                     Cell(f"+-{one['within']:g}" if one["binds"] else f">= -{one['within']:g}"),
-                    Cell(f"{one['multiplier']:.3g}", f"+-{one['multiplier_error']:.2g}"),
-                    Cell(f"{one['expected_slack']:+.3g}"),
+                    Cell(f"{one['multiplier']:.3g}", f"+-{one['multiplier_standard_error']:.2g}"),
+                    Cell("-" if one["expected_slack"] is None else f"{one['expected_slack']:+.3g}"),
                     Cell("-" if one["standard_error"] is None else f"{one['standard_error']:.3g}"),
                 )
             )
             for one in content["constraints"]
         ),
         facts=tuple(facts),
-        badges=(verdict,),
-        answers=tuple(answers),
+        warnings=tuple(content["warnings"]),
+        badges=(_badge(content),),
+        answers=tuple(_answers(content)),
     )
 
 
-def _evaluation_answer(content: Mapping[str, Any]) -> str:
-    rooms = ", ".join(f"{one['name']} {one['room']:g}" for one in content["constraints"] if one["binds"])
+def _demanded(one: Mapping[str, Any]) -> str:
+    if one["margin"] is None:
+        return f"{one['direction']} {one['threshold']:g}"
+    return f"{one['direction']} ref {'-' if one['margin'] < 0 else '+'} {abs(one['margin']):g}"
+
+
+def _badge(content: Mapping[str, Any]) -> Badge:
+    reasons = tuple(f"{text}." for text in content["reasons"])
+    if content["outcome"] == "not trusted":
+        advice = "A larger pilot; no numbers are given from this one."
+        return Badge("Trust in the plan", "none", "bad", reasons, advice)
+    if content["outcome"] == "out of reach":
+        return Badge("Plan", "none", "bad", reasons)
+    return Badge("Trust in the plan", "ok", "good")
+
+
+def _answers(content: Mapping[str, Any]) -> list[str]:
+    if content["outcome"] == "not trusted":
+        return []
+    if content["outcome"] == "out of reach":
+        return [_instead_answer(content)]
+    test_prompts = f"{content['evaluation_prompts'] or 0:,} test prompts"
+    evaluated = f"{test_prompts} with {content['evaluation_responses']:,} responses each"
+    if content["outcome"] == "nothing binds":
+        met = ", ".join(
+            f"{one['name']} by {one['expected_slack']:.3g} +- {one['standard_error']:.2g}"
+            for one in content["constraints"]
+        )
+        nothing = (
+            "Nothing is to be planned: lambda* is 0, the policy of the reward alone already meets every demand: "
+            f"{met} (standard error over prompts)."
+        )
+        proof = (
+            f"{evaluated} would prove it: the evaluation of that policy then says satisfied with probability "
+            f"{content['confidence']:g}."
+        )
+        return [nothing, proof]
+    sizes = (
+        f"{content['prompts']:,} train prompts with {content['responses']:,} responses each: every slack is then "
+        f"within what is allowed of its demand with probability {1 - content['miss_probability']:.3f} "
+        f"({content['confidence']:g} asked for)."
+    )
     if content["evaluation_prompts"] is None:
-        return "No number of test prompts makes the evaluation say satisfied with that confidence."
-    return (
-        f"{content['evaluation_prompts']:,} test prompts with {content['evaluation_responses']:,} responses each: "
-        f"with `assurance: {content['confidence']:g}` the evaluation of the tilted optimum says satisfied, for at "
-        f"most so much asked beyond the demand: {rooms or 'nothing'}."
+        return [sizes, "No number of test prompts makes the evaluation say satisfied with that confidence."]
+    rooms = ", ".join(f"{one['name']} {one['room']:g}" for one in content["constraints"] if one["binds"])
+    evaluation = (
+        f"{evaluated}: with `assurance: {content['confidence']:g}` the evaluation of the tilted optimum says "
+        f"satisfied, for at most so much asked beyond the demand: {rooms}."
     )
+    return [sizes, evaluation]
+
+
+def _instead_answer(content: Mapping[str, Any]) -> str:
+    if content["instead"] is None:
+        return "No numbers of prompts and responses will do."
+    prompts, responses = content["instead"]["prompts"], content["instead"]["responses"]
+    return (
+        f"No numbers will do within these limits. Without them {prompts:,} train prompts with {responses:,} responses "
+        f"each would, {prompts * responses:,} responses in all."
+    )
+
+
+def _limits_note(content: Mapping[str, Any]) -> str:
+    return "" if content["instead"] is None else " within these limits"
+
+
+def _reward_fact(content: Mapping[str, Any]) -> str:
+    """Few responses end beyond the demand and give reward away; where the demand gives a score up, short of it."""
+    cost = content["reward_cost"]
+    side = "given up" if cost >= 0 else "beyond the optimum's, at the cost of the demand"
+    return f"{abs(cost):.3g} {side}, by the number of responses being {content['responses']:,}"
 
 
 def _cost_facts(costs: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -345,9 +459,10 @@ def _cost_facts(costs: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _alternative_facts(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = []
-    for one in content["alternatives"]:
-        needed = "no number of prompts" if one["prompts"] is None else f"{one['prompts']:,} prompts"
-        few = "" if one["carries_the_kl"] else "; too few for the KL"
-        found.append((f"{one['responses']:,} responses", f"{needed}, reward given up {one['reward_cost']:.3g}{few}"))
-    return found
+    return [
+        (
+            f"{one['responses']:,} responses",
+            one["why_not"] or f"{one['prompts']:,} prompts, {one['responses_in_all']:,} responses in all",
+        )
+        for one in content["alternatives"]
+    ]

@@ -12,7 +12,7 @@ from pipeline.run.looks import read_looks, write_looks
 from pipeline.run.run import Run
 from pipeline.run.step import log
 from pipeline.steps.solve import solve_scores
-from stage1_dual.dual import LIMITS, InfeasibleError, KlBudgetError, SizeRequest, top_up
+from stage1_dual.dual import LIMITS, InfeasibleError, KlBudgetError, SizeRequest, TooFewRowsError, top_up
 
 _VERDICTS = ("ok", "weak", "unreliable")
 _NOTHING: dict[str, Any] = {"verdict": None, "miss": None, "reach": None, "kl": None}
@@ -69,11 +69,13 @@ def _take(run: Run, question: dict[str, Any], *, number: int) -> dict[str, Any]:
     try:
         pilot = measure_pilot(pose_pilot(run))
         trust = solve_scores(run, n_replicates=100).content["trust"]
-    except (InfeasibleError, KlBudgetError) as error:
+    except (InfeasibleError, KlBudgetError, TooFewRowsError) as error:
         # More responses reach further: that they do not suffice is a reason for more, as long as there may be more.
-        reasons = [f"the demand is out of reach of what is drawn: {str(error).splitlines()[0]}"]
-        larger = (n_prompts, min(2 * config.sampling.samples_per_prompt, until.at_most))
-        return found | _outcome(run, larger, n_prompts, reasons) | _NOTHING
+        too_few = isinstance(error, TooFewRowsError)
+        wrong = "nothing can be told of what is drawn" if too_few else "the demand is out of reach of what is drawn"
+        more_prompts = min(2 * n_prompts, max(most_prompts, n_prompts)) if too_few else n_prompts
+        larger = (more_prompts, min(2 * drawn["responses"], until.at_most))
+        return found | _outcome(run, larger, n_prompts, [f"{wrong}: {str(error).splitlines()[0]}"]) | _NOTHING
     request = SizeRequest(
         within_m=np.full(len(pilot.names), until.within),
         confidence=until.confidence,
@@ -87,26 +89,32 @@ def _take(run: Run, question: dict[str, Any], *, number: int) -> dict[str, Any]:
     prediction = pilot.predict(drawn["responses"])
     miss = prediction.miss(n_prompts, request.within_m)
     reach = prediction.reach(n_prompts, request.within_m, confidence=until.confidence)
-    is_within = miss <= 1 - until.confidence
+    # What is foretold of so few responses is beyond what is known of it: no number, and not within.
+    carrying = pilot.carrying_responses()
+    is_foretold = drawn["responses"] >= carrying
+    is_within = is_foretold and miss <= 1 - until.confidence
     is_trusted = until.verdict is None or _VERDICTS.index(trust["verdict"]) <= _VERDICTS.index(until.verdict)
     reasons = []
     sizes: tuple[int, int] | None = None
     if not is_within:
+        near = f"slacks are within {until.within * reach:.3g} of the demand at the confidence asked for, and "
+        untold = f"how near slacks are to the demand cannot be told from {drawn['responses']:,} responses a prompt: "
         reasons.append(
-            f"slacks are within {until.within * reach:.3g} of the demand at the confidence asked for, and "
-            f"{until.within:g} is"
+            f"{near}{until.within:g} is allowed"
+            if is_foretold
+            else f"{untold}the KL of {pilot.kl:.2f} nats needs at least {carrying:,}"
         )
         sizes = top_up(pilot, request)
     if not is_trusted:
         reasons += [f"trust in lambda* is {trust['verdict']}", *trust["reasons"]]
-        wants = [name for name in _OF_RESPONSES if trust["signs"][name] is None or _is_beyond(trust, name)]
         more = (
             (n_prompts, min(2 * drawn["responses"], until.at_most))
-            if wants
+            if _wants_responses(trust)
             else (min(2 * n_prompts, request.most_prompts or n_prompts), drawn["responses"])
         )
         sizes = more if sizes is None else (max(sizes[0], more[0]), max(sizes[1], more[1]))
-    figures = {"verdict": trust["verdict"], "miss": miss, "reach": reach * until.within, "kl": pilot.kl}
+    foretold = {"miss": miss, "reach": reach * until.within} if is_foretold else {"miss": None, "reach": None}
+    figures = {"verdict": trust["verdict"], **foretold, "kl": pilot.kl}
     return found | _outcome(run, sizes, n_prompts, reasons) | figures
 
 
@@ -115,8 +123,13 @@ def _drawn(run: Run) -> dict[str, Any]:
     return {"responses": run.config.sampling.samples_per_prompt, "limit": run.config.prompts.limit}
 
 
-def _is_beyond(trust: dict[str, Any], name: str) -> bool:
-    return bool(trust["signs"][name] > LIMITS[name][0])
+def _wants_responses(trust: dict[str, Any]) -> bool:
+    """Whether more responses would mend the verdict: of more prompts, there may be no more.
+
+    A sign that is infinite is null in the document, as one that is unknown is; the former alone has a reason.
+    """
+    beyond = [name for name, value in trust["signs"].items() if value is not None and value > LIMITS[name][0]]
+    return not set(_OF_RESPONSES).isdisjoint(beyond) or len(trust["reasons"]) > len(beyond)
 
 
 def _outcome(run: Run, sizes: tuple[int, int] | None, n_prompts: int, reasons: list[str]) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from stage1_dual.dual.cvar import Tail, TailSolution, fix_tails, maximise_over_t
 from stage1_dual.dual.diagnostics import Diagnostics, diagnose
 from stage1_dual.dual.dual_function import DualEvaluation, build_normaliser, evaluate_dual, tilt
 from stage1_dual.dual.dual_solution import DualSolution
-from stage1_dual.dual.errors import InfeasibilityCertificate, InfeasibleError, KlBudgetError, NotCertifiedError
+from stage1_dual.dual.errors import (
+    InfeasibilityCertificate,
+    InfeasibleError,
+    KlBudgetError,
+    NotCertifiedError,
+    TooFewRowsError,
+)
 from stage1_dual.dual.feasibility import AttainableMeans, Feasibility
 from stage1_dual.dual.frontier import Frontier, solve_frontier, threshold_at_multipliers
 from stage1_dual.dual.grouping import GroupedSamples, UngroupedScores, group_in_memory
@@ -35,11 +41,18 @@ from stage1_dual.dual.inference import (
 from stage1_dual.dual.on_disk import OnDiskPartition, group_on_disk
 from stage1_dual.dual.pilot import Pilot
 from stage1_dual.dual.pilot_rows import PilotRows
-from stage1_dual.dual.planned_sizes import SamplePlan, SizeRequest, plan_sizes, reward_cost, top_up
+from stage1_dual.dual.planned_sizes import (
+    SamplePlan,
+    SizeRequest,
+    plan_sizes,
+    reward_cost,
+    top_up,
+    why_not_so_many,
+)
 from stage1_dual.dual.problem import LARGEST_KL_SHARE, DualProblem
 from stage1_dual.dual.response_ladder import LadderRung, ResponseLadder, climb_ladder
 from stage1_dual.dual.samples import Partition, PassRunner, SampleScores
-from stage1_dual.dual.slack_prediction import LARGEST_CONFIDENCE, Prediction
+from stage1_dual.dual.slack_prediction import FEWEST_PROMPTS, LARGEST_CONFIDENCE, Prediction
 from stage1_dual.dual.solver import MAX_EVALUATIONS, DualMinimum, minimise_dual, solve_dual
 from stage1_dual.dual.tail_index import pareto_k
 from stage1_dual.dual.threads import ThreadExecutor
@@ -49,6 +62,7 @@ from stage1_dual.dual.trust import LIMITS, Trust, judge_trust
 from stage1_dual.dual.uncertainty import Uncertainty, quantify_uncertainty
 
 __all__ = [
+    "FEWEST_PROMPTS",
     "LARGEST_CONFIDENCE",
     "LARGEST_KL_SHARE",
     "LIMITS",
@@ -93,6 +107,7 @@ __all__ = [
     "ThreadExecutor",
     "TightenedSolution",
     "Tilt",
+    "TooFewRowsError",
     "Trust",
     "Uncertainty",
     "UngroupedScores",
@@ -122,4 +137,5 @@ __all__ = [
     "threshold_at_multipliers",
     "tilt",
     "top_up",
+    "why_not_so_many",
 ]

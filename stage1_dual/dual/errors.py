@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.contracts.errors import DualignError
+from pipeline.contracts.errors import DualignError, InputError
 from stage1_dual.dual.segments import FloatArray
 
 
@@ -31,6 +31,10 @@ class InfeasibilityCertificate:
     best_attainable: FloatArray
     worst_attainable: FloatArray
     largest_feasible_scale: float | None
+
+
+class TooFewRowsError(InputError):
+    """The prompts or responses are too few to tell what is asked of them; more of them would."""
 
 
 class InfeasibleError(DualignError):

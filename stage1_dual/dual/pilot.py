@@ -18,7 +18,7 @@ from stage1_dual.dual.pilot_moments import Moments, moments_of
 from stage1_dual.dual.pilot_rows import PilotRows
 from stage1_dual.dual.pilot_terms import PromptTerms, prompt_terms
 from stage1_dual.dual.problem import LARGEST_KL_SHARE
-from stage1_dual.dual.segments import FloatArray, IntArray, Segments
+from stage1_dual.dual.segments import FloatArray, IntArray
 from stage1_dual.dual.slack_prediction import Prediction
 
 FEWEST_RESPONSES = 8
@@ -52,6 +52,7 @@ class Pilot:
         collapsed_share: share of the prompts with an effective sample size below 2.
         counting_m: prompts of which the column is not constant, shape (m,).
         replicates: the same moments with a group of prompts left out, one a group.
+        warnings: sentences on the shape of the problem, of its solution's diagnostics.
     """
 
     names: tuple[str, ...]
@@ -70,6 +71,7 @@ class Pilot:
     collapsed_share: float
     counting_m: IntArray
     replicates: tuple[Moments, ...]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def measure(cls, rows: PilotRows) -> Pilot:
@@ -90,8 +92,6 @@ class Pilot:
         slope_m[free] = inverse_ff @ np.mean(terms.reward_slope_mp, axis=-1)[free]
         influence_fp = inverse_ff @ terms.psi_mp[free]
         errors_m[free] = np.std(influence_fp, axis=-1, ddof=1) / math.sqrt(len(rows.counts_p))
-        segments = Segments.from_counts(rows.counts_p)
-        varies_mp = segments.max(rows.column_mn) > -segments.max(-rows.column_mn)
         return cls(
             names=rows.names,
             n_prompts=len(rows.counts_p),
@@ -107,19 +107,28 @@ class Pilot:
             kl=float(np.mean(terms.kl_p)),
             second_moment=float(np.mean(terms.second_moment_p)),
             collapsed_share=float(np.mean(terms.ess_p < 2)),
-            counting_m=np.count_nonzero(varies_mp, axis=-1).astype(np.int64),
+            counting_m=rows.counting_m,
             replicates=tuple(replicates),
         )
 
     def fewest_responses(self) -> int:
+        """The fewest that a plan has."""
+        return max(FEWEST_RESPONSES, self.carrying_responses())
+
+    def carrying_responses(self) -> int:
         """Below, the log of the number of responses hides the KL: weights on K of them have at most ln K nats."""
-        return max(FEWEST_RESPONSES, math.ceil(math.exp(self.kl / LARGEST_KL_SHARE)))
+        return math.ceil(math.exp(self.kl / LARGEST_KL_SHARE))
 
     @cached_property
     def degrees_m(self) -> FloatArray:
         """Degrees of freedom in effect of what the pilot's own slacks vary by between prompts, shape (m,)."""
         variance_m = np.diag(self.moments.variance_mm(self.n_responses))
         return _degrees(variance_m, self._squared_variance_errors(self.n_responses))
+
+    @cached_property
+    def room_errors_m(self) -> FloatArray:
+        """Standard errors of ``moments.room_m``, the slacks of what does not bind, shape (m,)."""
+        return np.sqrt(_jackknife_variance(np.array([one.room_m for one in self.replicates])))
 
     def bias_at(self, n_responses: float) -> FloatArray:
         """What so many responses a prompt leave the slacks off by, shape (m,); positive on the safe side."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.contracts.errors import InputError
-from stage1_dual.dual.segments import FloatArray, IntArray
+from stage1_dual.dual.errors import TooFewRowsError
+from stage1_dual.dual.segments import FloatArray, IntArray, Segments
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,17 +41,27 @@ class PilotRows:
 
     def __post_init__(self) -> None:
         if int(self.counts_p.min()) < 2:
-            raise InputError(
-                f"{np.count_nonzero(self.counts_p < 2)} of {len(self.counts_p)} prompts of the pilot have 1 response; "
-                "what another one would change can be told from 2 on"
+            raise TooFewRowsError(
+                f"of the pilot's {len(self.counts_p):,} prompts {np.count_nonzero(self.counts_p < 2):,} have a single "
+                "response; what another one would change can be told from 2 on: leave those prompts out, or draw more"
             )
         if len(self.counts_p) < 4:
-            raise InputError(f"the pilot has {len(self.counts_p)} prompts; a plan needs at least 4, and 64 are enough")
+            raise TooFewRowsError(
+                f"the pilot has {len(self.counts_p)} prompts; a plan needs at least 4, and 64 are enough"
+            )
 
-    @property
+    @cached_property
+    def counting_m(self) -> IntArray:
+        """Prompts with responses that differ in the column, shape (m,): others no policy changes."""
+        segments = Segments.from_counts(self.counts_p)
+        differs_mp = segments.max(self.column_mn) > -segments.max(-self.column_mn)
+        return np.asarray(np.count_nonzero(differs_mp, axis=-1), dtype=np.int64)
+
+    @cached_property
     def is_active_m(self) -> NDArray[np.bool_]:
-        """Constraints that bind on the pilot, shape (m,)."""
-        return np.asarray((self.multipliers_m > 0) | self.is_equality_m, dtype=np.bool_)
+        """Constraints that bind on the pilot, shape (m,); none that no policy changes does."""
+        binds_m = (self.multipliers_m > 0) | self.is_equality_m
+        return np.asarray(binds_m & (self.counting_m > 0), dtype=np.bool_)
 
     def half(self, part: int) -> PilotRows:
         """Every second response of each prompt, from the first or second on; those with fewer than 4 as they are."""

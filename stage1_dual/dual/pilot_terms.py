@@ -92,18 +92,22 @@ def prompt_terms(rows: PilotRows, multipliers_m: FloatArray, *, near: PromptTerm
     reference_off_mn = segments.subtract(rows.reference_mn, reference_mp)
     rest_n = np.maximum(1.0 - weight_n, 1.0 - _LARGEST_WEIGHT)
     reward_off_n = segments.subtract(rows.reward_n, segments.dot(weight_n, rows.reward_n))
+    # Of a reward that is constant only rounding would be left.
+    has_reward_p = segments.max(rows.reward_n) > -segments.max(-rows.reward_n)
     # The KL is E_w[logit] - log mean exp logit; leaving out k moves both in closed form.
     logit_p = segments.dot(weight_n, logit_n)
     log_z_p = np.log(total_p / counts_p)
     kl_moved_n = weight_n / rest_n * -segments.subtract(logit_n, logit_p) - np.log(rest_n)
     kl_bias_p = (counts_p - 1) / counts_p * (segments.sum(kl_moved_n) + counts_p * np.log((counts_p - 1) / counts_p))
+    # Where one response has all the weight, what would be left without it is lost to the limit on weights.
+    kl_bias_p = np.where(segments.max(weight_n) > _LARGEST_WEIGHT, 0.0, kl_bias_p)
     squared_p = segments.dot(weight_n, weight_n)
     return PromptTerms(
         psi_mp=mean_mp - reference_mp - rows.target_m[:, np.newaxis],
         within_mmp=within,
         bias_mp=bias,
         hessian_mmp=hessian,
-        reward_slope_mp=segments.sum(off_mn * (weight_n * reward_off_n)) / beta,
+        reward_slope_mp=np.where(has_reward_p, segments.sum(off_mn * (weight_n * reward_off_n)) / beta, 0.0),
         reference_mmp=_products(segments, reference_off_mn, reference_off_mn) / (counts_p - 1),
         kl_p=logit_p - log_z_p - kl_bias_p,
         second_moment_p=counts_p * squared_p,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-from stage1_dual.dual.pilot import Pilot
+from stage1_dual.dual.pilot import FEWEST_RESPONSES, Pilot
 from stage1_dual.dual.problem import LARGEST_KL_SHARE
 from stage1_dual.dual.segments import FloatArray
-from stage1_dual.dual.slack_prediction import Prediction
 from stage1_dual.dual.tightening import Z_INTERVAL
 
 # benchmarks/plan_validation.py has the cases that these are drawn from.
@@ -24,12 +23,6 @@ most of it, and a pilot may have none of them."""
 def pilot_reasons(pilot: Pilot) -> list[str]:
     """Why nothing that follows from this pilot is to be trusted."""
     reasons = []
-    if not pilot.is_active_m.any():
-        nothing = (
-            "no constraint binds: lambda* is 0, the reward alone meets the demand, and the plan, which is about the "
-            "error of lambda*, has nothing to say"
-        )
-        return [nothing]
     for j, name in enumerate(pilot.names):
         if pilot.is_active_m[j] and not pilot.is_equality_m[j]:
             value, error = pilot.multipliers_m[j], pilot.multiplier_errors_m[j]
@@ -38,7 +31,12 @@ def pilot_reasons(pilot: Pilot) -> list[str]:
                     f"{name}: lambda* is {value:.3g} with a standard error of {error:.2g} on the pilot: it may be 0, "
                     "and the demand met by the reward alone"
                 )
-        if pilot.counting_m[j] < FEWEST_PILOT_PROMPTS:
+        if pilot.counting_m[j] == 0:
+            reasons.append(
+                f"{name}: no prompt of the pilot has responses that differ in it, and nothing says how often others "
+                "do; where none ever will, leave the constraint out"
+            )
+        elif pilot.counting_m[j] < FEWEST_PILOT_PROMPTS:
             reasons.append(
                 f"{name}: {pilot.counting_m[j]} prompts of the pilot have responses that differ in it; "
                 f"{FEWEST_PILOT_PROMPTS} are needed to say how prompts differ"
@@ -67,29 +65,53 @@ def pilot_reasons(pilot: Pilot) -> list[str]:
     return reasons
 
 
-def size_reasons(pilot: Pilot, chosen: Prediction, within_m: FloatArray) -> list[str]:
-    """Why a plan with the responses of a prediction is not to be trusted.
+def unsure_that_nothing_binds(pilot: Pilot, confidence: float) -> list[str]:
+    """Why a pilot on which no constraint binds does not show that none does.
 
     Args:
         pilot: what was measured.
-        chosen: the slacks that are predicted with the number of responses of the plan.
+        confidence: with which the slacks are to be known to be positive, beside that of an interval.
+    """
+    from scipy.special import ndtri
+
+    limit = max(Z_INTERVAL, float(ndtri(confidence)))
+    return [
+        f"{name}: on the pilot the reward alone meets the demand, by {room:.3g} with a standard error of {error:.2g}: "
+        "it may bind"
+        for name, room, error, differs in zip(
+            pilot.names, pilot.moments.room_m, pilot.room_errors_m, pilot.counting_m, strict=True
+        )
+        if room <= limit * error and differs
+    ]
+
+
+def size_reasons(pilot: Pilot, n_responses: int, within_m: FloatArray) -> list[str]:
+    """Why no number of prompts with so many responses each is to be planned for.
+
+    Args:
+        pilot: what was measured.
+        n_responses: responses a prompt.
         within_m: how far a slack may be from the demand, units of the columns, shape (m,).
     """
-    reasons = []
     fewest = pilot.fewest_responses()
-    if chosen.n_responses < fewest:
-        reasons.append(
-            f"{chosen.n_responses} responses a prompt cannot carry a KL of {pilot.kl:.2f} nats: at least {fewest}, "
-            f"exp(KL / {LARGEST_KL_SHARE:g})"
+    if n_responses < fewest:
+        # What so few leave the slacks off by is beyond the terms that are known of it, and not told.
+        because = (
+            "a plan has"
+            if fewest == FEWEST_RESPONSES
+            else f"the KL of {pilot.kl:.2f} nats needs exp(KL / {LARGEST_KL_SHARE:g}),"
         )
+        return [f"{n_responses:,} responses a prompt are too few: {because} at least {fewest:,}"]
+    reasons = []
+    chosen = pilot.predict(n_responses)
     for j, name in enumerate(pilot.names):
         if not pilot.is_active_m[j]:
             continue
-        bias, error = pilot.bias_at(chosen.n_responses)[j], chosen.offset_errors_m[j]
+        bias, error = pilot.bias_at(n_responses)[j], chosen.offset_errors_m[j]
         if abs(bias) + error > LARGEST_BIAS_SHARE * within_m[j]:
             reasons.append(
-                f"{name}: {chosen.n_responses} responses a prompt leave the policy {bias:+.3g} off its demand, with a "
-                f"standard error of {error:.2g}: with it more than {LARGEST_BIAS_SHARE:g} of what is allowed; "
-                "more responses a prompt"
+                f"{name}: {n_responses:,} responses a prompt leave the policy {bias:+.3g} off its demand, whatever "
+                f"the number of prompts, with a standard error of {error:.2g}: with it more than "
+                f"{LARGEST_BIAS_SHARE:g} of the {within_m[j]:g} that is allowed; more responses a prompt"
             )
     return reasons

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from stage1_dual.dual.pilot import FEWEST_RESPONSES, Pilot
 from stage1_dual.dual.pilot_moments import nearest_covariance
-from stage1_dual.dual.plan_trust import pilot_reasons, size_reasons
+from stage1_dual.dual.plan_trust import pilot_reasons, size_reasons, unsure_that_nothing_binds
 from stage1_dual.dual.segments import FloatArray
-from stage1_dual.dual.slack_prediction import MOST_PROMPTS, Prediction
+from stage1_dual.dual.slack_prediction import FEWEST_PROMPTS, MOST_PROMPTS, Prediction
 from stage1_dual.dual.tightening import Z_INTERVAL
 
 # Where numbers of responses are looked for.
@@ -22,11 +23,21 @@ _RESPONSES = (FEWEST_RESPONSES, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 
 _WANTED_BIAS_SHARE = 0.2
 
 
+Outcome = Literal["planned", "nothing binds", "out of reach", "not trusted"]
+
+
 @dataclass(frozen=True, eq=False)
 class SamplePlan:
     """A number of prompts and of responses, and what is expected of them. Units are those of the columns.
 
+    What is reckoned is reckoned whatever the outcome, so that it can be held to the truth: but where the outcome is
+    not ``planned`` nobody is to be told it.
+
     Attributes:
+        outcome: ``planned``; ``nothing binds``, where lam* is 0 and the pilot shows that it is, so that no run is
+            needed to find it; ``out of reach``, where no sizes within the limits will do; ``not trusted``, where
+            nothing that follows from the pilot is to be trusted.
+        reasons: why there is no plan; empty where it is ``planned``.
         n_prompts: prompts that determine lam*; None where no number of them will do with the responses there may be.
         n_responses: responses to each.
         miss: probability that some slack is off the demand by more than is allowed.
@@ -35,10 +46,13 @@ class SamplePlan:
             bind.
         reward_cost: reward that is given away by the number of responses being finite, reward units.
         evaluation_prompts: prompts of the final evaluation; None where no number of them will do.
+        evaluation_responses: responses to each.
         room_m: what is then to be asked beyond the demand, shape (m,).
-        reasons: why the plan is not to be trusted; empty where it is.
+        instead: prompts and responses that would do without the limits, where these are why nothing does.
     """
 
+    outcome: Outcome
+    reasons: tuple[str, ...]
     n_prompts: int | None
     n_responses: int
     miss: float
@@ -46,8 +60,9 @@ class SamplePlan:
     offset_m: FloatArray
     reward_cost: float
     evaluation_prompts: int | None
+    evaluation_responses: int
     room_m: FloatArray
-    reasons: tuple[str, ...]
+    instead: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,35 +93,75 @@ class SizeRequest:
     drawn_prompts: int = 0
     drawn_responses: int = 0
 
+    def without_limits(self) -> SizeRequest:
+        """The same with any number of prompts and of responses."""
+        return replace(self, n_responses=None, n_prompts=None, most_prompts=None, most_responses=None)
+
 
 def plan_sizes(pilot: Pilot, request: SizeRequest) -> SamplePlan:
-    """The cheapest N x K with which every slack is within; where none is, the best there is, and why it is not.
+    """The cheapest N x K with which every slack is within, of those that are to be trusted; else why there is none.
 
     Args:
         pilot: what was measured.
         request: what is asked for.
     """
-    reasons = pilot_reasons(pilot)
-    found = _cheapest(pilot, request)
+    distrust = pilot_reasons(pilot)
+    if not pilot.is_active_m.any():
+        return _nothing_binds(pilot, request, [*distrust, *unsure_that_nothing_binds(pilot, request.confidence)])
+    outcome: Outcome
     n_prompts: int | None
+    reasons, instead = distrust, None
+    found = _cheapest(pilot, request, _trusted_counts(pilot, request))
     if found is not None:
-        n_prompts, chosen = found
+        outcome, (n_prompts, chosen) = "planned", found
     else:
-        n_prompts, chosen, reason = _best_there_is(pilot, request)
-        reasons.append(reason)
-    reasons += size_reasons(pilot, chosen, request.within_m)
+        outcome, (n_prompts, chosen) = "out of reach", _nearest(pilot, request)
+        free = request.without_limits()
+        if (elsewhere := _cheapest(pilot, free, _trusted_counts(pilot, free))) is not None:
+            instead = (elsewhere[0], elsewhere[1].n_responses)
+        reasons = distrust or _why_none_will_do(pilot, request)
     n_reckoned = MOST_PROMPTS if n_prompts is None else n_prompts
-    evaluation_prompts = None if n_prompts is None else _evaluation_prompts(pilot, request, chosen, n_prompts)
     return SamplePlan(
+        outcome="not trusted" if distrust else outcome,
+        reasons=tuple(reasons),
         n_prompts=n_prompts,
         n_responses=chosen.n_responses,
         miss=chosen.miss(n_reckoned, request.within_m),
         errors_m=chosen.errors_m(n_reckoned),
         offset_m=chosen.offset_m,
         reward_cost=reward_cost(pilot, chosen.n_responses),
-        evaluation_prompts=evaluation_prompts,
+        evaluation_prompts=None if n_prompts is None else _evaluation_prompts(pilot, request, chosen, n_prompts),
+        evaluation_responses=request.evaluation_responses or chosen.n_responses,
         room_m=request.room_m,
-        reasons=tuple(reasons),
+        instead=None if distrust else instead,
+    )
+
+
+def why_not_so_many(pilot: Pilot, request: SizeRequest, n_responses: int) -> str | None:
+    """In some words why a number of responses is not to be planned with; None where it may be."""
+    if n_responses < pilot.fewest_responses():
+        return "too few for the KL"
+    return "off by too much whatever the prompts" if size_reasons(pilot, n_responses, request.within_m) else None
+
+
+def _nothing_binds(pilot: Pilot, request: SizeRequest, distrust: Sequence[str]) -> SamplePlan:
+    """No run is needed for a lam* of 0: what the reward alone leaves of each slack, and what would prove it."""
+    responses = request.evaluation_responses or round(pilot.n_responses)
+    errors_m, room_m = pilot.room_errors_m, pilot.moments.room_m
+    return SamplePlan(
+        outcome="not trusted" if distrust else "nothing binds",
+        reasons=tuple(distrust),
+        n_prompts=None,
+        n_responses=responses,
+        miss=0.0,
+        errors_m=errors_m,
+        offset_m=room_m,
+        reward_cost=0.0,
+        evaluation_prompts=_test_prompts(
+            _spread_m(pilot, responses, responses), errors_m, room_m, confidence=request.confidence
+        ),
+        evaluation_responses=responses,
+        room_m=room_m,
     )
 
 
@@ -125,23 +180,33 @@ def top_up(pilot: Pilot, request: SizeRequest) -> tuple[int, int] | None:
     """
     now = (request.drawn_prompts, request.drawn_responses)
     most = (request.most_prompts or MOST_PROMPTS, request.most_responses or _RESPONSES[-1])
-    found = _cheapest(pilot, request)
+    found = _cheapest(pilot, request, _low_bias_counts(pilot, request))
     wanted = (2 * now[0], 2 * now[1]) if found is None else (found[0], found[1].n_responses)
     sizes = tuple(max(drawn, min(one, 4 * drawn, limit)) for one, drawn, limit in zip(wanted, now, most, strict=True))
     return None if sizes == now else (sizes[0], sizes[1])
 
 
-def _cheapest(pilot: Pilot, request: SizeRequest) -> tuple[int, Prediction] | None:
-    """The smallest N x K within the limits with which every slack is within, or None."""
-    counts = _response_counts(pilot, request)
-    # Where no number of responses leaves so little bias, all are candidates, and the plan says so.
-    counts = [count for count in counts if _bias_share(pilot, request, count) <= _WANTED_BIAS_SHARE] or counts
+def _cheapest(pilot: Pilot, request: SizeRequest, counts: Sequence[int]) -> tuple[int, Prediction] | None:
+    """The smallest N x K within the limits with which every slack is within, of some K, or None."""
     candidates = [
         (needed, prediction)
         for prediction in map(pilot.predict, counts)
         if (needed := _enough_prompts(prediction, request)) is not None
     ]
     return min(candidates, key=lambda one: (one[0] * one[1].n_responses, one[0])) if candidates else None
+
+
+def _trusted_counts(pilot: Pilot, request: SizeRequest) -> Sequence[int]:
+    """Numbers of responses within the limits that may be planned with; where some leave little bias, those."""
+    counts = _response_counts(pilot, request)
+    counts = [count for count in counts if not size_reasons(pilot, count, request.within_m)]
+    return [count for count in counts if _bias_share(pilot, request, count) <= _WANTED_BIAS_SHARE] or counts
+
+
+def _low_bias_counts(pilot: Pilot, request: SizeRequest) -> Sequence[int]:
+    """Numbers of responses within the limits that leave little bias; all of them where none does."""
+    counts = _response_counts(pilot, request)
+    return [count for count in counts if _bias_share(pilot, request, count) <= _WANTED_BIAS_SHARE] or counts
 
 
 def _bias_share(pilot: Pilot, request: SizeRequest, n_responses: int) -> float:
@@ -174,39 +239,69 @@ def _enough_prompts(prediction: Prediction, request: SizeRequest) -> int | None:
     return max(needed, request.drawn_prompts)
 
 
-def _best_there_is(pilot: Pilot, request: SizeRequest) -> tuple[int | None, Prediction, str]:
-    """Where nothing within the limits will do: the sizes that come nearest, and what would be needed."""
+def _nearest(pilot: Pilot, request: SizeRequest) -> tuple[int | None, Prediction]:
+    """Where nothing is to be planned: what would be if its bias were trusted, or what misses least."""
+    found = _cheapest(pilot, request, _low_bias_counts(pilot, request))
+    if found is not None:
+        return found
     n_prompts = request.n_prompts or request.most_prompts
     n_reckoned = MOST_PROMPTS if n_prompts is None else n_prompts
     tried = [pilot.predict(count) for count in _response_counts(pilot, request)]
-    chosen = min(tried, key=lambda one: (one.miss(n_reckoned, request.within_m), one.n_responses))
-    miss = chosen.miss(n_reckoned, request.within_m)
+    return n_prompts, _least_missed(tried, n_reckoned, request)
+
+
+def _why_none_will_do(pilot: Pilot, request: SizeRequest) -> list[str]:
+    """In sentences, of the numbers of responses that may be planned with; of the most there may be where none may."""
+    trusted = _trusted_counts(pilot, request)
+    if not trusted:
+        return size_reasons(pilot, max(_response_counts(pilot, request)), request.within_m)
+    n_prompts = request.n_prompts or request.most_prompts
+    n_reckoned = MOST_PROMPTS if n_prompts is None else n_prompts
+    best = _least_missed([pilot.predict(count) for count in trusted], n_reckoned, request)
     prompts = "prompts without end" if n_prompts is None else f"{n_prompts:,} prompts"
-    reason = (
-        f"with {prompts} and at most {tried[-1].n_responses:,} responses each the demand is missed by more than is "
-        f"allowed with probability {miss:.1%}, where {1 - request.confidence:.1%} is asked for"
-    )
-    needed = chosen.prompts(request.within_m, confidence=request.confidence)
-    if n_prompts is not None and needed is not None:
-        reason += f"; {needed:,} prompts of {chosen.n_responses:,} responses would do"
-    return n_prompts, chosen, reason
+    reach = best.reach(n_reckoned, request.within_m, confidence=request.confidence)
+    missed = best.miss(n_reckoned, request.within_m)
+    return [
+        (
+            f"with {prompts} of {best.n_responses:,} responses each, the best within the limits, the slacks are "
+            f"within {reach:.3g} times what is allowed at the confidence asked for, and within what is allowed with "
+            f"probability {1 - missed:.1%}"
+        )
+    ]
+
+
+def _least_missed(tried: Sequence[Prediction], n_prompts: int, request: SizeRequest) -> Prediction:
+    return min(tried, key=lambda one: (one.miss(n_prompts, request.within_m), one.n_responses))
 
 
 def _evaluation_prompts(pilot: Pilot, request: SizeRequest, chosen: Prediction, n_prompts: int) -> int | None:
     """Prompts with which the evaluation says *satisfied* of each constraint with the confidence asked for.
 
-    The rule of ``assurance`` (:mod:`stage1_dual.dual.tightening`), t = z_{0.975} e + z_a sqrt(e^2 + s^2), solved for
-    the prompts in e at t = ``room_m``, of the constraints that bind.
+    What does not bind may have more room by itself than ``assurance`` may ask for.
+    """
+    responses = request.evaluation_responses or chosen.n_responses
+    room_m = np.where(pilot.is_active_m, request.room_m, np.maximum(request.room_m, chosen.offset_m))
+    spread_m = _spread_m(pilot, responses, chosen.n_responses)
+    return _test_prompts(spread_m, chosen.errors_m(n_prompts), room_m, confidence=request.confidence)
+
+
+def _spread_m(pilot: Pilot, responses: int, reference_responses: int) -> FloatArray:
+    """The variance of an evaluation's slacks, times the number of its prompts, shape (m,)."""
+    between_m = np.diag(nearest_covariance(pilot.moments.between_mm))
+    return np.asarray(between_m + pilot.sampled_m / responses + pilot.reference_m / reference_responses)
+
+
+def _test_prompts(spread_m: FloatArray, errors_m: FloatArray, room_m: FloatArray, *, confidence: float) -> int | None:
+    """The rule of ``assurance`` (:mod:`stage1_dual.dual.tightening`), solved for the prompts in the error e.
+
+    t = z_{0.975} e + z_a sqrt(e^2 + s^2), with s the error of where the slack lies, at t = ``room_m``. As of the
+    prompts of a run there are some at least: below, an interval over prompts is none.
     """
     from scipy.special import ndtri
 
-    z = float(ndtri(request.confidence))
-    responses = request.evaluation_responses or chosen.n_responses
-    between_m = np.diag(nearest_covariance(pilot.moments.between_mm))
-    variance_m = between_m + pilot.sampled_m / responses + pilot.reference_m / chosen.n_responses
-    needed = 2.0
-    for j in np.flatnonzero(pilot.is_active_m):
-        spread, own, room = float(variance_m[j]), float(chosen.errors_m(n_prompts)[j]), float(request.room_m[j])
+    z = float(ndtri(confidence))
+    needed = float(FEWEST_PROMPTS)
+    for spread, own, room in zip(spread_m.tolist(), errors_m.tolist(), room_m.tolist(), strict=True):
 
         def asked(count: float, spread: float = spread, own: float = own) -> float:
             error = math.sqrt(spread / count)
@@ -217,6 +312,8 @@ def _evaluation_prompts(pilot: Pilot, request: SizeRequest, chosen: Prediction, 
         low, high = 1.0, 2.0
         while asked(high) > room:
             low, high = high, high * 2
+            if high > MOST_PROMPTS:
+                return None
         while high - low > 0.5:
             middle = (low + high) / 2
             low, high = (middle, high) if asked(middle) > room else (low, middle)

@@ -32,10 +32,13 @@ from stage1_dual.dual.arguments import (
     validate_thresholds,
 )
 from stage1_dual.dual.display import Display, describe_equalities, number
+from stage1_dual.dual.errors import TooFewRowsError
 from stage1_dual.dual.samples import SampleScores
 from stage1_dual.dual.segments import FloatArray, IntArray
 from stage1_dual.dual.tilting import weigh_block
 
+# Log of a number of responses beyond which to advise it is no advice.
+_LARGEST_ADVISED_LOG = math.log(1_000_000)
 LARGEST_KL_SHARE = 0.35
 """The KL over the log of the number of responses, beyond which estimates on them are weak: lam* is biased upwards."""
 
@@ -324,8 +327,9 @@ class DualProblem:
         """The same problem with so many nats per prompt to spend and beta to be found; None takes beta as it is.
 
         Raises:
-            InputError: the budget is not a positive, finite number, or so large that samples of this size cannot show
-                it: weights on K responses have at most ln K nats, and an estimate is biased low long before.
+            InputError: the budget is not a positive, finite number.
+            TooFewRowsError: it is so large that samples of this size cannot show it: weights on K responses have at
+                most ln K nats, and an estimate is biased low long before.
         """
         if kl_budget is None:
             return replace(self, kl_budget=None)
@@ -333,10 +337,13 @@ class DualProblem:
         log_samples = float(np.mean(np.log(self.samples.counts_p)))
         if budget > LARGEST_KL_SHARE * log_samples:
             median = float(np.median(self.samples.counts_p))
-            raise InputError(
+            exponent, enough = budget / LARGEST_KL_SHARE, ""
+            if exponent < _LARGEST_ADVISED_LOG:
+                enough = f", or draw at least {math.ceil(math.exp(exponent)):,} responses a prompt"
+            raise TooFewRowsError(
                 f"`kl` is {budget:g} nats; {median:g} responses a prompt can show at most "
-                f"{LARGEST_KL_SHARE * log_samples:.3g}, {LARGEST_KL_SHARE:g} of the log of their number. Lower it, or "
-                f"draw at least {math.ceil(math.exp(budget / LARGEST_KL_SHARE)):,} responses a prompt"
+                f"{LARGEST_KL_SHARE * log_samples:.3g}, {LARGEST_KL_SHARE:g} of the log of their number. Lower it"
+                f"{enough}"
             )
         return replace(self, kl_budget=budget)
 

@@ -129,6 +129,41 @@ def test_prompts_are_added_where_some_were_left_out(whole, tmp_path):
     assert dualign("stage1", recipe, "--limit", "6") == 0  # the same command again
 
 
+@pytest.mark.parametrize(
+    ("settings", "until", "reason"),
+    [
+        ({"prompts": 4}, {}, "nothing can be told of what is drawn: the pilot has 3 prompts"),
+        ({"beta": {"kl": 0.6}}, {}, "nothing can be told of what is drawn: `kl` is 0.6 nats; 4 responses a prompt"),
+        ({"beta": 0.001}, {"at_most": 4}, "cannot be told from 4 responses a prompt: the KL of"),
+    ],
+)
+def test_what_says_nothing_yet_is_a_reason_for_more_and_no_number(whole, tmp_path, settings, until, reason):
+    """Each ended the run, or printed a reach of some thousands, when the first look was taken."""
+    for name in ("policy", "helpful", "harmless"):
+        (tmp_path / name).symlink_to(whole.parent / name)
+    settings = dict(settings)
+    prompts = [{"prompt": f"question {i}"} for i in range(settings.pop("prompts", N_PROMPTS))]
+    sampling = {"samples_per_prompt": 4, "logp_rows": 0, "until": {**UNTIL, "at_most": 8, **until}}
+    recipe = write_recipe(tmp_path, prompts=prompts, sampling=sampling, **settings)
+    dualign("score", recipe)
+    first, *_, last = looks_of(recipe)
+    assert first["reach"] is None
+    assert reason in first["reasons"][0]
+    assert (last["outcome"], last["drawn"]["responses"]) == ("limit", until.get("at_most", 8))
+
+
+def test_responses_are_not_drawn_for_want_of_prompts(whole, tmp_path):
+    """Where the reward alone meets the demand nothing moves, and the verdict is weak for 19 prompts alone."""
+    for name in ("policy", "helpful", "harmless"):
+        (tmp_path / name).symlink_to(whole.parent / name)
+    sampling = {"samples_per_prompt": 4, "logp_rows": 0, "until": {**UNTIL, "verdict": "ok"}}
+    bound = {"harmless": {"direction": ">=", "margin": -3.0}}
+    recipe = write_recipe(tmp_path, sampling=sampling, constraints=bound)
+    assert dualign("score", recipe) == 0
+    (look,) = looks_of(recipe)
+    assert (look["outcome"], look["verdict"]) == ("limit", "weak")
+
+
 def test_score_alone_tops_up_too_and_a_redo_begins_anew(whole, tmp_path):
     shutil.copytree(whole.parent / "data", tmp_path / "data")
     recipe = tmp_path / "recipe.yaml"
@@ -157,6 +192,17 @@ def test_what_contradicts_itself_is_refused(whole, tmp_path, capsys, until, argu
     recipe = until_recipe(tmp_path, **until)
     assert dualign("stage1", recipe, *arguments) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_tail_is_refused_before_anything_is_drawn(whole, tmp_path, capsys):
+    for name in ("policy", "helpful", "harmless"):
+        (tmp_path / name).symlink_to(whole.parent / name)
+    bound = {"statistic": "cvar", "level": 0.2, "direction": ">=", "margin": 0.05}
+    sampling = {"samples_per_prompt": 4, "until": UNTIL}
+    recipe = write_recipe(tmp_path, sampling=sampling, constraints={"harmless": bound})
+    assert dualign("stage1", recipe) == 2
+    assert "`constraints.harmless.statistic` is 'cvar'" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
 
 

@@ -166,3 +166,7 @@ def test_a_budget_the_samples_cannot_show_is_refused_with_the_number() -> None:
     assert budget_problem([0.3], kl=0.999 * largest).kl_budget == pytest.approx(largest, rel=1e-2)
     with pytest.raises(InputError, match=r"12 responses a prompt can show at most 0\.87.*at least 22 responses"):
         budget_problem([0.3], kl=1.08)
+    # Beyond what anybody draws, and beyond what a float holds.
+    for kl in (30.0, 1000.0):
+        with pytest.raises(InputError, match=r"Lower it$"):
+            budget_problem([0.3], kl=kl)

@@ -32,3 +32,16 @@ def test_leaving_out_one_response_is_what_a_loop_over_all_of_them_finds(relative
         np.testing.assert_allclose(found.bias_mp[:, prompt], -12 * 11 * (slacks.mean(axis=0) - whole), atol=1e-10)
         bias_of_kl = 11 * (np.mean([one for _, one in without]) - kl)
         np.testing.assert_allclose(terms.kl_p[prompt], kl - bias_of_kl, atol=1e-12)
+
+
+def test_a_prompt_that_leans_on_one_response_has_no_negative_kl():
+    rows = pilot_rows(*draw_gaussian(np.random.default_rng(1), 20, 12), 0.3, beta=0.01)
+    kl_p = prompt_terms(rows, rows.multipliers_m).kl_p
+    assert (kl_p > 0).all()
+    assert kl_p.mean() > 0.9 * np.log(12)  # what 12 responses show of it, which is too little, and not less
+
+
+def test_a_constant_reward_costs_nothing():
+    r_pk, g_pkm = draw_gaussian(np.random.default_rng(2), 5, 12)
+    rows = pilot_rows(np.full_like(r_pk, 0.1), g_pkm, 0.3)
+    assert (prompt_terms(rows, rows.multipliers_m).reward_slope_mp == 0).all()
