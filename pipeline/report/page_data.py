@@ -69,6 +69,7 @@ def page_data(
     Raises:
         CorruptArtifactError: a table of texts is damaged or lacks a column.
     """
+    populations = _holdable(populations)
     held = {name: population.within(_MOST_SCORE_BYTES[name]) for name, population in populations.items()}
     judged = judged_split(held)
     if judged in held and "policy" in held:
@@ -100,13 +101,18 @@ def table_data(
         commands: by constraint.
     """
     most = _MOST_SCORE_BYTES["train"]
-    train = solved_rows(problem, solved, most_bytes=most).within(most)
+    held = _holdable({"train": solved_rows(problem, solved, most_bytes=most).within(most)})
     return {
-        **_demand_data(solved, problem, frontier, {"train": train}, commands),
+        **_demand_data(solved, problem, frontier, held, commands),
         "judged": "train",
         "scores": [],
         "browser": None,
     }
+
+
+def _holdable(populations: Mapping[str, Population]) -> Mapping[str, Population]:
+    """The populations, or none of them where a page, whose numbers have 32 bits, cannot hold the scores of one."""
+    return populations if all(one.fits_single for one in populations.values()) else {}
 
 
 def _demand_data(
@@ -234,7 +240,7 @@ def _why_not_live(solved: ReportedSolution, train: Population | None) -> str:
     if any(one.column_ratio is not None for one in solved.constraints):
         return "the column of a ratio changes with its demand"
     if train is None:
-        return "the scores are not in this page"
+        return "the scores are not in this page, or beyond the range of its numbers"
     if not train.is_whole:
         held = f"{len(train.prompt_ids):,} of {train.n_prompts_in_all:,} prompts"
         return f"this page holds the scores of {held}, evenly taken"

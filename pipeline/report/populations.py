@@ -78,6 +78,15 @@ class Population:
         """Whether all prompts are there."""
         return len(self.prompt_ids) == self.n_prompts_in_all
 
+    @property
+    def fits_single(self) -> bool:
+        """Whether numbers of 32 bits hold every score: none is beyond their range, and none vanishes."""
+        single = np.finfo(np.float32)
+        sizes = [np.abs(value_n) for value_n in self._scores.values()]
+        return all(
+            bool(np.all((size_n <= single.max) & ((size_n == 0) | (size_n >= single.tiny)))) for size_n in sizes
+        )
+
     def own_weight_n(self) -> FloatArray:
         """Weights of the policy itself: every prompt counts the same, and all sum to 1; shape (n,)."""
         return np.asarray(np.repeat(1.0 / self.counts_p, self.counts_p) / len(self.counts_p), dtype=np.float64)

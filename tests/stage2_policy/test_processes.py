@@ -164,13 +164,14 @@ def test_sharded_weights_give_the_same_log_probabilities_and_gradients(
 ) -> None:
     (tmp_path / "run.py").write_text(_SHARDED)
     environment = {**os.environ, "PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
-    subprocess.run(
+    done = subprocess.run(
         [*_TWO_PROCESSES, str(tmp_path / "run.py"), str(reference), head],
-        check=True,
         capture_output=True,
+        text=True,
         timeout=120,
         env=environment,
     )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 _TWO_CPU_PROCESSES = """

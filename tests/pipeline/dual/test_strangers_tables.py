@@ -471,7 +471,7 @@ def test_columns_of_any_name(tmp_path: Path, name: str, expected: dict) -> None:
     frontier = pq.read_table(tmp_path / "out" / "frontier.parquet")
     assert f"multiplier_{name}" in frontier.column_names
     figures = [path.name for path in (tmp_path / "out" / "figures").iterdir()]
-    assert len(figures) == 12  # four of them, as PNG, SVG and PDF
+    assert len(figures) == 16  # four of them, as PNG, SVG, PDF and CSV
     assert all(figure.isascii() and " " not in figure for figure in figures)
 
 

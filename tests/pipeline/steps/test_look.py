@@ -142,11 +142,12 @@ def test_what_says_nothing_yet_is_a_reason_for_more_and_no_number(whole, tmp_pat
     for name in ("policy", "helpful", "harmless"):
         (tmp_path / name).symlink_to(whole.parent / name)
     settings = dict(settings)
-    prompts = [{"prompt": f"question {i}"} for i in range(settings.pop("prompts", N_PROMPTS))]
+    prompts = [{"prompt": f"question {i}", "topic": f"t{i % 3}"} for i in range(settings.pop("prompts", N_PROMPTS))]
     sampling = {"samples_per_prompt": 4, "logp_rows": 0, "until": {**UNTIL, "at_most": 8, **until}}
     recipe = write_recipe(tmp_path, prompts=prompts, sampling=sampling, **settings)
-    dualign("score", recipe)
-    first, *_, last = looks_of(recipe)
+    dualign("stage1", recipe)
+    looks = looks_of(recipe)
+    first, last = looks[0], looks[-1]
     assert first["reach"] is None
     assert reason in first["reasons"][0]
     assert (last["outcome"], last["drawn"]["responses"]) == ("limit", until.get("at_most", 8))
@@ -159,7 +160,7 @@ def test_responses_are_not_drawn_for_want_of_prompts(whole, tmp_path):
     sampling = {"samples_per_prompt": 4, "logp_rows": 0, "until": {**UNTIL, "verdict": "ok"}}
     bound = {"harmless": {"direction": ">=", "margin": -3.0}}
     recipe = write_recipe(tmp_path, sampling=sampling, constraints=bound)
-    assert dualign("score", recipe) == 0
+    assert dualign("stage1", recipe) == 0
     (look,) = looks_of(recipe)
     assert (look["outcome"], look["verdict"]) == ("limit", "weak")
 
