@@ -586,10 +586,16 @@ def _category_cell(
     return Cell(text, "\n".join(lines)), tone
 
 
+_LONGEST = 1e12
+"""Numbers beyond it are written as powers of ten: nobody counts a hundred digits."""
+
+
 def number(value: float | None, digits: int) -> str:
     """A number with a fixed count of decimals; a dash where there is none."""
     if value is None:
         return "-"
+    if abs(value) >= _LONGEST:
+        return f"{value:.3g}"
     text = f"{value:,.{digits}f}"
     # Rounding leaves "-0.000", which reads as a sign that means something.
     return text.lstrip("-") if float(text.replace(",", "")) == 0 else text

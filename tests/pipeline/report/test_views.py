@@ -40,7 +40,15 @@ def test_decimals_follow_the_spread(values: tuple[Any, ...], digits: int) -> Non
 
 @pytest.mark.parametrize(
     ("value", "digits", "text"),
-    [(0.4, 3, "0.400"), (-0.0001, 3, "0.000"), (-1.25, 2, "-1.25"), (12345.6, 0, "12,346"), (None, 3, "-")],
+    [
+        (0.4, 3, "0.400"),
+        (-0.0001, 3, "0.000"),
+        (-1.25, 2, "-1.25"),
+        (12345.6, 0, "12,346"),
+        (-3.74e98, 0, "-3.74e+98"),
+        (float("inf"), 3, "inf"),
+        (None, 3, "-"),
+    ],
 )
 def test_number(value: float | None, digits: int, text: str) -> None:
     assert number(value, digits) == text
