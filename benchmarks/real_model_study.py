@@ -142,7 +142,7 @@ class Study:
         reading = judge_reading(
             (states["train"][kept], self.data.columns("train", kept), train.prompt_p[kept]),
             (states["held_out"], self.data.columns("held_out", np.arange(len(held_out))), held_out.prompt_p),
-            nats=np.append(1.0, self.data.solution.multipliers_m) / self.data.beta,
+            nats=self.data.nats,
         )
         return asdict(reading)
 

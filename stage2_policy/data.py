@@ -196,6 +196,11 @@ class TrainingData:
         """KL strength, reward per nat."""
         return self.solution.beta
 
+    @property
+    def nats(self) -> np.ndarray:
+        """Of s a unit of each of :meth:`columns`, of which s is the sum up to a constant, shape (1 + m,)."""
+        return np.append(1.0, self.solution.multipliers_m) / self.beta
+
     def columns(self, part: PartName, rows: np.ndarray) -> np.ndarray:
         """The reward and each constraint's column, turned so that more is better, of some responses, shape (n, 1 + m).
 

@@ -132,12 +132,11 @@ def forecast(model: Any, data: TrainingData, *, token_budget: int, show_progress
     ]
     fitted = (states[0], data.columns("train", rows), train.prompt_p[rows])
     judging = (states[1], data.columns("held_out", judged), held_out.prompt_p[judged])
-    nats = np.append(1.0, solution.multipliers_m) / data.beta
     prompts = np.unique(train.prompt_p[rows])
     half = train.prompt_p[rows] < prompts[len(prompts) // 2]
     return Forecast(
-        reading=judge_reading(fitted, judging, nats=nats),
-        of_half=judge_reading((fitted[0][half], fitted[1][half], fitted[2][half]), judging, nats=nats),
+        reading=judge_reading(fitted, judging, nats=data.nats),
+        of_half=judge_reading((fitted[0][half], fitted[1][half], fitted[2][half]), judging, nats=data.nats),
         names=(solution.reward.name, *solution.names),
         signs=(1, *(int(sign) for sign in solution.signs_m)),
     )
@@ -170,11 +169,13 @@ def judge_reading(train: Rows, held_out: Rows, *, nats: np.ndarray) -> Reading:
     own = _centred(held_score, held_n)
     left = own - _centred(predicted, held_n)
     gained_p, attainable_p = (_gain(values, held_score, held_n) for values in (predicted, held_score))
+    foreseen, tilted = (_means_of_columns(values, held_columns, held_n) for values in (predicted, held_score))
+    even = _means_of_columns(np.zeros(len(held_n)), held_columns, held_n)
     return Reading(
         closed_fraction=float(gained_p.mean() / attainable_p.mean()),
         closed_fraction_error=ratio_error(gained_p, attainable_p),
         explained=1 - float(left @ left) / float(own @ own),
-        gains=tuple(_gains(predicted, held_score, column, held_n) for column in held_columns.T),
+        gains=tuple(_gain_of_column(*means) for means in zip((foreseen - even).T, (tilted - even).T, strict=True)),
         n_prompts=len(prompts),
         n_responses=len(y),
         n_held_out_prompts=len(gained_p),
@@ -253,15 +254,18 @@ def _gain(log_ratio: np.ndarray, score: np.ndarray, prompt_n: np.ndarray) -> np.
     return np.bincount(prompt_n, weights=(weight - 1 / counts[prompt_n]) * score - nats)
 
 
-def _gains(predicted: np.ndarray, score: np.ndarray, column: np.ndarray, prompt_n: np.ndarray) -> ForeseenGain:
-    """Of one column, by policies whose log-ratios are the prediction and s, shapes (n,)."""
-    even = 1 / np.bincount(prompt_n)[prompt_n]
-    foreseen_p, tilted_p = (
-        np.bincount(prompt_n, weights=(segment_softmax(log_ratio, prompt_n) - even) * column)
-        for log_ratio in (predicted, score)
+def _means_of_columns(log_ratio: np.ndarray, columns: np.ndarray, prompt_n: np.ndarray) -> np.ndarray:
+    """Means of columns, shape (n, c), under each prompt's policy with these log-ratios, shape (p, c)."""
+    weighted = segment_softmax(log_ratio, prompt_n)[:, None] * columns
+    return np.stack([np.bincount(prompt_n, weights=column) for column in weighted.T], axis=1)
+
+
+def _gain_of_column(foreseen_p: np.ndarray, tilted_p: np.ndarray) -> ForeseenGain:
+    return ForeseenGain(
+        foreseen=float(foreseen_p.mean()),
+        tilted=float(tilted_p.mean()),
+        shortfall_error=ratio_error(foreseen_p - tilted_p, np.ones(len(tilted_p))),
     )
-    error = None if len(tilted_p) < 2 else float((foreseen_p - tilted_p).std(ddof=1) / np.sqrt(len(tilted_p)))
-    return ForeseenGain(foreseen=float(foreseen_p.mean()), tilted=float(tilted_p.mean()), shortfall_error=error)
 
 
 def _batches(order: np.ndarray, lengths: np.ndarray, token_budget: int) -> list[np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,15 +127,9 @@ def read_columns(tilted: Path, *, solution: Solution, prompts: PromptPlaces, key
     """
     names = ["reward", *(CONSTRAINT_PREFIX + name for name in solution.names)]
     keys, values = [np.empty(0, np.int64)], [np.empty((0, len(names)))]
-    for path in sorted(tilted.glob("data/train-*.parquet")):
-        groups = iterate_parquet(
-            path, columns=[*SAMPLE_KEY, *names], schema=solution.tilted_schema, as_dictionary=["prompt_id"]
-        )
-        for group in groups:
-            place_n = prompts.of(group["prompt_id"])
-            known = place_n >= 0
-            keys.append(row_keys(place_n, group["sample_index"].to_numpy())[known])
-            values.append(np.column_stack([group[name].to_numpy()[known] for name in names]))
+    for group, key_of_row, known in _tilted_groups(_tilted_files(tilted), names, prompts, solution):
+        keys.append(key_of_row[known])
+        values.append(np.column_stack([group[name].to_numpy()[known] for name in names]))
     found_n = np.concatenate(keys)
     order = np.argsort(found_n)
     rows = order[find_keys(found_n[order], key_n)]
@@ -221,26 +216,39 @@ def _sample_keys(table: ShardedTable, prompts: PromptPlaces) -> tuple[np.ndarray
 
 
 def _read_weights(folder: Path, prompts: PromptPlaces, solution: Solution) -> _Weights:
-    schema = solution.tilted_schema
-    columns = [*SAMPLE_KEY, "reward", *(CONSTRAINT_PREFIX + name for name in solution.names), "weight"]
-    paths = sorted(folder.glob("data/train-*.parquet"))
+    columns = ["reward", *(CONSTRAINT_PREFIX + name for name in solution.names), "weight"]
+    paths = _tilted_files(folder)
     if not paths:
         raise InputError(f"the tilted table in {folder} has no train split")
     keys, weights, tilts = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)]
     strangers: list[tuple[str, int]] = []
-    for path in paths:
-        for group in iterate_parquet(path, columns=columns, schema=schema, as_dictionary=["prompt_id"]):
-            place_n = prompts.of(group["prompt_id"])
-            if (place_n < 0).any():
-                other = group.filter(pa.array(place_n < 0))
-                strangers += zip(*(other[name].to_pylist() for name in SAMPLE_KEY), strict=True)
-            known = place_n >= 0
-            keys.append(row_keys(place_n, group["sample_index"].to_numpy())[known])
-            weights.append(group["weight"].to_numpy()[known])
-            tilts.append(solution.tilt(group)[known])
+    for group, key_of_row, known in _tilted_groups(paths, columns, prompts, solution):
+        if not known.all():
+            other = group.filter(pa.array(~known))
+            strangers += zip(*(other[name].to_pylist() for name in SAMPLE_KEY), strict=True)
+        keys.append(key_of_row[known])
+        weights.append(group["weight"].to_numpy()[known])
+        tilts.append(solution.tilt(group)[known])
     key_n = np.concatenate(keys)
     order = np.argsort(key_n, kind="stable")
     return _Weights(key_n[order], np.concatenate(weights)[order], np.concatenate(tilts)[order], strangers)
+
+
+def _tilted_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("data/train-*.parquet"))
+
+
+def _tilted_groups(
+    paths: Sequence[Path], columns: Sequence[str], prompts: PromptPlaces, solution: Solution
+) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray]]:
+    """The row groups of a tilted table, with the key of each row and whether its prompt is among these."""
+    for path in paths:
+        groups = iterate_parquet(
+            path, columns=[*SAMPLE_KEY, *columns], schema=solution.tilted_schema, as_dictionary=["prompt_id"]
+        )
+        for group in groups:
+            place_n = prompts.of(group["prompt_id"])
+            yield group, row_keys(place_n, group["sample_index"].to_numpy()), place_n >= 0
 
 
 def _require_unique(sorted_n: np.ndarray, prompts: PromptPlaces, *, what: str) -> None:

@@ -289,9 +289,10 @@ def _until_faults(tree: Mapping[str, Any]) -> Iterator[str]:
     """Prompts can be added where some were left out, and slacks be foretold of what no tail moves."""
     sampling, prompts = tree.get("sampling"), tree.get("prompts")
     until = sampling.get("until") if isinstance(sampling, Mapping) else None
-    most = until.get("most_prompts") if isinstance(until, Mapping) else None
+    if until is None:
+        return
     scorers = tree.get("scorers")
-    if until is not None and isinstance(scorers, Mapping):
+    if isinstance(scorers, Mapping):
         yield from (
             f"`scorers.{_shown(name)}.kind` is {kind.kind_name()!r}, which has scores of responses that are there "
             "already, and `sampling.until` draws more; it must be a scorer that computes its scores"
@@ -302,13 +303,14 @@ def _until_faults(tree: Mapping[str, Any]) -> Iterator[str]:
             and not kind.scores_any_response
         )
     constraints = tree.get("constraints")
-    if until is not None and isinstance(constraints, Mapping):
+    if isinstance(constraints, Mapping):
         yield from (
             f"`constraints.{_shown(name)}.statistic` is 'cvar', the mean of a tail whose beginning moves with the "
             "sample, of which `sampling.until` can tell nothing; bound a share or a shortfall, or leave it out"
             for name, bound in constraints.items()
             if isinstance(bound, Mapping) and bound.get("statistic") == "cvar"
         )
+    most = until.get("most_prompts") if isinstance(until, Mapping) else None
     if not isinstance(most, int):
         return
     limit = prompts.get("limit") if isinstance(prompts, Mapping) else None

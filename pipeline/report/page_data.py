@@ -27,7 +27,7 @@ from pipeline.report.populations import (
 )
 from pipeline.report.shell import visible
 from pipeline.report.solved import ReportedConstraint, ReportedSolution
-from pipeline.report.views import subject
+from pipeline.report.views import safeguard_parts, subject
 from stage1_dual.dual import DualProblem
 
 _MOST_SCORE_BYTES: Mapping[str, int] = MappingProxyType({"train": 1_000_000, "test": 300_000, "policy": 300_000})
@@ -165,12 +165,11 @@ def _problem_data(
 
 def _kept_safeguards(solved: ReportedSolution) -> str:
     """What was asked beyond the demands that another demand would change, as a sentence; empty where nothing was."""
-    parts = []
-    for one in solved.constraints:
-        found = {name: getattr(one.safeguard, name) for name in _MOVING}
-        words = [f"{name.replace('_', ' ')} {amount:.3g}" for name, amount in found.items() if amount]
-        if words:
-            parts.append(f"{visible(one.name)}: {', '.join(words)}")
+    parts = [
+        f"{visible(one.name)}: {', '.join(added)}"
+        for one in solved.constraints
+        if (added := safeguard_parts(one, _MOVING))
+    ]
     if not parts:
         return ""
     return (

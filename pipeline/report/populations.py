@@ -82,10 +82,8 @@ class Population:
     def fits_single(self) -> bool:
         """Whether numbers of 32 bits hold every score: none is beyond their range, and none vanishes."""
         single = np.finfo(np.float32)
-        sizes = [np.abs(value_n) for value_n in self._scores.values()]
-        return all(
-            bool(np.all((size_n <= single.max) & ((size_n == 0) | (size_n >= single.tiny)))) for size_n in sizes
-        )
+        sizes = (np.abs(value_n[value_n != 0]) for value_n in self._scores.values())
+        return all(bool(np.all((size_n >= single.tiny) & (size_n <= single.max))) for size_n in sizes)
 
     def own_weight_n(self) -> FloatArray:
         """Weights of the policy itself: every prompt counts the same, and all sum to 1; shape (n,)."""

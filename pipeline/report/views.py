@@ -840,13 +840,18 @@ def _ladder(solved: ReportedSolution) -> str:
     return "; ".join(parts) + f" (lambda* from {responses} responses)" if parts else "no multiplier is positive"
 
 
+def safeguard_parts(bound: ReportedConstraint, names: Sequence[str]) -> list[str]:
+    """What some parts of a safeguard add to a demand, each with its amount; those that add nothing left out."""
+    amounts = {name: getattr(bound.safeguard, name) for name in names}
+    return [f"{name.replace('_', ' ')} {amount:.3g}" for name, amount in amounts.items() if amount]
+
+
 def _safeguards(solved: ReportedSolution) -> Iterable[tuple[str, str]]:
-    parts = []
-    for bound in solved.constraints:
-        guard = {name: getattr(bound.safeguard, name) for name in _GUARDS}
-        added = [f"{name.replace('_', ' ')} {amount:.3g}" for name, amount in guard.items() if amount]
-        if added:
-            parts.append(f"{bound.name} {' + '.join(added)} beyond the demand")
+    parts = [
+        f"{bound.name} {' + '.join(added)} beyond the demand"
+        for bound in solved.constraints
+        if (added := safeguard_parts(bound, _GUARDS))
+    ]
     if parts:
         yield "safeguards", f"{'; '.join(parts)}, for {solved.reward.price_of_safeguards:.3g} of reward"
 

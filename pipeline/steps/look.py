@@ -96,14 +96,17 @@ def _take(run: Run, question: dict[str, Any], *, number: int) -> dict[str, Any]:
     is_trusted = until.verdict is None or _VERDICTS.index(trust["verdict"]) <= _VERDICTS.index(until.verdict)
     reasons = []
     sizes: tuple[int, int] | None = None
-    if not is_within:
-        near = f"slacks are within {until.within * reach:.3g} of the demand at the confidence asked for, and "
-        untold = f"how near slacks are to the demand cannot be told from {drawn['responses']:,} responses a prompt: "
+    if not is_foretold:
         reasons.append(
-            f"{near}{until.within:g} is allowed"
-            if is_foretold
-            else f"{untold}the KL of {pilot.kl:.2f} nats needs at least {carrying:,}"
+            f"how near slacks are to the demand cannot be told from {drawn['responses']:,} responses a prompt: the KL "
+            f"of {pilot.kl:.2f} nats needs at least {carrying:,}"
         )
+    elif not is_within:
+        reasons.append(
+            f"slacks are within {until.within * reach:.3g} of the demand at the confidence asked for, and "
+            f"{until.within:g} is allowed"
+        )
+    if not is_within:
         sizes = top_up(pilot, request)
     if not is_trusted:
         reasons += [f"trust in lambda* is {trust['verdict']}", *trust["reasons"]]

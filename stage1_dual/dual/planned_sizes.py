@@ -93,6 +93,11 @@ class SizeRequest:
     drawn_prompts: int = 0
     drawn_responses: int = 0
 
+    @property
+    def prompt_limit(self) -> int | None:
+        """As many prompts as there may be; None where there may be any number."""
+        return self.n_prompts or self.most_prompts
+
     def without_limits(self) -> SizeRequest:
         """The same with any number of prompts and of responses."""
         return replace(self, n_responses=None, n_prompts=None, most_prompts=None, most_responses=None)
@@ -116,10 +121,10 @@ def plan_sizes(pilot: Pilot, request: SizeRequest) -> SamplePlan:
         outcome, (n_prompts, chosen) = "planned", found
     else:
         outcome, (n_prompts, chosen) = "out of reach", _nearest(pilot, request)
-        free = request.without_limits()
-        if (elsewhere := _cheapest(pilot, free, _trusted_counts(pilot, free))) is not None:
-            instead = (elsewhere[0], elsewhere[1].n_responses)
-        reasons = distrust or _why_none_will_do(pilot, request)
+        if not distrust:
+            reasons, free = _why_none_will_do(pilot, request), request.without_limits()
+            if (elsewhere := _cheapest(pilot, free, _trusted_counts(pilot, free))) is not None:
+                instead = (elsewhere[0], elsewhere[1].n_responses)
     n_reckoned = MOST_PROMPTS if n_prompts is None else n_prompts
     return SamplePlan(
         outcome="not trusted" if distrust else outcome,
@@ -133,7 +138,7 @@ def plan_sizes(pilot: Pilot, request: SizeRequest) -> SamplePlan:
         evaluation_prompts=None if n_prompts is None else _evaluation_prompts(pilot, request, chosen, n_prompts),
         evaluation_responses=request.evaluation_responses or chosen.n_responses,
         room_m=request.room_m,
-        instead=None if distrust else instead,
+        instead=instead,
     )
 
 
@@ -180,7 +185,7 @@ def top_up(pilot: Pilot, request: SizeRequest) -> tuple[int, int] | None:
     """
     now = (request.drawn_prompts, request.drawn_responses)
     most = (request.most_prompts or MOST_PROMPTS, request.most_responses or _RESPONSES[-1])
-    found = _cheapest(pilot, request, _low_bias_counts(pilot, request))
+    found = _cheapest(pilot, request, _of_low_bias(pilot, request, _response_counts(pilot, request)))
     wanted = (2 * now[0], 2 * now[1]) if found is None else (found[0], found[1].n_responses)
     sizes = tuple(max(drawn, min(one, 4 * drawn, limit)) for one, drawn, limit in zip(wanted, now, most, strict=True))
     return None if sizes == now else (sizes[0], sizes[1])
@@ -199,13 +204,11 @@ def _cheapest(pilot: Pilot, request: SizeRequest, counts: Sequence[int]) -> tupl
 def _trusted_counts(pilot: Pilot, request: SizeRequest) -> Sequence[int]:
     """Numbers of responses within the limits that may be planned with; where some leave little bias, those."""
     counts = _response_counts(pilot, request)
-    counts = [count for count in counts if not size_reasons(pilot, count, request.within_m)]
-    return [count for count in counts if _bias_share(pilot, request, count) <= _WANTED_BIAS_SHARE] or counts
+    return _of_low_bias(pilot, request, [one for one in counts if not size_reasons(pilot, one, request.within_m)])
 
 
-def _low_bias_counts(pilot: Pilot, request: SizeRequest) -> Sequence[int]:
-    """Numbers of responses within the limits that leave little bias; all of them where none does."""
-    counts = _response_counts(pilot, request)
+def _of_low_bias(pilot: Pilot, request: SizeRequest, counts: Sequence[int]) -> Sequence[int]:
+    """Those of some numbers of responses that leave little bias; all of them where none does."""
     return [count for count in counts if _bias_share(pilot, request, count) <= _WANTED_BIAS_SHARE] or counts
 
 
@@ -241,13 +244,9 @@ def _enough_prompts(prediction: Prediction, request: SizeRequest) -> int | None:
 
 def _nearest(pilot: Pilot, request: SizeRequest) -> tuple[int | None, Prediction]:
     """Where nothing is to be planned: what would be if its bias were trusted, or what misses least."""
-    found = _cheapest(pilot, request, _low_bias_counts(pilot, request))
-    if found is not None:
-        return found
-    n_prompts = request.n_prompts or request.most_prompts
-    n_reckoned = MOST_PROMPTS if n_prompts is None else n_prompts
-    tried = [pilot.predict(count) for count in _response_counts(pilot, request)]
-    return n_prompts, _least_missed(tried, n_reckoned, request)
+    counts = _response_counts(pilot, request)
+    found = _cheapest(pilot, request, _of_low_bias(pilot, request, counts))
+    return (request.prompt_limit, _least_missed(pilot, request, counts)) if found is None else found
 
 
 def _why_none_will_do(pilot: Pilot, request: SizeRequest) -> list[str]:
@@ -255,10 +254,9 @@ def _why_none_will_do(pilot: Pilot, request: SizeRequest) -> list[str]:
     trusted = _trusted_counts(pilot, request)
     if not trusted:
         return size_reasons(pilot, max(_response_counts(pilot, request)), request.within_m)
-    n_prompts = request.n_prompts or request.most_prompts
-    n_reckoned = MOST_PROMPTS if n_prompts is None else n_prompts
-    best = _least_missed([pilot.predict(count) for count in trusted], n_reckoned, request)
-    prompts = "prompts without end" if n_prompts is None else f"{n_prompts:,} prompts"
+    n_reckoned = request.prompt_limit or MOST_PROMPTS
+    best = _least_missed(pilot, request, trusted)
+    prompts = "prompts without end" if request.prompt_limit is None else f"{request.prompt_limit:,} prompts"
     reach = best.reach(n_reckoned, request.within_m, confidence=request.confidence)
     missed = best.miss(n_reckoned, request.within_m)
     return [
@@ -270,8 +268,10 @@ def _why_none_will_do(pilot: Pilot, request: SizeRequest) -> list[str]:
     ]
 
 
-def _least_missed(tried: Sequence[Prediction], n_prompts: int, request: SizeRequest) -> Prediction:
-    return min(tried, key=lambda one: (one.miss(n_prompts, request.within_m), one.n_responses))
+def _least_missed(pilot: Pilot, request: SizeRequest, counts: Sequence[int]) -> Prediction:
+    """Of some numbers of responses, with as many prompts as there may be."""
+    n_prompts = request.prompt_limit or MOST_PROMPTS
+    return min(map(pilot.predict, counts), key=lambda one: (one.miss(n_prompts, request.within_m), one.n_responses))
 
 
 def _evaluation_prompts(pilot: Pilot, request: SizeRequest, chosen: Prediction, n_prompts: int) -> int | None:
