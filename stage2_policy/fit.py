@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Fit:
         held_out: estimate of the policy that was kept.
         held_out_reference: the same for the reference policy.
         weights: the weights that were kept, by name, on the CPU where they were sharded; of an adapter, its own too.
+        factors: of the change for each score, where each was given one (:func:`stage2_policy.tangent.choose_factors`).
+        reached: share of the gains that the constraints require on held-out prompts that these factors reach.
     """
 
     curve: Sequence[Mapping[str, Any]]
@@ -46,6 +48,8 @@ class Fit:
     held_out: HeldOutEstimate
     held_out_reference: HeldOutEstimate
     weights: Mapping[str, torch.Tensor]
+    factors: Mapping[str, float] = field(default_factory=dict)
+    reached: float = 1.0
 
 
 def fit_policy(

@@ -56,6 +56,10 @@ class TrainSettings(Section):
     # First: what the others must satisfy depends on it.
     objective: Annotated[str, AfterValidator(_objective)] = "tilted_pairwise"
     """Name of an objective, of :data:`stage2_policy.objectives.OBJECTIVES`."""
+    optimizer: Literal["adamw", "natural_gradient"] = "adamw"
+    """Steps of AdamW, or one step of least squares in the tangent of an adapter, for a few thousand responses
+    (:mod:`stage2_policy.natural_gradient`): it reads neither rate nor steps. It wants `adapter: lora`, and the
+    objective `tilted_pairwise`, whose step it is."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak rate of AdamW."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -84,12 +88,13 @@ class TrainSettings(Section):
     match_prediction: bool = False
     """After training, move along the ray from the reference until the policy's mean score on held-out prompts is what
     the dual predicts (:mod:`stage2_policy.stretch`): the fitted log-ratios are shrunken, as those of any regression
-    are. Not with sharded weights."""
+    are. With `natural_gradient` each score has a factor of its own, so that every constraint's mean is what the dual
+    predicts. Not with sharded weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic; weights that are trained, and the optimiser, stay in float32."""
     gradient_checkpointing: bool = False
     """Compute activations anew in the backward pass; speed and memory only."""
-    adapter: Literal["none", "lora", "qlora"] = "none"
+    adapter: Annotated[Literal["none", "lora", "qlora"], Field(validate_default=True)] = "none"
     """Train all weights, low-rank updates of them, or low-rank updates of weights in 4 bits (a CUDA device). The
     reference is the model with the adapter off."""
     lora_r: Positive = 16
@@ -110,6 +115,20 @@ class TrainSettings(Section):
         objective = info.data.get("objective")  # absent where it is wrong itself
         if objective is not None and value < 2 and find_objective(objective).uses_groups:
             raise ValueError(f"the objective `{objective}` compares responses of a prompt and needs at least 2")
+        return value
+
+    @field_validator("adapter")
+    @classmethod
+    def _has_tangent(cls, value: str, info: ValidationInfo) -> str:
+        if info.data.get("optimizer") == "natural_gradient":
+            objective = info.data.get("objective", "tilted_pairwise")
+            if objective != "tilted_pairwise":
+                raise ValueError(
+                    f"the optimizer `natural_gradient` takes a step of the objective `tilted_pairwise`, not of "
+                    f"`{objective}`"
+                )
+            if value != "lora":
+                raise ValueError("the optimizer `natural_gradient` changes a low-rank adapter; it must be lora")
         return value
 
     @field_validator("negligible_mass")
@@ -134,6 +153,37 @@ def require_comparison(objective: str) -> None:
         raise InputError(
             f"the objective is `{objective}`, which takes the responses for draws of the reference; on pairs of a "
             "data set it must be one that compares two responses, `tilted_pairwise` or `dpo`"
+        )
+
+
+MOST_RESPONSES = 16384
+"""Of the natural gradient: its system of equations has as many, and takes 2 GiB of memory with this number."""
+
+
+def require_few(n_responses: int) -> None:
+    """Check that the natural gradient's system of equations fits in memory.
+
+    Raises:
+        InputError: it does not.
+    """
+    if n_responses > MOST_RESPONSES:
+        raise InputError(
+            f"training setting `optimizer` is natural_gradient, which solves as many equations as there are "
+            f"responses to train on, at most {MOST_RESPONSES}; there are {n_responses}: with so many take adamw, or "
+            "sample fewer"
+        )
+
+
+def require_no_start(initial: str | None) -> None:
+    """Check that the natural gradient starts from the reference.
+
+    Raises:
+        InputError: another policy is given to start from.
+    """
+    if initial is not None:
+        raise InputError(
+            f"training setting `initial` is {initial}; the optimizer natural_gradient takes one step from the "
+            "reference, and cannot go on from another policy"
         )
 
 

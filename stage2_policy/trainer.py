@@ -37,9 +37,10 @@ from stage2_policy.foresight import Forecast, forecast
 from stage2_policy.held_out import HeldOutEstimate
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.mapped_files import remove_mapped
+from stage2_policy.natural_gradient import fit_natural_gradient
 from stage2_policy.reference import arithmetic, reference_store, score_reference
 from stage2_policy.saving import read_provenance, save_policy, write_model_card
-from stage2_policy.settings import TrainSettings, require_comparison, require_trackers
+from stage2_policy.settings import TrainSettings, require_comparison, require_no_start, require_trackers
 from stage2_policy.stretch import WIDEST, matching_factor, stretch_adapter, stretch_weights
 from stage2_policy.tilted_trainer import Policy
 from stage2_policy.verdict import judge_training
@@ -64,6 +65,8 @@ class TrainResult:
         verdict: whether training paid, of the same checkpoint.
         forecast: what was known before training of what it may reach.
         stretch: factor by which the kept policy was moved along the ray from the reference; 1 where not asked for.
+        factors: of the change for each score, where each was given one.
+        reached: share of the gains that the constraints require on held-out prompts that these factors reach.
         n_train_prompts: prompts trained on.
         n_held_out_pairs: pairs of a data set that were not trained on, because their prompt is held out.
         n_held_out_prompts: prompts that chose the checkpoint.
@@ -82,6 +85,8 @@ class TrainResult:
     verdict: TrainingVerdict
     forecast: Forecast | None
     stretch: float
+    factors: Mapping[str, float]
+    reached: float
     n_train_prompts: int
     n_held_out_pairs: int
     n_held_out_prompts: int
@@ -93,8 +98,8 @@ class TrainResult:
 
     @property
     def falls_short_of_prediction(self) -> bool:
-        """Whether the policy was moved as far as it may be, and the prediction is further."""
-        return self.stretch in (WIDEST, 1 / WIDEST)
+        """Whether the policy was moved as far as it may be, and the prediction is further or not reached."""
+        return self.stretch in (WIDEST, 1 / WIDEST) or self.reached < 1
 
 
 def train_policy(
@@ -148,7 +153,7 @@ def train_policy(
     started = time.monotonic()
     # Checked when they were made; a changed copy (``model_copy``) is not, by itself.
     settings = TrainSettings.model_validate(settings.model_dump(include=set(TrainSettings.model_fields)))
-    _require_trainable(settings, reference=reference, on_pairs=pairs is not None)
+    _require_trainable(settings, reference=reference, on_pairs=pairs is not None, initial=initial)
     data = read_training_data(
         reference=reference,
         samples=samples,
@@ -179,17 +184,29 @@ def train_policy(
     model = _build_policy(
         base, settings=settings, seed=seed, initial=initial, reference_identity=data.identities["reference"]
     )
-    fit = fit_policy(
-        model,
-        replace(data, train=train),
-        ref_logp=ref_logp,
-        settings=settings,
-        seed=seed,
-        checkpoints=output / _CHECKPOINTS,
-        show_progress=show_progress,
-    )
     stretch = 1.0
-    if settings.match_prediction:
+    if settings.optimizer == "natural_gradient":
+        assert isinstance(model, PeftModel)  # the settings say so
+        fit = fit_natural_gradient(
+            model,
+            data,
+            ref_logp=ref_logp,
+            settings=settings,
+            seed=seed,
+            folder=output / _CHECKPOINTS,
+            show_progress=show_progress,
+        )
+    else:
+        fit = fit_policy(
+            model,
+            replace(data, train=train),
+            ref_logp=ref_logp,
+            settings=settings,
+            seed=seed,
+            checkpoints=output / _CHECKPOINTS,
+            show_progress=show_progress,
+        )
+    if settings.match_prediction and settings.optimizer == "adamw":
         stretch = _match_prediction(
             model, data.held_out, ref_logp=ref_logp.held_out, settings=settings, reference=reference
         )
@@ -213,6 +230,8 @@ def train_policy(
         verdict=verdict,
         forecast=foreseen,
         stretch=stretch,
+        factors=fit.factors,
+        reached=fit.reached,
         n_train_prompts=n_train_prompts,
         n_held_out_pairs=data.n_held_out_pairs,
         n_held_out_prompts=n_held_out_prompts,
@@ -239,7 +258,7 @@ def train_policy(
     return result
 
 
-def _require_trainable(settings: TrainSettings, *, reference: Path, on_pairs: bool) -> None:
+def _require_trainable(settings: TrainSettings, *, reference: Path, on_pairs: bool, initial: Path | None) -> None:
     """What settings need of this machine, this launcher and these inputs; before anything is loaded."""
     if on_pairs:
         require_comparison(settings.objective)
@@ -249,6 +268,10 @@ def _require_trainable(settings: TrainSettings, *, reference: Path, on_pairs: bo
             "training setting `match_prediction` is true, which needs whole weights in each process; it must be false "
             "under FSDP and DeepSpeed"
         )
+    if settings.optimizer == "natural_gradient":
+        require_no_start(None if initial is None else str(initial))
+        if PartialState(cpu=not torch.accelerator.is_available()).num_processes > 1:
+            raise InputError("training setting `optimizer` is natural_gradient, which takes its step in one process")
     validate_reference(reference, adapter=settings.adapter)
 
 
@@ -343,6 +366,14 @@ def _card_rows(settings: TrainSettings, seed: int, result: TrainResult) -> dict[
         "closed fraction of that step, estimated on held-out prompts": f"{result.held_out.closed_fraction:.3f}",
         "forecast before training": "none" if result.forecast is None else result.forecast.sentence,
         "whether training paid": f"{result.verdict.verdict}: {result.verdict.reasons[0]}",
-        "moved along the ray from the reference by": f"{result.stretch:.3f}",
+        **(
+            {
+                "factor of the change for each score": "; ".join(
+                    f"{name} {factor:.3f}" for name, factor in result.factors.items()
+                )
+            }
+            if result.factors
+            else {"moved along the ray from the reference by": f"{result.stretch:.3f}"}
+        ),
         "mean difference of log pi_ref, training against sampler": f"{result.sampler_gap:.2g} nats a response",
     }

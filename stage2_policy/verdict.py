@@ -103,10 +103,13 @@ def _tried(
     curve: Sequence[Mapping[str, Any]], settings: TrainSettings, *, n_train_prompts: int, n_responses: int
 ) -> str:
     weights = "all weights" if settings.adapter == "none" else f"{settings.adapter} of rank {settings.lora_r}"
+    data = f"{n_train_prompts} prompts with {n_responses / n_train_prompts:.0f} responses each"
+    if settings.optimizer == "natural_gradient":
+        return f"Tried: one step of the natural gradient, {weights}, {data}"
     return (
         f"Tried: {settings.objective} at a learning_rate of {settings.learning_rate:.2g}, {weights}, "
         f"{_count(curve[-1]['step'], 'step')} of {_count(settings.epochs, 'epoch')}, "
-        f"{n_train_prompts} prompts with {n_responses / n_train_prompts:.0f} responses each"
+        f"{data}"
     )
 
 
@@ -127,6 +130,11 @@ def _explain(
     spent = max(float(entry["eval_kl"]) for entry in checkpoints)
     available = float(reference["eval_loss"])
     cost = f"a KL of {spent:.2g} nats where {available:.2g} could be gained"
+    if settings.optimizer == "natural_gradient":
+        return f"The score functions of the adapter explain too little of the scores ({cost})", (
+            f"train on about {4 * n_train_prompts} prompts instead of {n_train_prompts}",
+            f"or give the adapter a higher rank than {settings.lora_r}, or more layers",
+        )
     if spent < _HARDLY_MOVED * available:
         return f"The policy hardly moved ({cost})", (
             f"raise learning_rate from {rate:.2g} to {rate * _RATE_FACTOR:.2g}",

@@ -80,6 +80,8 @@ def count_on_tables(run: Run) -> StepCount | None:
     Rows, held-out prompts, groups and steps are chosen by the functions of training.
     """
     sets, training = run.response_sets(), run.config.training
+    if training.optimizer == "natural_gradient":
+        return StepCount(1, 1, "of the natural gradient")
     if not all(is_complete(responses.samples) and _are_as_asked(run, responses) for responses in sets):
         return None
     sampled, trained = _rows(run, run.sampled), _rows(run, run.trained_on)

@@ -14,7 +14,9 @@ from pipeline.networks import require_safe_adapter
 from pipeline.run.run import Run
 from pipeline.scorers.models import EMBEDDED, Locate, is_gguf, resolve_model
 from pipeline.scoring.groups import check_new_responses, check_scorers
-from stage2_policy.settings import require_trackers
+from pipeline.steps.prepare import prompts_are_prepared
+from stage2_policy.data import count_held_out
+from stage2_policy.settings import require_few, require_no_start, require_trackers
 
 _TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "peft")
 
@@ -127,13 +129,19 @@ def check_training(run: Run, *, locate: Locate = resolve_model) -> None:
         locate: finds the reference; the layers of an adapter are not checked where it does not.
 
     Raises:
-        InputError: a tracker that is not installed, a start that is not there or of another shape, or an adapter on
-            layers that the reference has not.
+        InputError: a tracker that is not installed, a start that is not there or of another shape, an adapter on
+            layers that the reference has not, or more responses than the natural gradient can take.
     """
     training = run.config.training
     if any(importlib.util.find_spec(name) is None for name in _TRAINING_PACKAGES):
         return
     require_trackers(training.report_to)
+    if training.optimizer == "natural_gradient":
+        require_no_start(training.initial)
+        if training.pairs is None and prompts_are_prepared(run):
+            n_prompts = run.prompts_table()["split"].to_pylist().count("train")
+            n_trained = n_prompts - count_held_out(n_prompts, fraction=training.held_out_fraction)
+            require_few(n_trained * run.config.sampling.samples_per_prompt)
     if training.initial is not None:
         _check_initial(training, Path(training.initial))
     if training.adapter != "none" and training.lora_target_modules != "all-linear":

@@ -27,7 +27,7 @@ _PROMPTS_SERVED = 64
 _SPEED_ONLY = {"tokens_per_microbatch", "gradient_checkpointing", "report_to"}
 """Training settings that change no result."""
 
-_BEFORE_IT_WAS_A_SETTING = {"max_grad_norm": 1.0}
+_BEFORE_IT_WAS_A_SETTING = {"max_grad_norm": 1.0, "optimizer": "adamw"}
 """What a younger setting always was before a recipe could set it. At that value it is not recorded, so that a policy
 trained then is still the one that is asked for."""
 
@@ -52,7 +52,16 @@ def train(run: Run) -> None:
         return
     result = perform_training(run)
     log.info("train: %d steps, kept the one of step %d; %s", result.steps, result.best_step, result.stop_reason)
-    if run.config.training.match_prediction:
+    if result.factors:
+        factors = ", ".join(f"{name} {factor:.2f}" for name, factor in result.factors.items())
+        log.info("train: factor of what was learnt of each score, to match the prediction: %s", factors)
+        if result.reached < 1:
+            log.warning(
+                "train: what was learnt reaches %.0f%% of what the constraints ask for on held-out prompts; sample "
+                "more prompts, or demand less",
+                100 * result.reached,
+            )
+    elif run.config.training.match_prediction:
         log.info("train: moved along the ray from the reference by %.3f to match the prediction", result.stretch)
         if result.falls_short_of_prediction:
             log.warning("train: the prediction is further off than that; train longer, or at a higher rate")

@@ -76,6 +76,29 @@ def rows(reference: Path, reference_model: PreTrainedModel) -> Rows:
 
 
 @pytest.fixture(scope="session")
+def taught_stage_one(
+    reference: Path,
+    reference_model: PreTrainedModel,
+    write_stage_one: Callable[..., StageOne],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> StageOne:
+    """Of 96 prompts with 8 responses, whose reward can be learnt: a sum over tokens, linear in their embeddings."""
+    rows = _draw_rows(reference, reference_model, [8] * 96)
+    embeddings = reference_model.get_input_embeddings().weight.detach().double().numpy()
+    worth = embeddings @ np.random.default_rng(0).standard_normal(embeddings.shape[1])
+    worth = (worth - worth.mean()) / worth.std() / 8
+    taught = [
+        {
+            **row,
+            "reward": float(worth[row["completion_token_ids"]].sum()),
+            "constraint_harm": row["constraint_harm"] / 10,
+        }
+        for row in rows
+    ]
+    return write_stage_one(tmp_path_factory.mktemp("taught"), taught)
+
+
+@pytest.fixture(scope="session")
 def write_stage_one(reference: Path) -> Callable[..., StageOne]:
     """Writes every file and manifest as the pipeline does; what the tilted table holds can be changed."""
 
@@ -164,11 +187,11 @@ def _tilt(rows: Rows, *, beta: float) -> Rows:
     ]
 
 
-def _draw_rows(reference: Path, model: PreTrainedModel) -> Rows:
+def _draw_rows(reference: Path, model: PreTrainedModel, n_samples: Sequence[int] = N_SAMPLES) -> Rows:
     tokenizer = AutoTokenizer.from_pretrained(reference)
     rng = np.random.default_rng(3)
     rows = []
-    for place, count in enumerate(N_SAMPLES):
+    for place, count in enumerate(n_samples):
         text = " ".join(["rest", "walk", "call a friend"][: 1 + place % 3])
         messages = [{"role": "user", "content": f"{text} {place}"}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
