@@ -9,7 +9,7 @@ log-ratios are what a row says. No policy is sampled, so that a row costs its tr
 - *foreseen*: the linear reading of :mod:`stage2_policy.foresight`, which is the forecast of a training run, by share
   of the response that is read, and by prompts and responses that it is fitted on. It has no network to train and no
   rate to miss.
-- *trained*: stage 2 as it is, at some rate, with all weights or an adapter.
+- *trained*: stage 2 as it is, at some rate, with all weights or an adapter, or by one step of the natural gradient.
 
 Rows already in `real_model_study/` of the run are kept, so a killed study continues.
 """
@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from pipeline.config.loading import load_config
@@ -38,6 +39,7 @@ from stage2_policy.adapters import AdapterSettings, attach_adapter
 from stage2_policy.data import TrainingData, read_training_data
 from stage2_policy.fit import fit_policy
 from stage2_policy.foresight import judge_reading, read_states
+from stage2_policy.natural_gradient import fit_natural_gradient
 from stage2_policy.reference import ReferenceLogp, arithmetic, reference_store, score_reference
 from stage2_policy.settings import TrainSettings
 from stage2_policy.tilted_trainer import Policy
@@ -49,6 +51,9 @@ Change = Mapping[str, Any]
 """What differs from one epoch of `tilted_pairwise`."""
 
 _LORA = {"adapter": "lora", "lora_r": 16}
+_NATURAL = {"optimizer": "natural_gradient", "adapter": "lora"}
+_LAST_LAYERS = r".*\.layers\.2[5-9]\..*_proj"
+"""Of the 30 of SmolLM2-135M, as peft reads it."""
 
 TRAINED: dict[str, Change] = {
     "all weights, 1e-5": {"learning_rate": 1e-5},
@@ -63,6 +68,13 @@ TRAINED: dict[str, Change] = {
     "LoRA of rank 16, 1e-3": {"learning_rate": 1e-3, **_LORA},
     "LoRA of rank 16, 2e-3": {"learning_rate": 2e-3, **_LORA},
     "LoRA of rank 16, 1e-3, 3 epochs": {"learning_rate": 1e-3, "epochs": 3.0, **_LORA},
+    "natural gradient, rank 2": {"lora_r": 2, **_NATURAL},
+    "natural gradient, rank 2, last 5 layers": {"lora_r": 2, "lora_target_modules": _LAST_LAYERS, **_NATURAL},
+    "natural gradient, LoRA of rank 12, last 5 layers": {
+        "lora_r": 12,
+        "lora_target_modules": _LAST_LAYERS,
+        **_NATURAL,
+    },
 }
 
 
@@ -113,15 +125,27 @@ class Study:
             adapter = AdapterSettings(settings.lora_r, settings.lora_alpha, settings.lora_target_modules, seed)
             policy = attach_adapter(base, adapter)
         started = time.monotonic()
-        fit = fit_policy(
-            policy,
-            self.data,
-            ref_logp=self.ref_logp,
-            settings=settings,
-            seed=seed,
-            checkpoints=folder,
-            show_progress=True,
-        )
+        if settings.optimizer == "natural_gradient":
+            assert isinstance(policy, PeftModel)  # its settings ask for an adapter
+            fit = fit_natural_gradient(
+                policy,
+                self.data,
+                ref_logp=self.ref_logp,
+                settings=settings,
+                seed=seed,
+                folder=folder,
+                show_progress=True,
+            )
+        else:
+            fit = fit_policy(
+                policy,
+                self.data,
+                ref_logp=self.ref_logp,
+                settings=settings,
+                seed=seed,
+                checkpoints=folder,
+                show_progress=True,
+            )
         shutil.rmtree(folder, ignore_errors=True)
         return {
             "closed_fraction": fit.held_out.closed_fraction,

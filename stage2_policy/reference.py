@@ -28,7 +28,6 @@ from pipeline.contracts.keys import PromptPlaces, find_keys, row_keys
 from pipeline.contracts.shards import ShardedTable, count_parquet, iterate_parquet
 from stage2_policy.data import TrainingData, TrainingResponses
 from stage2_policy.logprobs import score_sequences
-from stage2_policy.objectives import find_objective
 from stage2_policy.settings import TrainSettings
 
 SCHEMA = pa.schema(
@@ -46,7 +45,7 @@ class ReferenceLogp:
     """Log pi_ref of the responses, nats, by the arithmetic of training.
 
     Attributes:
-        train: of those trained on, shape (n,); zeros where the objective does not read them.
+        train: of those trained on, shape (n,); zeros where training does not read them.
         held_out: of those that choose the checkpoint, shape (h,).
     """
 
@@ -80,7 +79,7 @@ def reference_store(folder: Path, data: TrainingData, settings: TrainSettings) -
         data: what is trained on.
         settings: of the training run.
     """
-    whole = find_objective(settings.objective).uses_reference
+    whole = settings.reads_reference
     return ReferenceStore(
         folder,
         {
@@ -127,7 +126,7 @@ def score_reference(
     Args:
         model: the reference policy.
         data: the responses.
-        settings: of the run; those trained on are left out where its objective does not read them.
+        settings: of the run; those trained on are left out where it does not read them.
         show_progress: show progress bars.
         store: where they are kept, and taken from if they are there.
 
@@ -135,7 +134,7 @@ def score_reference(
         CorruptArtifactError: the stored table is damaged, or lacks rows, or holds values that are not finite.
     """
     parts = {
-        "train": data.train if find_objective(settings.objective).uses_reference else None,
+        "train": data.train if settings.reads_reference else None,
         "held_out": data.held_out,
     }
     device = next(model.parameters()).device

@@ -108,6 +108,11 @@ class TrainSettings(Section):
     report_to: tuple[Annotated[str, AfterValidator(_tracker)], ...] = ()
     """Trackers by the names of transformers, such as `[tensorboard]`; none by default. Affects nothing else."""
 
+    @property
+    def reads_reference(self) -> bool:
+        """Whether training reads log pi_ref of every response it is trained on."""
+        return self.optimizer == "adamw" and find_objective(self.objective).uses_reference
+
     # Rules between settings are checked field by field, so that they are reported beside all other faults.
     @field_validator("responses_per_group")
     @classmethod
