@@ -129,7 +129,7 @@ class _Seen:
         """Take progress into account; draw the bar where the last time is some seconds ago."""
         with self._lock:
             if not self._told:  # the rate is from here on: when these began is not known
-                self._first = time.monotonic()
+                self._first = self._shown = time.monotonic()  # and of nothing there is none to show yet
                 self._before_first = Counter(counts)
                 self._bar.unpause()  # nor does the time left count what loading and compiling took
             self._told.update(counts)

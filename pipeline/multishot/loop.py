@@ -118,7 +118,7 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
         StaleArtifactError: iterates are there that were made with other settings.
         DualignError: whatever makes a step stop; finished work is kept.
     """
-    _require_bounds(run.config)
+    _require_iterable(run.config)
     run_steps(run, ("prepare", "sample", "score", "solve", "export", "train", "evaluate"))
     started = time.monotonic()
     folder, settings = run.folder / FOLDER, run.config.multishot
@@ -165,7 +165,12 @@ def run_multishot(run: Run, *, redo: bool = False) -> Run:
     return kept
 
 
-def _require_bounds(config: RunConfig) -> None:
+def _require_iterable(config: RunConfig) -> None:
+    if config.training.optimizer != "adamw":
+        raise InputError(
+            f"`training.optimizer` is {config.training.optimizer}, which takes one step from the reference; a later "
+            "iterate of multishot trains on from another policy, by adamw"
+        )
     for constraint, _ in config.stated_constraints():
         if constraint.is_equality or constraint.statistic.kind == "cvar":
             raise InputError(

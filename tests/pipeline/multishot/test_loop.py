@@ -88,6 +88,15 @@ def test_a_gradient_without_a_step_size_is_refused(tmp_path: Path, capsys: pytes
     assert "`gradient` needs one" in capsys.readouterr().err
 
 
+def test_what_cannot_be_iterated_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, training={"optimizer": "natural_gradient", "adapter": "lora"})
+    assert dualign("multishot", recipe) == 2
+    assert "`training.optimizer` is natural_gradient, which takes one step from the reference" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 def test_an_adapter_is_trained_on_by_every_iterate(tmp_path: Path) -> None:
     training = {**_QUICK["training"], "adapter": "lora", "lora_r": 2, "lora_alpha": 4}
     recipe = write_recipe(tmp_path, **{**_QUICK, "training": training})

@@ -81,6 +81,8 @@ def test_before_sampling_bounds_hold_then_the_number_is_that_of_training(tmp_pat
     # Of other settings than those of the samples, nothing was counted.
     assert planned(recipe, **{"sampling.samples_per_prompt": 9}) != sampled
     assert planned(recipe, seed=1) == before
+    natural = {"training.optimizer": "natural_gradient", "training.adapter": "lora"}
+    assert planned(recipe, **natural) == StepCount(1, 1, "of the natural gradient")
     assert planned(recipe, **{"prompts.limit": 5}).most < sampled.most
     assert dualign("run", recipe) in {0, 6}  # whether so short a training pays is another question
     exported = planned(recipe)

@@ -11,6 +11,7 @@ from stage2_policy.settings import TRACKERS
 pytestmark = pytest.mark.slow
 
 LORA = {"adapter": "lora", "lora_target_modules": ["q_proj", "v_porj"]}
+NATURAL = {"optimizer": "natural_gradient", "adapter": "lora"}
 
 
 @pytest.fixture
@@ -30,6 +31,8 @@ def missing_tracker():
         ({"initial": "no-such-folder"}, "`training.initial` is 'no-such-folder'; it must be the folder of a"),
         (LORA, "`lora_target_modules` is ['q_proj', 'v_porj']: the model has no layer v_porj"),
         ({**LORA, "lora_target_modules": "q_porj"}, "`lora_target_modules` is 'q_porj'"),
+        ({"optimizer": "natural_gradient"}, "the optimizer `natural_gradient` changes a low-rank adapter"),
+        ({**NATURAL, "initial": "elsewhere"}, "natural_gradient takes one step from the reference"),
     ],
 )
 def test_a_fault_of_training_is_found_before_sampling(tmp_path, capsys, command, training, message):
@@ -60,6 +63,14 @@ def test_a_machine_that_cannot_train_samples_for_one_that_can(tmp_path, monkeypa
     recipe = write_recipe(tmp_path, training=training)
     assert dualign("prepare", recipe) == 0
     assert dualign("sample", recipe) == 0
+
+
+def test_more_responses_than_the_natural_gradient_takes_are_refused_before_they_are_sampled(tmp_path, capsys):
+    recipe = write_recipe(tmp_path, training=NATURAL, sampling={"samples_per_prompt": 5000})
+    assert dualign("prepare", recipe) == 0
+    assert dualign("sample", recipe) == 2
+    assert "at most 16384; there are" in capsys.readouterr().err
+    assert not (run_folder(recipe) / "samples").exists()
 
 
 def test_what_is_refused_costs_nothing_that_was_done(tmp_path, capsys):
