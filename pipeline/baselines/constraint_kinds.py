@@ -88,7 +88,7 @@ def judge_demands(
     rows: Rows = []
     refused: list[str] = []
     for seed in study.seeds:
-        base = study.base(seed)
+        base = study.wider_base(seed)
         for kind, changes in demands_of(study, base).items():
             arm = Arm(f"kind-{kind.lower().replace(' ', '-')}", ONE_SHOT, changes)
             try:
@@ -148,7 +148,10 @@ def _rows(outcome: Outcome, kind: str, seed: int) -> Rows:
                 "unit_size": realised["column_sd"],
                 "sign": sign_of(one.direction),
                 "error": sign_of(one.direction) * error,
-                "prediction_error": (realised["realised"] - realised["predicted"]) / realised["column_sd"],
+                "prediction_error": (
+                    (realised["realised"] - realised["predicted"] - outcome.understated(one.name))
+                    / realised["column_sd"]
+                ),
                 "unit": "sd",
                 "run": outcome.run.name,
             }
