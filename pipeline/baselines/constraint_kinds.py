@@ -29,12 +29,12 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
     """The demands by kind, as a recipe has them, each far enough from the reference to cost reward.
 
     All but that of the equality, which has no safe side, are assured. What a policy learns least of are a step and a
-    kink in the score: after the experiments' single epoch the share fell 0.065 short of its prediction and the worst
+    kink in the score: after a single epoch on the world's own prompts the share fell 0.065 short of its prediction and the worst
     tenth 0.41. So these two train twice as long, and have a reserve.
 
     Args:
         study: whose middle margin says how far to go.
-        base: for what the reference's means are.
+        base: for what the reference's means are, and how long a policy is trained.
     """
     rows = reference_scores(base, "train", names=(study.config.reward, "harmless", "humour"))
     harmless, humour = (estimate(Statistic(name), rows).value for name in ("harmless", "humour"))
@@ -45,7 +45,7 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
     above: Mapping[str, Any] = {"score": "harmless", "direction": ">=", **SURE}
     low, high = round(harmless + step(0.6), 3), round(harmless + step(1.1), 3)
     share = {**above, "statistic": "share", "at_least": 0.0, "margin": step(0.2), "reserve": step(0.075)}
-    longer = {"training.epochs": 2 * study.config.training.epochs}
+    longer = {"training.epochs": 2 * base.config.training.epochs}
     return {
         "share": {"constraints": {"safe": share}, **longer},
         "each category": {"constraints": {"tone": {**above, "each": "category", "margin": step(0.625)}}},

@@ -49,6 +49,7 @@ def _row(outcome: Outcome, seed: int, demanded: Sequence[float], method: str) ->
     row: dict[str, Any] = {"method": method, "seed": seed}
     judged = {entry["name"]: entry for entry in outcome.evaluation["constraints"]}
     asked = {one.name: one.safeguard.assurance for one in outcome.solution.constraints}
+    solved = {entry["name"]: entry for entry in outcome.dual["constraints"]}
     for margin, name in zip(demanded, SCORES, strict=True):
         bound, score = judged[name], outcome.score(name)
         row |= {
@@ -56,6 +57,7 @@ def _row(outcome: Outcome, seed: int, demanded: Sequence[float], method: str) ->
             f"{name}_lambda": outcome.multipliers[name],
             # The dual of a later iterate is asked for other thresholds than are demanded.
             f"{name}_assurance": asked[name] if method == policies.ONE_SHOT else None,
+            f"{name}_promised": solved[name]["predicted"] - solved[name]["reference"] + outcome.understated(name),
             f"{name}_predicted": bound["predicted"] - bound["reference"] + outcome.understated(name),
             f"{name}_understated": outcome.understated(name),
             f"{name}_realised": score.improvement,
@@ -78,14 +80,18 @@ def _row(outcome: Outcome, seed: int, demanded: Sequence[float], method: str) ->
 def summarise(rows: Rows, method: str, name: str) -> dict[str, Any]:
     """How well the demands on one score are met by the policies of a method, in standard deviations of the score.
 
-    Realised less demanded is what was asked for on top (`assurance`), what the test prompts promise less that
+    Realised less demanded is what was asked for on top (`assurance`), by how much lambda*, corrected for finitely many
+    responses, is foreseen to miss that on the train prompts (`correction`), what the test prompts promise beyond them
     (`prompts`), and what training made of it (`training`). A demand that another one overfulfils is met with room to
     spare, so that errors are over those that bind.
     """
     binding = [row for row in rows if row[f"{name}_lambda"] > 0]
     column = {
         key: np.array([row[f"{name}_{key}"] for row in binding], dtype=float)
-        for key in ("demanded", "assurance", "predicted", "understated", "realised", "ci95_low", "ci95_high", "sd")
+        for key in (
+            *("demanded", "assurance", "promised", "predicted", "understated", "realised"),
+            *("ci95_low", "ci95_high", "sd"),
+        )
     }
     sd = column["sd"]
     to_demanded, to_predicted = ((column["realised"] - column[key]) / sd for key in ("demanded", "predicted"))
@@ -105,7 +111,8 @@ def summarise(rows: Rows, method: str, name: str) -> dict[str, Any]:
         "realised less demanded (sd)": mean(to_demanded),
         "|realised less predicted| (sd)": mean(np.abs(to_predicted)),
         "assurance (sd)": mean(column["assurance"] / sd),
-        "prompts (sd)": mean((column["predicted"] - column["assurance"] - column["demanded"]) / sd),
+        "correction (sd)": mean((column["promised"] - column["assurance"] - column["demanded"]) / sd),
+        "prompts (sd)": mean((column["predicted"] - column["promised"]) / sd),
         "training (sd)": mean(to_predicted),
         "responses (sd)": mean(column["understated"] / sd),
         # Of a normal error with the standard error of the evaluation, the mean absolute value is sqrt(2 / pi) of it.
@@ -155,8 +162,9 @@ def _errors(one: Mapping[str, Any]) -> str:
 
 def _split(one: Mapping[str, Any]) -> str:
     return (
-        f"Of the bias {one['assurance (sd)']:+.3f} was asked for on top, {one['prompts (sd)']:+.3f} is what the test "
-        f"prompts promise beyond the train prompts, {one['training (sd)']:+.3f} is training. Lambda* is corrected for "
-        f"finitely many responses, which took off {one['responses (sd)']:.3f}; {one['noise (sd)']:.3f} would be the "
-        "error of a policy that meets its demand exactly"
+        f"Of the bias {one['assurance (sd)']:+.3f} was asked for on top, {one['correction (sd)']:+.3f} is by how much "
+        "lambda*, corrected for finitely many responses, is foreseen to miss that on the train prompts, "
+        f"{one['prompts (sd)']:+.3f} is what the test prompts promise beyond these, {one['training (sd)']:+.3f} is "
+        f"training. Those responses understate what lambda* gives by {one['responses (sd)']:.3f}; "
+        f"{one['noise (sd)']:.3f} would be the error of a policy that meets its demand exactly"
     )
