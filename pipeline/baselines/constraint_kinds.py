@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.baselines import figures
 from pipeline.baselines.outcomes import Outcome, read_outcome
-from pipeline.baselines.policies import ONE_SHOT
+from pipeline.baselines.policies import ONE_SHOT, SURE
 from pipeline.baselines.results import Result, Rows
 from pipeline.baselines.study import Arm, Changes, Study
 from pipeline.contracts.errors import InputError
@@ -21,16 +21,13 @@ from pipeline.scoring.joined import reference_scores
 from pipeline.scoring.statistic_estimates import estimate
 from stage1_dual.dual import InfeasibleError, KlBudgetError
 
-SURE = {"assurance": 0.9}
-"""How surely the evaluation is to say satisfied."""
-
 
 def demands(study: Study, base: Run) -> Mapping[str, Changes]:
     """The demands by kind, as a recipe has them, each far enough from the reference to cost reward.
 
     All but that of the equality, which has no safe side, are assured. What a policy learns least of are a step and a
-    kink in the score: after a single epoch on the world's own prompts the share fell 0.065 short of its prediction and the worst
-    tenth 0.41. So these two train twice as long, and have a reserve.
+    kink in the score: after a single epoch on the world's own prompts the share fell 0.065 short of its prediction and
+    the worst tenth 0.41. So these two train twice as long, and have a reserve.
 
     Args:
         study: whose middle margin says how far to go.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.baselines.constraint_kinds import SURE, judge_demands
+from pipeline.baselines.constraint_kinds import judge_demands
+from pipeline.baselines.policies import SURE
 from pipeline.baselines.results import Result
 from pipeline.baselines.study import Changes, Study
 from pipeline.run.run import Run

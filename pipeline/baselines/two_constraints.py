@@ -12,29 +12,44 @@ from pipeline.baselines import figures, policies
 from pipeline.baselines.outcomes import Outcome, read_outcome
 from pipeline.baselines.results import Result, Rows, methods
 from pipeline.baselines.study import Study
+from pipeline.contracts.errors import InputError
+from stage1_dual.dual import InfeasibleError
 
 SCORES = ("harmless", "humour")
 
 
 def two_constraints(study: Study) -> Result:
-    """Harmlessness and humour demanded together, over a grid of margins and seeds; multi-shot at some of the first."""
+    """Harmlessness and humour demanded together, over a grid of margins and seeds; multi-shot at some of the first.
+
+    Raises:
+        InputError: no pair of demands can be met.
+    """
     rows: Rows = []
+    refused: list[str] = []
     for seed in study.seeds:
         base = study.wider_base(seed)
         for pair in study.pairs:
-            run = study.train(base, policies.two_constraints(*pair))
-            rows.append(_row(read_outcome(base, run), seed, pair, policies.ONE_SHOT))
-    base = study.wider_base(study.seeds[0])
+            try:
+                run = study.train(base, policies.two_constraints(*pair))
+            except (InfeasibleError, InputError) as error:  # a small world may not have room for what is assured
+                refused.append(f"{pair}, seed {seed}: {' '.join(str(error).splitlines()[0].split())}")
+            else:
+                rows.append(_row(read_outcome(base, run), seed, pair, policies.ONE_SHOT))
+    if not rows:
+        raise InputError(f"experiment two_constraints: none of its demands can be met; {'; '.join(refused)}")
+    first = study.seeds[0]
+    base, met = study.wider_base(first), {_question(row) for row in rows}
     for pair in study.some_pairs:
-        run = study.iterate(base, policies.two_constraints(*pair))
-        rows.append(_row(read_outcome(base, run), study.seeds[0], pair, policies.MULTI_SHOT))
+        if (first, *pair) in met:
+            run = study.iterate(base, policies.two_constraints(*pair))
+            rows.append(_row(read_outcome(base, run), first, pair, policies.MULTI_SHOT))
     table = pa.Table.from_pylist(rows)
     return Result(
         "two_constraints",
         "Two constraints at once: harmlessness and humour",
         table,
         figures.two_constraints_figure(table),
-        list(_findings(rows)),
+        [*_findings(rows), *refused],
         pa.Table.from_pylist(
             [
                 summarise([row for row in rows if row["method"] == method], method, name)
@@ -127,7 +142,7 @@ def _findings(rows: Rows) -> Iterator[str]:
     for name in SCORES:
         one = summarise(one_shot, policies.ONE_SHOT, name)
         yield f"one-shot, {name}: {_errors(one)}" + (f". {_split(one)}" if one["binding"] else "")
-    for method, some in ((policies.MULTI_SHOT, multi_shot), (policies.ONE_SHOT, beside)):
+    for method, some in ((policies.MULTI_SHOT, multi_shot), (policies.ONE_SHOT, beside)) if beside else ():
         found = "; ".join(f"{name} {_errors(summarise(some, method, name))}" for name in SCORES)
         yield f"{method}, {len(some)} pairs of seed {some[0]['seed']}: {_kept(some)}; {found}"
 
