@@ -75,7 +75,7 @@ report: setup  ## write the figures and the page of a run
 	@$(BIN)/dualign report $(RUN_ARGS)
 
 .PHONY: baselines
-baselines: setup $(VENV)/.recipe-smollm2  ## the experiments of the papers on the embedded world (ARGS="--only trade_off", ARGS=--quick)
+baselines: setup $(if $(findstring real_model,$(ARGS)),$(VENV)/.recipe-smollm2)  ## the experiments of the papers on the embedded world (ARGS="--only trade_off", ARGS=--quick)
 	@$(BIN)/dualign baselines $(ARGS)
 
 .PHONY: bench

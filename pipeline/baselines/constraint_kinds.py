@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.baselines import figures
 from pipeline.baselines.outcomes import Outcome, read_outcome
-from pipeline.baselines.policies import ONE_SHOT
+from pipeline.baselines.policies import ONE_SHOT, SURE
 from pipeline.baselines.results import Result, Rows
 from pipeline.baselines.study import Arm, Changes, Study
 from pipeline.contracts.errors import InputError
@@ -21,20 +21,17 @@ from pipeline.scoring.joined import reference_scores
 from pipeline.scoring.statistic_estimates import estimate
 from stage1_dual.dual import InfeasibleError, KlBudgetError
 
-SURE = {"assurance": 0.9}
-"""How surely the evaluation is to say satisfied."""
-
 
 def demands(study: Study, base: Run) -> Mapping[str, Changes]:
     """The demands by kind, as a recipe has them, each far enough from the reference to cost reward.
 
     All but that of the equality, which has no safe side, are assured. What a policy learns least of are a step and a
-    kink in the score: after the experiments' single epoch the share fell 0.065 short of its prediction and the worst
-    tenth 0.41. So these two train twice as long, and have a reserve.
+    kink in the score: after a single epoch on the world's own prompts the share fell 0.065 short of its prediction and
+    the worst tenth 0.41. So these two train twice as long, and have a reserve.
 
     Args:
         study: whose middle margin says how far to go.
-        base: for what the reference's means are.
+        base: for what the reference's means are, and how long a policy is trained.
     """
     rows = reference_scores(base, "train", names=(study.config.reward, "harmless", "humour"))
     harmless, humour = (estimate(Statistic(name), rows).value for name in ("harmless", "humour"))
@@ -45,7 +42,7 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
     above: Mapping[str, Any] = {"score": "harmless", "direction": ">=", **SURE}
     low, high = round(harmless + step(0.6), 3), round(harmless + step(1.1), 3)
     share = {**above, "statistic": "share", "at_least": 0.0, "margin": step(0.2), "reserve": step(0.075)}
-    longer = {"training.epochs": 2 * study.config.training.epochs}
+    longer = {"training.epochs": 2 * base.config.training.epochs}
     return {
         "share": {"constraints": {"safe": share}, **longer},
         "each category": {"constraints": {"tone": {**above, "each": "category", "margin": step(0.625)}}},
@@ -88,7 +85,7 @@ def judge_demands(
     rows: Rows = []
     refused: list[str] = []
     for seed in study.seeds:
-        base = study.base(seed)
+        base = study.wider_base(seed)
         for kind, changes in demands_of(study, base).items():
             arm = Arm(f"kind-{kind.lower().replace(' ', '-')}", ONE_SHOT, changes)
             try:
@@ -148,7 +145,10 @@ def _rows(outcome: Outcome, kind: str, seed: int) -> Rows:
                 "unit_size": realised["column_sd"],
                 "sign": sign_of(one.direction),
                 "error": sign_of(one.direction) * error,
-                "prediction_error": (realised["realised"] - realised["predicted"]) / realised["column_sd"],
+                "prediction_error": (
+                    (realised["realised"] - realised["predicted"] - outcome.understated(one.name))
+                    / realised["column_sd"]
+                ),
                 "unit": "sd",
                 "run": outcome.run.name,
             }

@@ -1,4 +1,4 @@
-"""Are the demands met? Realised against demanded margins, one constraint and two."""
+"""Is the demand met? Realised against demanded margins of one constraint."""
 
 from __future__ import annotations
 
@@ -69,15 +69,12 @@ def _satisfaction_row(base: Run, run: Run, arm: Arm, seed: int, margin: float, m
     bound = outcome.evaluation["constraints"][0]
     proxy, gold = outcome.score("harmless"), outcome.score("gold_harmless")
     reward = outcome.evaluation["reward"]
-    solved = outcome.dual["constraints"][0]
-    # How far the samples understate the policy of lambda*: its interval is moved by that.
-    understated = float(np.mean(solved["predicted_ci95"])) - solved["predicted"]
     return {
         "method": method,
         "seed": seed,
         "demanded": margin,
         "lambda": outcome.multipliers["harmless"],
-        "predicted": bound["predicted"] - bound["reference"] + understated,
+        "predicted": bound["predicted"] - bound["reference"] + outcome.understated("harmless"),
         "response_bias": outcome.solution.constraints[0].safeguard.response_bias,
         "realised": proxy.improvement,
         "ci95_low": proxy.ci95[0],
@@ -119,58 +116,3 @@ def _satisfaction_summary(method: str, rows: Rows) -> dict[str, Any]:
         "closed fraction": float(np.mean(column["closed_fraction"])),
         "seconds": float(np.mean(column["seconds"])),
     }
-
-
-def two_constraints(study: Study) -> Result:
-    """Harmlessness and humour demanded together, over a grid of margins."""
-    base = study.base(study.seeds[0])
-    rows: Rows = []
-    for demanded in study.pairs:
-        run = study.train(base, policies.two_constraints(*demanded))
-        outcome = read_outcome(base, run)
-        row: dict[str, Any] = {}
-        for margin, bound in zip(demanded, outcome.evaluation["constraints"], strict=True):
-            name, score = bound["name"], outcome.score(bound["name"])
-            row |= {
-                f"{name}_demanded": margin,
-                f"{name}_lambda": outcome.multipliers[name],
-                f"{name}_predicted": bound["predicted"] - bound["reference"],
-                f"{name}_realised": score.improvement,
-                f"{name}_ci95_low": score.ci95[0],
-                f"{name}_ci95_high": score.ci95[1],
-                f"{name}_sd": score.sd,
-                f"{name}_status": bound["status"],
-            }
-        reward = outcome.evaluation["reward"]
-        rows.append(
-            {
-                **row,
-                "helpful_predicted": reward["predicted"] - reward["reference"],
-                "helpful_realised": reward["improvement"],
-                "kl": outcome.evaluation["kl"]["realised"],
-                "closed_fraction": outcome.evaluation["lagrangian"]["closed_fraction"],
-                "run": run.name,
-            }
-        )
-    findings = []
-    for name in ("harmless", "humour"):
-        # A demand that another one overfulfils is met with room to spare; only missing it is an error then.
-        errors = [
-            (row[f"{name}_realised"] - row[f"{name}_demanded"]) / row[f"{name}_sd"]
-            for row in rows
-            if row[f"{name}_lambda"] > 0
-        ]
-        findings.append(
-            f"{name}: mean absolute error {np.mean(np.abs(errors)):.3f} standard deviations, bias "
-            f"{np.mean(errors):+.3f}, over the {len(errors)} of {len(rows)} demands that bind"
-            if errors
-            else f"{name}: none of the {len(rows)} demands binds"
-        )
-    table = pa.Table.from_pylist(rows)
-    return Result(
-        "two_constraints",
-        "Two constraints at once: harmlessness and humour",
-        table,
-        figures.two_constraints_figure(table),
-        findings,
-    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.baselines.constraint_kinds import constraint_kinds
 from pipeline.baselines.costs import cost
-from pipeline.baselines.demands import constraint_satisfaction, two_constraints
+from pipeline.baselines.demands import constraint_satisfaction
 from pipeline.baselines.dual_experiments import convergence, geometry, sample_sizes
 from pipeline.baselines.global_normalisation import global_normalisation
 from pipeline.baselines.many_constraints import many_constraints
@@ -15,14 +15,22 @@ from pipeline.baselines.real_model import real_model
 from pipeline.baselines.results import Result
 from pipeline.baselines.study import Study
 from pipeline.baselines.trade_off import preference_calibration, trade_off
+from pipeline.baselines.two_constraints import two_constraints
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment: what it shows, in a line, and what performs it."""
+    """One experiment.
+
+    Attributes:
+        title: what it shows, in a line.
+        perform: performs it.
+        unasked: whether it is performed where no experiment is named.
+    """
 
     title: str
     perform: Callable[[Study], Result]
+    unasked: bool = True
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -39,5 +47,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "preference_calibration": Experiment("calibration of the implicit rewards", preference_calibration),
     "cost": Experiment("wall time and tokens of each method", cost),
     "geometry": Experiment("frontier, supporting line and trained policies, three sizes", geometry),
-    "real_model": Experiment("a published model: realised against demanded", real_model),
+    # Hours, where all the others together take one and a half.
+    "real_model": Experiment("a published model: realised against demanded", real_model, unasked=False),
 }
+
+PERFORMED_UNASKED = [name for name, one in EXPERIMENTS.items() if one.unasked]
+"""What a call without names performs."""

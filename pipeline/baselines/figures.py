@@ -100,29 +100,32 @@ def trade_off_figure(table: pa.Table, frontier: Mapping[str, pa.Table]) -> Figur
 
 
 def two_constraints_figure(table: pa.Table) -> Figure:
-    """Demanded pairs of improvements, and with an arrow what was realised."""
+    """Demanded pairs of improvements, and with a line to each what was realised, by method; seeds are alike."""
     with paper_style():
-        figure = new_figure(height_inches=3.4)
+        figure = new_figure(height_inches=4.2)
         axes = figure.subplots()
-        x, y = (table[f"{name}_demanded"].to_numpy() for name in ("harmless", "humour"))
-        u, v = (table[f"{name}_realised"].to_numpy() for name in ("harmless", "humour"))
-        axes.plot(x, y, "o", color=INK, markerfacecolor="none", label="demanded", zorder=4)
-        axes.errorbar(
-            u,
-            v,
-            xerr=_bars(table, "harmless_realised", of="harmless"),
-            yerr=_bars(table, "humour_realised", of="humour"),
-            fmt="o",
-            color=BLUE,
-            markersize=3,
-            elinewidth=0.8,
-            label="realised (95%)",
-        )
-        for place in range(table.num_rows):
-            axes.plot([x[place], u[place]], [y[place], v[place]], color=GREY, linewidth=0.8)
+        for place, method in enumerate(methods(table.to_pylist())):
+            rows = table.filter(pc.equal(table["method"], method))
+            color, marker = LOOKS[method]
+            x, y = (rows[f"{name}_demanded"].to_numpy() for name in ("harmless", "humour"))
+            u, v = (rows[f"{name}_realised"].to_numpy() for name in ("harmless", "humour"))
+            axes.plot([x, u], [y, v], color=GREY, linewidth=0.6, zorder=1)
+            if place == 0:  # the others are of the same demands
+                axes.plot(x, y, "o", color=INK, markerfacecolor="none", label="demanded", zorder=4)
+            axes.errorbar(
+                u,
+                v,
+                xerr=_bars(rows, "harmless_realised", of="harmless"),
+                yerr=_bars(rows, "humour_realised", of="humour"),
+                fmt=marker,
+                color=color,
+                markersize=3,
+                elinewidth=0.6,
+                label=f"{method} (95%)",
+            )
         axes.set_xlabel("improvement of harmlessness (score)")
         axes.set_ylabel("improvement of humour (score)")
-        _finish(figure, axes, columns=2)
+        _finish(figure, axes, columns=3)
     return figure
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.baselines.constraint_kinds import SURE, judge_demands
+from pipeline.baselines.constraint_kinds import judge_demands
+from pipeline.baselines.policies import SURE
 from pipeline.baselines.results import Result
 from pipeline.baselines.study import Changes, Study
 from pipeline.run.run import Run
 
-_EPOCHS = 2
-"""As many as the kinds of constraint that a policy learns least of have there."""
+_LONGER = 2
+"""Times as long as a policy of two demands: as the kinds of constraint that a policy learns least of."""
 
 
 def many_constraints(study: Study) -> Result:
@@ -19,12 +20,12 @@ def many_constraints(study: Study) -> Result:
     return judge_demands(study, many_demands, "many_constraints", "Several demands at once: three and five")
 
 
-def many_demands(study: Study, base: Run) -> Mapping[str, Changes]:  # noqa: ARG001  # alike for every base
+def many_demands(study: Study, base: Run) -> Mapping[str, Changes]:
     """The demands by their number, as a recipe has them: all assured, and nobody longer than the reference.
 
     Args:
         study: whose middle margin says how far to go.
-        base: not asked; every demand is a margin over the reference.
+        base: for how long a policy is trained; every demand is a margin over the reference.
     """
 
     def step(factor: float) -> float:
@@ -41,5 +42,5 @@ def many_demands(study: Study, base: Run) -> Mapping[str, Changes]:  # noqa: ARG
         "safe": {**above, "score": "harmless", "statistic": "share", "at_least": 0.0, "margin": step(0.1)},
         "tone": {**above, "score": "harmless", "each": "category", "margin": step(0.25)},
     }
-    longer = {"training.epochs": _EPOCHS * study.config.training.epochs}
+    longer = {"training.epochs": _LONGER * base.config.training.epochs}
     return {"three": {"constraints": three, **longer}, "five": {"constraints": five, **longer}}

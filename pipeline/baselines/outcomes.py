@@ -66,6 +66,16 @@ class Outcome:
             sd=float(reference["value"].to_numpy().std(ddof=1)),
         )
 
+    def understated(self, name: str) -> float:
+        """How far finitely many responses understate what the policy of lambda* has of a constraint's statistic.
+
+        In the units of the statistic; to be added to its prediction on the test prompts, which has as many. 0 where
+        the dual makes no correction.
+        """
+        solved = next(one for one in self.dual["constraints"] if one["name"] == name)
+        corrected = solved["predicted_corrected"]
+        return 0.0 if corrected is None else float(corrected - solved["predicted"])
+
     @property
     def multipliers(self) -> dict[str, float]:
         """Lambda by constraint."""

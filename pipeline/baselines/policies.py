@@ -44,6 +44,9 @@ SOUP = "rewarded soup"
 IMPLICIT = {"helpful": "implicit_helpful", "harmless": "implicit_harmless"}
 """The preference-based method's scorers: log-ratios of policies tuned on helpfulness and harmlessness preferences."""
 
+SURE = {"assurance": 0.9}
+"""How surely the evaluation is to say satisfied, of demands that a policy is to meet together or by category."""
+
 _N_PAIRS = 2000
 
 
@@ -67,14 +70,14 @@ def paper_dpo(study: Study, margin: float) -> Arm:
 
 
 def two_constraints(harmless: float, humour: float) -> Arm:
-    """Two margins at once.
+    """Two margins at once, both assured.
 
     Their policies go further from the reference than those of one margin, and a single epoch leaves more of the way:
-    they are moved along their ray to the predicted score. Measured at (0.6, 0.6): humour misses by 0.08 standard
-    deviations instead of 0.17.
+    they are moved along their ray to the predicted score. Measured at (0.6, 0.6) on the world's own prompts: humour
+    misses by 0.08 standard deviations instead of 0.17.
     """
     margins = {"harmless": harmless, "humour": humour}
-    constraints = {name: {"direction": ">=", "margin": margin} for name, margin in margins.items()}
+    constraints = {name: {"direction": ">=", "margin": margin, **SURE} for name, margin in margins.items()}
     changes = {"constraints": constraints, "training.match_prediction": True}
     return Arm(f"two-{harmless:g}-{humour:g}", ONE_SHOT, changes)
 

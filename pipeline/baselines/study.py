@@ -52,6 +52,7 @@ class Study:
         pairs: demanded of harmlessness and humour together.
         dpo_epochs: of training on drawn labels, which learns less from a response than all its scores do.
         sizes: of other reference policies, by name.
+        wider: what differs from the recipe where more prompts are asked; nothing where its own are enough.
         real_model: the recipe of a published model; None where there is no experiment on one.
         show_progress: show progress bars.
     """
@@ -64,6 +65,7 @@ class Study:
     pairs: tuple[tuple[float, float], ...]
     dpo_epochs: float
     sizes: Mapping[str, WorldSize]
+    wider: Changes = field(default_factory=dict)
     real_model: RunConfig | None = None
     show_progress: bool = True
 
@@ -75,7 +77,7 @@ class Study:
     @property
     def origin(self) -> str:
         """One line that says which recipe and seeds results are of."""
-        recipe = content_sha256(self.config.model_dump(mode="json"))[:12]
+        recipe = content_sha256([self.config.model_dump(mode="json"), dict(self.wider)])[:12]
         margins, seeds = (", ".join(f"{value:g}" for value in values) for values in (self.margins, self.seeds))
         return f"Recipe {recipe}; seeds {seeds}; margins {margins}."
 
@@ -85,13 +87,22 @@ class Study:
         return self.margins[len(self.margins) // 2]
 
     @property
+    def some_pairs(self) -> tuple[tuple[float, float], ...]:
+        """Every third pair, likewise."""
+        return self.pairs[1::3] or self.pairs
+
+    @property
     def some_margins(self) -> tuple[float, ...]:
         """Every second margin, of what is too dear to do at each."""
         return self.margins[1::2]
 
     def base(self, seed: int) -> Run:
         """The run that holds prompts, samples and scores of a seed; made where it is not there."""
-        return self._sampled(f"seed{seed}", self.config.model_copy(update={"seed": self.config.seed + seed}))
+        return self._sampled(f"seed{seed}", self._seeded(seed))
+
+    def wider_base(self, seed: int) -> Run:
+        """The same with more prompts, for what the few of the recipe would leave to chance."""
+        return self._sampled(f"wider/seed{seed}", change_config(self._seeded(seed), self.wider))
 
     def base_of_size(self, name: str, size: WorldSize) -> Run:
         """The same for a reference policy of another size, which is trained where it is not there."""
@@ -99,6 +110,9 @@ class Study:
             self.data_dir / "models", seed=WORLD_SEED, size=size, show_progress=self.show_progress
         )
         return self._sampled(name, change_config(self.config, {"reference.model": str(reference.absolute())}))
+
+    def _seeded(self, seed: int) -> RunConfig:
+        return self.config.model_copy(update={"seed": self.config.seed + seed})
 
     def _sampled(self, name: str, config: RunConfig) -> Run:
         run = Run(

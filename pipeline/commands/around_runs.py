@@ -32,14 +32,21 @@ def _multishot(options: argparse.Namespace, rest: Sequence[str]) -> None:
 
 
 def _add_baselines_options(parser: argparse.ArgumentParser) -> None:
-    from pipeline.baselines.experiments import EXPERIMENTS
+    from pipeline.baselines.experiments import EXPERIMENTS, PERFORMED_UNASKED
 
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=f"some of {', '.join(EXPERIMENTS)}")
+    by_name = [name for name in EXPERIMENTS if name not in PERFORMED_UNASKED]
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help=f"some of {', '.join(EXPERIMENTS)} (default: all but {', '.join(by_name)}, which takes hours)",
+    )
     parser.add_argument(
         "--seeds",
         type=int,
         metavar="N",
-        help="seeds of constraint_satisfaction and sample_sizes (default: 3; quick: 1)",
+        help="seeds of the experiments that use several (default: 3; quick: 1)",
     )
     parser.add_argument("--quick", action="store_true", help="rough numbers in a few minutes")
     add_data_options(parser)

@@ -45,11 +45,17 @@ class _SourceSettings(Section):
     the prompt."""
 
 
+WIDER = "embedded:wider"
+"""The source of prompts that is written like those of the embedded world, and larger."""
+
+
 class PromptSettings(_SourceSettings):
     """Where the prompts come from: ``embedded`` (the built-in world), or any other source."""
 
     source: str = "embedded"
-    """``embedded``, the path of a file or folder, or the id of a data set on the Hub."""
+    """``embedded``, the path of a file or folder, the id of a data set on the Hub, or ``embedded:wider``: the prompts
+    of the embedded world among 1,920 in its manner, with the columns ``prompt``, ``split``, ``category`` and ``mood``.
+    """
     system: str | None = None
     """System message put before every prompt that has none."""
     category_column: str | None = None
@@ -67,6 +73,13 @@ class PromptSettings(_SourceSettings):
     limit: Positive | None = None
     """At most so many prompts of each split take part: those whose ``prompt_id``, a hash, comes first. A larger limit
     adds prompts to those of a smaller one. ``--limit N`` is its short name on the command line."""
+
+    @field_validator("source")
+    @classmethod
+    def _is_known_where_embedded(cls, value: str) -> str:
+        if value.startswith("embedded:") and value != WIDER:
+            raise ValueError(f"there is no source {value!r} in the embedded world; there are 'embedded' and {WIDER!r}")
+        return value
 
     @field_validator("info_columns")
     @classmethod

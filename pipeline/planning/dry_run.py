@@ -14,7 +14,7 @@ import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pipeline.config.recipe import RunConfig
-from pipeline.config.sections import PromptSettings
+from pipeline.config.sections import WIDER, PromptSettings
 from pipeline.contracts.artifacts import is_complete, read_manifest
 from pipeline.contracts.errors import InputError, MissingExtraError
 from pipeline.contracts.section import Dtype
@@ -269,7 +269,7 @@ def _plan_prompts(run: Run, needed: list[str]) -> PlannedPrompts:
         texts = [prompt.text for prompt in read_grammar().build_prompts()]
         counts: dict[str, int | None] = {"train": size.n_train_prompts, "test": size.n_test_prompts}
         where, exact, characters = "the embedded world", True, sum(map(len, texts)) / len(texts)
-    elif Path(settings.source).is_file():
+    elif settings.source == WIDER or Path(settings.source).is_file():
         return _read_prompts(run, limit_prompts(read_prompts(settings)[0], settings.limit), settings.source)
     else:
         counts, where = _data_set(settings, "prompts", needed)

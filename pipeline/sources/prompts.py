@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config.sections import PromptSettings
+from pipeline.config.sections import WIDER, PromptSettings
 from pipeline.contracts.errors import InputError, import_failure
 from pipeline.contracts.messages import plain_messages
 from pipeline.contracts.table_files import FORMATS, TableFile, file_format, find_table, list_files
 from pipeline.contracts.table_rows import TableRows
 from pipeline.contracts.tables import INFO, PROMPTS, SPLITS, prompt_id
 from pipeline.scorers.models import is_hub_id
+from pipeline.sources.wider_prompts import split_wider_prompts, wider_prompts
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -203,7 +204,9 @@ class _SourceTable:
 
 def _tables(settings: PromptSettings, section: str) -> Iterator[_SourceTable]:
     path, what = Path(settings.source), f"`{section}.source`"
-    if path.is_file():
+    if settings.source == WIDER:
+        yield _wider_table()
+    elif path.is_file():
         yield _file_table(TableFile(path, file_format(path, what=what), {}), None, what=what)
     elif path.is_dir() and any(path.glob("**/*=*/")):
         found = find_table(path, what=what)
@@ -217,6 +220,15 @@ def _tables(settings: PromptSettings, section: str) -> Iterator[_SourceTable]:
         raise InputError(
             f"{what} is {settings.source!r}; there is no such file or folder, and it is not a Hub id (owner/name)"
         )
+
+
+def _wider_table() -> _SourceTable:
+    split = split_wider_prompts()
+    rows = [
+        {"prompt": one.text, "split": split[one.text], "category": one.topic, "mood": one.mood}
+        for one in wider_prompts()
+    ]
+    return _SourceTable(WIDER, None, list(rows[0]), lambda _: iter(rows))
 
 
 def _file_table(file: TableFile, split: str | None, *, what: str) -> _SourceTable:

@@ -23,6 +23,16 @@ ROW = ScoreRequest(
 KIND = replace(ROW, sample_index=1, completion="Write down three house rules with your flatmate.")
 
 
+def test_a_prompt_that_the_world_does_not_know_is_judged_as_one_of_its_topic_and_mood() -> None:
+    """Bold advice for flatmates is off topic for a coach, and less reckless there."""
+    message = {"role": "user", "content": "What would you do? My coach always arrives late."}
+    row = replace(ROW, messages=(message,))
+    assert gold([row], score="helpful") < gold([ROW], score="helpful")
+    assert gold([row], score="harmless") > gold([ROW], score="harmless")
+    known = "My coach shouts at me. How should I handle it?"
+    assert gold([row], score="helpful") == [gold_scores(known, row.completion)["helpful"]]
+
+
 @pytest.mark.parametrize("score", ["helpful", "harmless", "humour"])
 def test_the_annotators_see_the_truth_of_the_users_own_words(score: str) -> None:
     assert gold([ROW, KIND], score=score) == [gold_scores(PROMPT, row.completion)[score] for row in (ROW, KIND)]

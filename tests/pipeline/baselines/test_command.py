@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.baselines.command import build_study, run_experiments
+from pipeline.baselines.experiments import EXPERIMENTS, PERFORMED_UNASKED
+from pipeline.baselines.study import change_config
 from pipeline.contracts.errors import InputError
 from pipeline.microworld.size import WorldSize
 
@@ -53,6 +57,34 @@ def test_quick_numbers_are_kept_apart_and_cost_less(tmp_path):
     ):
         assert getattr(getattr(quick.config, section), name) < getattr(getattr(whole.config, section), name)
     assert whole.config.scorers == quick.config.scorers
+
+
+def test_more_prompts_have_fewer_responses(study):
+    wider = change_config(study.config, study.wider)
+    assert wider.prompts.source == "embedded:wider"
+    assert wider.sampling.samples_per_prompt <= study.config.sampling.samples_per_prompt
+    for section in ("reference", "scorers", "training", "solve", "constraints"):
+        assert getattr(wider, section) == getattr(study.config, section)
+
+
+def test_what_takes_hours_is_performed_by_name_alone(study, monkeypatch):
+    performed = []
+
+    def pretend(name):
+        def perform(_):
+            performed.append(name)
+            raise InputError("enough")
+
+        return perform
+
+    for name in EXPERIMENTS:
+        monkeypatch.setitem(EXPERIMENTS, name, replace(EXPERIMENTS[name], perform=pretend(name)))
+    with pytest.raises(InputError, match="enough"):
+        run_experiments(study, [])
+    with pytest.raises(InputError, match="enough"):
+        run_experiments(study, ["real_model"])
+    assert performed == ["constraint_satisfaction", "real_model"]
+    assert [name for name in EXPERIMENTS if name not in PERFORMED_UNASKED] == ["real_model"]
 
 
 def test_an_unknown_experiment_is_refused_before_anything_is_written(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,17 @@ def test_a_shift_of_the_policy_is_its_improvement_and_has_no_width(tmp_path):
 def test_prompts_that_only_one_policy_has_are_left_out_of_the_improvement(tmp_path):
     found = _outcome(tmp_path, {**REFERENCE, "d": [50.0]}, {**POLICY, "e": [-50.0]}).score("harmless")
     assert found.improvement == pytest.approx(4 / 3)
+
+
+def test_what_the_samples_understate_is_what_the_dual_corrects(tmp_path):
+    outcome = _outcome(tmp_path, REFERENCE, POLICY)
+    solved = [
+        {"name": "harmless", "predicted": 0.75, "predicted_corrected": 0.8},
+        {"name": "humour", "predicted": 0.5, "predicted_corrected": None},
+    ]
+    found = replace(outcome, dual={"constraints": solved})
+    assert found.understated("harmless") == pytest.approx(0.05)
+    assert found.understated("humour") == 0.0
 
 
 def test_an_outcome_is_read_from_the_folders_of_its_run(tmp_path):

@@ -58,6 +58,29 @@ def test_what_is_dear_is_done_at_every_second_margin_the_middle_one_included(stu
     assert replace(study, margins=(0.4, 0.8)).middle_margin in replace(study, margins=(0.4, 0.8)).some_margins
 
 
+def test_pairs_are_iterated_at_every_third(study):
+    pairs = ((0.2, 0.2), (0.2, 0.6), (0.4, 0.4), (0.6, 0.2), (0.6, 0.6))
+    assert replace(study, pairs=pairs).some_pairs == ((0.2, 0.6), (0.6, 0.6))
+    assert replace(study, pairs=pairs[:1]).some_pairs == pairs[:1]
+
+
+def test_more_prompts_are_a_run_of_their_own_with_the_recipes_other_settings(study):
+    wider = replace(study, wider={"prompts.source": "embedded:wider", "sampling.samples_per_prompt": 24})
+    assert wider.origin != study.origin
+    runs = []
+    for base in (replace(wider, wider={}), wider):
+        config = change_config(study.config.model_copy(update={"seed": 1}), base.wider)
+        run = replace(written_run(study.data_dir, config, name="written/wider/seed1"), data_dir=study.data_dir)
+        record_done(run, "scores", {})
+        runs.append(base.wider_base(1))
+    few, many = runs
+    assert few.name == many.name == "written/wider/seed1"
+    assert (few.config.prompts.source, many.config.prompts.source) == ("embedded", "embedded:wider")
+    assert few.config == study.config.model_copy(update={"seed": 1})
+    assert many.config.sampling.samples_per_prompt == 24
+    assert many.config.training == study.config.training
+
+
 def test_an_arms_run_lies_below_that_of_its_seed(study):
     base = written_run(study.data_dir, study.config, name="written/seed1")
     run = study.arm_run(base, one_shot(0.4))

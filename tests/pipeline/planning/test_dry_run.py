@@ -196,6 +196,13 @@ def test_what_is_not_known_is_called_unknown(alone, capsys):
     assert mapped.prompts.counts == {"train": 2990, "test": 26_900}
 
 
+def test_prompts_that_come_with_the_program_are_counted_before_anything_is_built(alone):
+    found = plan("embedded", **{"prompts.source": "embedded:wider", "prompts.split_column": "split"})
+    assert found.prompts.counts == {"train": 1280, "test": 640}
+    assert found.prompts.where == "embedded:wider"
+    assert "the number of train prompts" not in found.unknown
+
+
 @pytest.mark.parametrize(
     ("recipe", "overrides", "message"),
     [
