@@ -39,6 +39,7 @@ _WIDER = {
     "prompts.split_column": "split",
     "prompts.category_column": "category",
     "sampling.samples_per_prompt": 32,
+    "training.epochs": 0.5,  # somewhat more steps than the recipe's epoch has
     "evaluation.samples_per_prompt": 8,
 }
 """More prompts of fewer responses, but not of 24: lambda* corrected for so few leaves humour 0.03 and 0.08 standard
