@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stage2_policy.data import TrainingResponses, segment_softmax
-from stage2_policy.held_out import HeldOutEstimate, estimate_held_out
+from stage2_policy.held_out import HeldOutEstimate, estimate_held_out, rounding_cost
 from stage2_policy.token_sequences import TokenSequences
 
 BETA = 0.5
@@ -26,6 +26,28 @@ def responses() -> TrainingResponses:
         tilt=tilt,
         sampler_logp=np.zeros(34),
     )
+
+
+def test_noise_in_the_log_probabilities_costs_its_share_of_the_closed_fraction() -> None:
+    rng = np.random.default_rng(0)
+    n_prompts, k, beta = 400, 64, 0.5
+    prompt_p = np.repeat(np.arange(n_prompts), k)
+    score = 0.8 * rng.standard_normal(len(prompt_p))
+    logp = -10 + rng.standard_normal(len(prompt_p))
+    error = 0.3 * rng.standard_normal(len(prompt_p)) + 5 * rng.standard_normal(n_prompts)[prompt_p]
+    responses = TrainingResponses(
+        prompt_ids=tuple(str(place) for place in range(n_prompts)),
+        prompt_p=prompt_p,
+        sample_index=np.tile(np.arange(k), n_prompts),
+        sequences=TokenSequences.of([([1], [2])] * len(prompt_p)),
+        weight=segment_softmax(score, prompt_p),
+        tilt=beta * score,
+        sampler_logp=logp - error,
+    )
+    judged = estimate_held_out(responses, logp=logp + score + error, ref_logp=logp, beta=beta).closed_fraction
+    cost = rounding_cost(responses, ref_logp=logp, beta=beta)
+    assert cost == pytest.approx(1 - judged, rel=0.1)
+    assert 0.1 < cost < 0.2
 
 
 def test_reference_closes_nothing_and_the_tilted_weights_everything(responses: TrainingResponses) -> None:

@@ -93,7 +93,9 @@ def test_what_cannot_be_iterated_is_refused_before_anything_runs(
 ) -> None:
     recipe = write_recipe(tmp_path, training={"optimizer": "natural_gradient", "adapter": "lora"})
     assert dualign("multishot", recipe) == 2
-    assert "`training.optimizer` is natural_gradient, which takes one step from the reference" in capsys.readouterr().err
+    assert (
+        "`training.optimizer` is natural_gradient, which takes one step from the reference" in capsys.readouterr().err
+    )
     assert not (tmp_path / "data").exists()
 
 
