@@ -462,3 +462,11 @@ def segment_softmax(values: np.ndarray, prompt_p: np.ndarray) -> np.ndarray:
     starts = np.flatnonzero(np.diff(prompt_p, prepend=-1))
     shifted = np.exp(values - np.maximum.reduceat(values, starts)[prompt_p])
     return np.asarray(shifted / np.add.reduceat(shifted, starts)[prompt_p])
+
+
+def less_means(values: np.ndarray, prompt_p: np.ndarray) -> np.ndarray:
+    """Values less the mean of each row's prompt, shape and dtype as given; rows sorted by prompt, shape (n, ...)."""
+    starts = np.flatnonzero(np.diff(prompt_p, prepend=-1))
+    counts = np.diff(starts, append=len(prompt_p)).reshape(-1, *[1] * (values.ndim - 1))
+    means = np.add.reduceat(values, starts, axis=0) / counts.astype(values.dtype)
+    return np.asarray(values - np.repeat(means, counts.ravel(), axis=0))

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from pipeline.progress import progress_bar
-from stage2_policy.data import TrainingData, TrainingResponses, segment_softmax
+from stage2_policy.data import TrainingData, TrainingResponses, less_means, segment_softmax
 from stage2_policy.held_out import ratio_error
 
 MOST_TRAIN_ROWS, MOST_HELD_OUT_ROWS = 1024, 512
@@ -122,7 +122,7 @@ def forecast(model: Any, data: TrainingData, *, token_budget: int, show_progress
         CorruptArtifactError: a file of the tilted table is damaged.
     """
     train, held_out, solution = data.train, data.held_out, data.solution
-    if len(train.prompt_ids) < _FEWEST_PROMPTS or not np.ptp(held_out.tilt - _means(held_out.tilt, held_out.prompt_p)):
+    if len(train.prompt_ids) < _FEWEST_PROMPTS or not np.ptp(less_means(held_out.tilt, held_out.prompt_p)):
         return None
     rows = some_rows(train.prompt_p, most=MOST_TRAIN_ROWS, of_a_prompt=_RESPONSES_OF_A_PROMPT)
     judged = whole_prompts(held_out.prompt_p, most=MOST_HELD_OUT_ROWS)
@@ -157,7 +157,7 @@ def judge_reading(train: Rows, held_out: Rows, *, nats: np.ndarray) -> Reading:
         nats: of s a unit of each column, shape (c,).
     """
     states, columns, prompt_n = train
-    x, y = _centred(states, prompt_n), _centred(columns, prompt_n)
+    x, y = less_means(states, prompt_n), less_means(columns, prompt_n)
     prompts = np.unique(prompt_n)
     last = prompt_n >= prompts[-max(1, len(prompts) // 5)]
     score = y @ nats
@@ -166,8 +166,8 @@ def judge_reading(train: Rows, held_out: Rows, *, nats: np.ndarray) -> Reading:
     held_states, held_columns, held_n = held_out
     held_n = np.unique(held_n, return_inverse=True)[1]
     predicted, held_score = held_states @ (weights @ nats), held_columns @ nats
-    own = _centred(held_score, held_n)
-    left = own - _centred(predicted, held_n)
+    own = less_means(held_score, held_n)
+    left = own - less_means(predicted, held_n)
     gained_p, attainable_p = (_gain(values, held_score, held_n) for values in (predicted, held_score))
     foreseen, tilted = (_means_of_columns(values, held_columns, held_n) for values in (predicted, held_score))
     even = _means_of_columns(np.zeros(len(held_n)), held_columns, held_n)
@@ -275,19 +275,6 @@ def _batches(order: np.ndarray, lengths: np.ndarray, token_budget: int) -> list[
             batches.append(order[begin:end])
             begin = end
     return batches
-
-
-def _means(values: np.ndarray, prompt_n: np.ndarray) -> np.ndarray:
-    """Mean of each row's prompt, shape as given; rows are in the order of their prompts."""
-    starts = np.flatnonzero(np.diff(prompt_n, prepend=-1))
-    counts = np.diff(starts, append=len(prompt_n))
-    sums = np.add.reduceat(values, starts, axis=0)
-    return np.repeat(sums / counts.reshape(-1, *[1] * (values.ndim - 1)), counts, axis=0)
-
-
-def _centred(values: np.ndarray, prompt_n: np.ndarray) -> np.ndarray:
-    """Less the mean of each prompt, shape as given."""
-    return np.asarray(values - _means(values, prompt_n))
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from stage2_policy.data import TrainingResponses, segment_softmax
+from stage2_policy.data import TrainingResponses, less_means, segment_softmax
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,9 @@ def rounding_cost(responses: TrainingResponses, *, ref_logp: np.ndarray, beta: f
         ref_logp: log pi_ref(y|x) by the arithmetic of training, nats, shape (n,).
         beta: KL strength, reward per nat.
     """
-    error = ref_logp - responses.sampler_logp
-    counts = responses.n_samples
-    means = np.bincount(responses.prompt_p, weights=error)[responses.prompt_p] / counts
+    error = less_means(ref_logp - responses.sampler_logp, responses.prompt_p)
     available = estimate_held_out(responses, logp=ref_logp, ref_logp=ref_logp, beta=beta).loss
-    return float(np.mean((error - means) ** 2)) / 2 / available
+    return float(np.mean(error**2)) / 2 / available
 
 
 def ratio_error(numerator_p: np.ndarray, denominator_p: np.ndarray) -> float | None:

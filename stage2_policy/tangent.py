@@ -24,7 +24,7 @@ import torch
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-from stage2_policy.data import segment_softmax
+from stage2_policy.data import less_means, segment_softmax
 from stage2_policy.score_functions import as_floats
 
 PENALTIES = tuple(10.0 ** (power / 2) for power in range(-4, 5))
@@ -62,7 +62,7 @@ def fit_tangent(
     _, prompt_n = np.unique(prompt_n, return_inverse=True)
     system = _products(score_functions, prompt_n)
     system /= np.trace(system) / len(system)
-    y = _centred(columns, prompt_n)
+    y = less_means(columns, prompt_n)
     s = y @ nats
     fold = prompt_n % min(_FOLDS, int(prompt_n[-1]) + 1)
     errors = np.zeros(len(PENALTIES))
@@ -76,7 +76,7 @@ def fit_tangent(
     changes = np.empty((columns.shape[1], score_functions.shape[1]), dtype=np.float32)
     norm = 0.0
     for part in _parts(score_functions.shape[1]):
-        centred = _centred(as_floats(score_functions[:, part]).numpy(), prompt_n)
+        centred = less_means(as_floats(score_functions[:, part]).numpy(), prompt_n)
         norm += float(np.einsum("nw,nw->", centred, centred, dtype=np.float64))
         changes[:, part] = shares.T.astype(np.float32) @ centred
     changes *= len(s) / norm
@@ -199,18 +199,10 @@ def _products(score_functions: np.ndarray, prompt_n: np.ndarray) -> np.ndarray:
     n_rows, n_weights = score_functions.shape
     system = np.zeros((n_rows, n_rows))
     for part in _parts(n_weights):
-        centred = torch.from_numpy(_centred(as_floats(score_functions[:, part]).numpy(), prompt_n))
+        centred = torch.from_numpy(less_means(as_floats(score_functions[:, part]).numpy(), prompt_n))
         system += (centred @ centred.T).numpy()
     return system
 
 
 def _parts(n_weights: int) -> Sequence[slice]:
     return [slice(begin, begin + _WEIGHTS_AT_ONCE) for begin in range(0, n_weights, _WEIGHTS_AT_ONCE)]
-
-
-def _centred(values: np.ndarray, prompt_n: np.ndarray) -> np.ndarray:
-    """Less the mean of each prompt, shape and dtype as given."""
-    starts = np.flatnonzero(np.diff(prompt_n, prepend=-1))
-    counts = np.diff(starts, append=len(prompt_n)).reshape(-1, *[1] * (values.ndim - 1))
-    means = np.add.reduceat(values, starts, axis=0) / counts.astype(values.dtype)
-    return np.asarray(values - np.repeat(means, counts.ravel(), axis=0))
