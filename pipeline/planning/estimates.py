@@ -6,6 +6,7 @@ Good to a factor of two or three: they say whether a run takes an hour or a week
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -177,10 +178,25 @@ def adapter_parameters(size: Size, *, rank: int, modules: str | Sequence[str]) -
         "up_proj": size.hidden + size.intermediate,
         "down_proj": size.hidden + size.intermediate,
     }
+    if isinstance(modules, str) and modules not in {
+        "all-linear",
+        *through,
+    }:  # a pattern of whole names, as peft reads it
+        places = {name: f"{'mlp' if name in _OF_MLP else 'self_attn'}.{name}" for name in through}
+        matched = [
+            width
+            for layer in range(size.layers)
+            for name, width in through.items()
+            if re.fullmatch(modules, f"model.layers.{layer}.{places[name]}")
+        ]
+        return rank * sum(matched) or None
     names = list(through) if modules == "all-linear" else [modules] if isinstance(modules, str) else list(modules)
     if not set(names) <= set(through):
         return None
     return size.layers * rank * sum(through[name] for name in names)
+
+
+_OF_MLP = {"gate_proj", "up_proj", "down_proj"}
 
 
 def training_bytes(

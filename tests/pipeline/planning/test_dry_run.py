@@ -229,9 +229,9 @@ def test_a_fault_of_a_recipe_is_found(alone, capsys, recipe, overrides, message)
 
 def test_an_unknown_key_in_a_recipe_file_is_an_error(tmp_path):
     tree = yaml.safe_load((RECIPES / "qwen-small.yaml").read_text())
-    tree["training"]["optimizer"] = "paged_adamw_32bit"
+    tree["training"]["optim"] = "paged_adamw_32bit"
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(ConfigError, match=r"unknown setting `training\.optimizer`"):
+    with pytest.raises(ConfigError, match=r"unknown setting `training\.optim`"):
         load_config(tmp_path / "r.yaml")
 
 

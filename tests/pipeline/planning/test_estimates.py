@@ -65,6 +65,9 @@ def test_weights_of_an_adapter():
     # all seven: four of 8192, three of 15104
     assert adapter_parameters(SEVEN_B, rank=16, modules="all-linear") == 32 * 16 * (4 * 8192 + 3 * 15104) == 39_976_960
     assert adapter_parameters(SEVEN_B, rank=8, modules="v_proj") == 32 * 8 * 8192
+    last = adapter_parameters(SEVEN_B, rank=8, modules=r".*\.layers\.(30|31)\..*v_proj")
+    assert last == 2 * 8 * 8192
+    assert adapter_parameters(SEVEN_B, rank=8, modules="no such layer") is None
     assert adapter_parameters(SEVEN_B, rank=8, modules=["c_attn"]) is None
     assert adapter_parameters(Size(10), rank=8, modules="all-linear") is None
 
