@@ -416,21 +416,25 @@ def sample_size_figure(share_p: FloatArray, *, n_responses: float) -> Figure:
 
 
 def training_figure(curve: TrainingCurve) -> Figure:
-    """Training loss; the gap to the optimum on held-out prompts; the closed fraction where it was estimated."""
+    """Training loss, which a single step has none of; the gap to the optimum on held-out prompts; the closed fraction
+    where it was estimated.
+    """
     fraction = curve.closed_fraction_e
+    n_panels = 1 + (len(curve.step_t) > 0) + (fraction is not None)
     with paper_style():
-        figure = new_figure(height_inches=2.8 if fraction is None else 3.9)
-        panels = _panels(figure, [1.0] * (2 if fraction is None else 3), shared=True)
-        top, middle = panels[:2]
-        top.plot(curve.step_t, curve.loss_t, color=GREY, linewidth=0.8, alpha=0.8, label="training prompts")
-        top.set_ylabel("loss (nats)")
+        figure = new_figure(height_inches=0.6 + 1.1 * n_panels)
+        panels = _panels(figure, [1.0] * n_panels, shared=True)
+        middle = panels[-1 if fraction is None else -2]
+        if len(curve.step_t):
+            panels[0].plot(curve.step_t, curve.loss_t, color=GREY, linewidth=0.8, alpha=0.8, label="training prompts")
+            panels[0].set_ylabel("loss (nats)")
         middle.plot(curve.heldout_step_e, curve.heldout_e, "o-", color=BLUE, markersize=3, label="_curve")
         middle.set_ylabel("gap to optimum\n(held-out, nats)")
         if fraction is not None:
-            panels[2].plot(curve.heldout_step_e, fraction, "o-", color=BLUE, markersize=3, label="_curve")
-            panels[2].axhline(1.0, color=INK, linewidth=0.6)
-            panels[2].set_ylabel("closed fraction\n(held-out)")
-            panels[2].set_ylim(min(0.0, float(np.min(fraction))), max(1.05, 1.05 * float(np.max(fraction))))
+            panels[-1].plot(curve.heldout_step_e, fraction, "o-", color=BLUE, markersize=3, label="_curve")
+            panels[-1].axhline(1.0, color=INK, linewidth=0.6)
+            panels[-1].set_ylabel("closed fraction\n(held-out)")
+            panels[-1].set_ylim(min(0.0, float(np.min(fraction))), max(1.05, 1.05 * float(np.max(fraction))))
         for axes in panels:
             axes.axvline(curve.chosen_step, color=VERMILLION, linewidth=1.0, label="checkpoint kept")
         panels[-1].set_xlabel("optimiser step")
@@ -442,7 +446,7 @@ def training_figure(curve: TrainingCurve) -> Figure:
         if np.min(curve.heldout_e) > 0 and np.max(curve.heldout_e) > _WIDE * np.min(curve.heldout_e):
             log_ticks(middle)
         figure.align_ylabels()
-        legend_above(figure, top, columns=3)
+        legend_above(figure, panels[0], columns=3)
     return figure
 
 

@@ -238,6 +238,12 @@ def test_outcomes_that_are_apart_need_no_inset() -> None:
     assert frontier_figure(far).axes[0].child_axes == []
 
 
+def test_a_single_step_has_no_panel_of_losses() -> None:
+    nothing, ends = np.empty(0), np.array([0.0, 1.0])
+    figure = training_figure(TrainingCurve(nothing, nothing, ends, np.array([0.47, 0.39]), 1, np.array([0.0, 0.16])))
+    assert [axes.get_ylabel().split("\n")[0] for axes in figure.axes] == ["gap to optimum", "closed fraction"]
+
+
 def test_the_training_gap_is_on_an_axis_of_powers_where_it_spans_one() -> None:
     gap = np.array([0.62, 0.2, 0.08, 0.05, 0.04, 0.039, 0.038, 0.037, 0.037, 0.036, 0.036])
     figure = training_figure(TrainingCurve(STEPS, gap, STEPS, gap, 100))
