@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel, set_seed
 
 from pipeline.config.loading import load_config
@@ -37,12 +36,11 @@ from pipeline.contracts.artifacts import write_json
 from pipeline.run.run import Run
 from stage2_policy.adapters import AdapterSettings, attach_adapter
 from stage2_policy.data import TrainingData, read_training_data
-from stage2_policy.fit import fit_policy
 from stage2_policy.foresight import judge_reading, read_states
-from stage2_policy.natural_gradient import fit_natural_gradient
 from stage2_policy.reference import ReferenceLogp, arithmetic, reference_store, score_reference
 from stage2_policy.settings import TrainSettings
 from stage2_policy.tilted_trainer import Policy
+from stage2_policy.trainer import fit_by_optimizer
 
 READ = (0.25, 0.5, 0.75, 1.0)
 """Shares of a response that a reading sees."""
@@ -125,27 +123,15 @@ class Study:
             adapter = AdapterSettings(settings.lora_r, settings.lora_alpha, settings.lora_target_modules, seed)
             policy = attach_adapter(base, adapter)
         started = time.monotonic()
-        if settings.optimizer == "natural_gradient":
-            assert isinstance(policy, PeftModel)  # its settings ask for an adapter
-            fit = fit_natural_gradient(
-                policy,
-                self.data,
-                ref_logp=self.ref_logp,
-                settings=settings,
-                seed=seed,
-                folder=folder,
-                show_progress=True,
-            )
-        else:
-            fit = fit_policy(
-                policy,
-                self.data,
-                ref_logp=self.ref_logp,
-                settings=settings,
-                seed=seed,
-                checkpoints=folder,
-                show_progress=True,
-            )
+        fit = fit_by_optimizer(
+            policy,
+            self.data,
+            ref_logp=self.ref_logp,
+            settings=settings,
+            seed=seed,
+            checkpoints=folder,
+            show_progress=True,
+        )
         shutil.rmtree(folder, ignore_errors=True)
         return {
             "closed_fraction": fit.held_out.closed_fraction,

@@ -95,11 +95,10 @@ def fit_natural_gradient(
         ]
         chosen = choose_factors(_judging(data, np.stack(ratios, axis=1)))
         factors, reached = chosen.factors, chosen.reached
-    held_out_logp = {0: ref_logp.held_out}
-    held_out_logp[1] = ref_logp.held_out + log_ratio(factors.astype(np.float32) @ steps, of="policy")
+    logp = ref_logp.held_out + log_ratio(factors.astype(np.float32) @ steps, of="policy")
     start, end = (
-        estimate_held_out(data.held_out, logp=logp, ref_logp=ref_logp.held_out, beta=data.beta)
-        for logp in held_out_logp.values()
+        estimate_held_out(data.held_out, logp=one, ref_logp=ref_logp.held_out, beta=data.beta)
+        for one in (ref_logp.held_out, logp)
     )
     return Fit(
         curve=[{"step": step, "epoch": float(step), **one.metrics("eval")} for step, one in enumerate((start, end))],

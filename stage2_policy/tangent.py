@@ -61,25 +61,23 @@ def fit_tangent(
     """
     _, prompt_n = np.unique(prompt_n, return_inverse=True)
     system = _products(score_functions, prompt_n)
-    system /= np.trace(system) / len(system)
+    scale = np.trace(system) / len(system)
+    system /= scale
     y = less_means(columns, prompt_n)
     s = y @ nats
     fold = prompt_n % min(_FOLDS, int(prompt_n[-1]) + 1)
     errors = np.zeros(len(PENALTIES))
     for one in range(int(fold.max()) + 1):
         left, kept = fold == one, fold != one
-        across = system[np.ix_(left, kept)]
+        across, within = system[np.ix_(left, kept)], system[np.ix_(kept, kept)]
         for place, penalty in enumerate(PENALTIES):
-            errors[place] += np.sum((s[left] - across @ _solve(system[np.ix_(kept, kept)], s[kept], penalty)) ** 2)
+            errors[place] += np.sum((s[left] - across @ _solve(within, s[kept], penalty)) ** 2)
     best = int(np.argmin(errors))
-    shares = _solve(system, y, PENALTIES[best])
+    shares = (_solve(system, y, PENALTIES[best]) / scale).astype(np.float32)
     changes = np.empty((columns.shape[1], score_functions.shape[1]), dtype=np.float32)
-    norm = 0.0
     for part in _parts(score_functions.shape[1]):
         centred = less_means(as_floats(score_functions[:, part]).numpy(), prompt_n)
-        norm += float(np.einsum("nw,nw->", centred, centred, dtype=np.float64))
-        changes[:, part] = shares.T.astype(np.float32) @ centred
-    changes *= len(s) / norm
+        changes[:, part] = shares.T @ centred
     return Tangent(changes, PENALTIES[best], 1 - float(errors[best]) / float(s @ s))
 
 

@@ -31,14 +31,14 @@ from stage2_policy.adapters import (
     start_from,
     validate_reference,
 )
-from stage2_policy.data import Skipped, TrainingResponses, read_training_data, skip_negligible
+from stage2_policy.data import Skipped, TrainingData, TrainingResponses, read_training_data, skip_negligible
 from stage2_policy.fit import Fit, fit_policy
 from stage2_policy.foresight import Forecast, forecast
 from stage2_policy.held_out import HeldOutEstimate, rounding_cost
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.mapped_files import remove_mapped
 from stage2_policy.natural_gradient import fit_natural_gradient
-from stage2_policy.reference import arithmetic, reference_store, score_reference
+from stage2_policy.reference import ReferenceLogp, arithmetic, reference_store, score_reference
 from stage2_policy.saving import read_provenance, save_policy, write_model_card
 from stage2_policy.settings import TrainSettings, require_comparison, require_no_start, require_trackers
 from stage2_policy.stretch import WIDEST, matching_factor, stretch_adapter, stretch_weights
@@ -100,8 +100,8 @@ class TrainResult:
 
     @property
     def falls_short_of_prediction(self) -> bool:
-        """Whether the policy was moved as far as it may be, and the prediction is further or not reached."""
-        return self.stretch in (WIDEST, 1 / WIDEST) or self.reached < 1
+        """Whether the policy was moved as far as it may be, and the prediction is further."""
+        return self.stretch in (WIDEST, 1 / WIDEST)
 
 
 def train_policy(
@@ -194,28 +194,16 @@ def train_policy(
     model = _build_policy(
         base, settings=settings, seed=seed, initial=initial, reference_identity=data.identities["reference"]
     )
+    fit = fit_by_optimizer(
+        model,
+        replace(data, train=train),
+        ref_logp=ref_logp,
+        settings=settings,
+        seed=seed,
+        checkpoints=output / _CHECKPOINTS,
+        show_progress=show_progress,
+    )
     stretch = 1.0
-    if settings.optimizer == "natural_gradient":
-        assert isinstance(model, PeftModel)  # the settings say so
-        fit = fit_natural_gradient(
-            model,
-            data,
-            ref_logp=ref_logp,
-            settings=settings,
-            seed=seed,
-            folder=output / _CHECKPOINTS,
-            show_progress=show_progress,
-        )
-    else:
-        fit = fit_policy(
-            model,
-            replace(data, train=train),
-            ref_logp=ref_logp,
-            settings=settings,
-            seed=seed,
-            checkpoints=output / _CHECKPOINTS,
-            show_progress=show_progress,
-        )
     if settings.match_prediction and settings.optimizer == "adamw":
         stretch = _match_prediction(
             model, data.held_out, ref_logp=ref_logp.held_out, settings=settings, reference=reference
@@ -266,6 +254,41 @@ def train_policy(
         shutil.rmtree(output / _CHECKPOINTS)  # last: a run killed before this line still continues
     processes.wait_for_everyone()
     return result
+
+
+def fit_by_optimizer(
+    model: Policy,
+    data: TrainingData,
+    *,
+    ref_logp: ReferenceLogp,
+    settings: TrainSettings,
+    seed: int,
+    checkpoints: Path,
+    show_progress: bool,
+) -> Fit:
+    """Train a model by the optimizer of the settings; arguments and errors as of :func:`stage2_policy.fit.fit_policy`
+    and :func:`stage2_policy.natural_gradient.fit_natural_gradient`, of which it calls one.
+    """
+    if settings.optimizer == "natural_gradient":
+        assert isinstance(model, PeftModel)  # the settings ask for an adapter
+        return fit_natural_gradient(
+            model,
+            data,
+            ref_logp=ref_logp,
+            settings=settings,
+            seed=seed,
+            folder=checkpoints,
+            show_progress=show_progress,
+        )
+    return fit_policy(
+        model,
+        data,
+        ref_logp=ref_logp,
+        settings=settings,
+        seed=seed,
+        checkpoints=checkpoints,
+        show_progress=show_progress,
+    )
 
 
 def _require_trainable(settings: TrainSettings, *, reference: Path, on_pairs: bool, initial: Path | None) -> None:

@@ -178,10 +178,8 @@ def adapter_parameters(size: Size, *, rank: int, modules: str | Sequence[str]) -
         "up_proj": size.hidden + size.intermediate,
         "down_proj": size.hidden + size.intermediate,
     }
-    if isinstance(modules, str) and modules not in {
-        "all-linear",
-        *through,
-    }:  # a pattern of whole names, as peft reads it
+    named = {"all-linear": list(through), **{name: [name] for name in through}}
+    if isinstance(modules, str) and modules not in named:  # a pattern of whole names, as peft reads it
         places = {name: f"{'mlp' if name in _OF_MLP else 'self_attn'}.{name}" for name in through}
         matched = [
             width
@@ -190,7 +188,7 @@ def adapter_parameters(size: Size, *, rank: int, modules: str | Sequence[str]) -
             if re.fullmatch(modules, f"model.layers.{layer}.{places[name]}")
         ]
         return rank * sum(matched) or None
-    names = list(through) if modules == "all-linear" else [modules] if isinstance(modules, str) else list(modules)
+    names = named[modules] if isinstance(modules, str) else list(modules)
     if not set(names) <= set(through):
         return None
     return size.layers * rank * sum(through[name] for name in names)
