@@ -20,7 +20,7 @@ from stage2_policy.held_out import estimate_held_out
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.reference import ReferenceLogp, arithmetic
 from stage2_policy.score_functions import AdapterWeights, write_score_functions
-from stage2_policy.settings import TrainSettings, require_few
+from stage2_policy.settings import TrainSettings, require_solvable
 from stage2_policy.tangent import Judging, choose_factors, fit_tangent
 
 log = logging.getLogger("dualign")
@@ -49,9 +49,9 @@ def fit_natural_gradient(
         show_progress: show progress bars.
 
     Raises:
-        InputError: too many responses, or a disk without room for their score functions.
+        InputError: a single prompt, too many responses, or a disk without room for their score functions.
     """
-    require_few(len(data.train))
+    require_solvable(n_prompts=len(data.train.prompt_ids), n_responses=len(data.train))
     device = PartialState().device
     with arithmetic(settings.dtype, device):
         functions = write_score_functions(

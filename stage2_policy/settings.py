@@ -86,10 +86,10 @@ class TrainSettings(Section):
     """Share of a prompt's tilted weight that may be skipped, least weights first; only for an objective that weighs
     responses by it alone, `tilted_nll`."""
     match_prediction: bool = False
-    """After training, move along the ray from the reference until the policy's mean score on held-out prompts is what
-    the dual predicts (:mod:`stage2_policy.stretch`): the fitted log-ratios are shrunken, as those of any regression
-    are. With `natural_gradient` each score has a factor of its own, so that every constraint's mean is what the dual
-    predicts. Not with sharded weights."""
+    """After training, move along the ray from the reference until what the constraints add to s is on held-out prompts
+    what the dual predicts (:mod:`stage2_policy.stretch`): the fitted log-ratios are shrunken, as those of any
+    regression are. Where constraints gain little, all of s is. With `natural_gradient` each score has a factor of its
+    own, so that every constraint's mean is what the dual predicts. Not with sharded weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic; weights that are trained, and the optimiser, stay in float32."""
     gradient_checkpointing: bool = False
@@ -164,13 +164,25 @@ def require_comparison(objective: str) -> None:
 MOST_RESPONSES = 16384
 """Of the natural gradient: its system of equations has as many, and takes 2 GiB of memory with this number."""
 
+FEWEST_PROMPTS = 2
+"""Of the natural gradient: one is left out and the other fitted."""
 
-def require_few(n_responses: int) -> None:
-    """Check that the natural gradient's system of equations fits in memory.
+
+def require_solvable(*, n_prompts: int, n_responses: int) -> None:
+    """Check that the natural gradient has prompts to choose its penalty by, and that its equations fit in memory.
+
+    Args:
+        n_prompts: trained on.
+        n_responses: to all of them.
 
     Raises:
-        InputError: it does not.
+        InputError: one of the two is not so.
     """
+    if n_prompts < FEWEST_PROMPTS:
+        raise InputError(
+            "training setting `optimizer` is natural_gradient, which chooses its penalty by leaving prompts out, of "
+            f"at least {FEWEST_PROMPTS} to train on; there are {n_prompts} beside those of `held_out_fraction`"
+        )
     if n_responses > MOST_RESPONSES:
         raise InputError(
             f"training setting `optimizer` is natural_gradient, which solves as many equations as there are "

@@ -31,7 +31,7 @@ from stage2_policy.adapters import (
     start_from,
     validate_reference,
 )
-from stage2_policy.data import Skipped, TrainingData, TrainingResponses, read_training_data, skip_negligible
+from stage2_policy.data import Skipped, TrainingData, read_training_data, skip_negligible
 from stage2_policy.fit import Fit, fit_policy
 from stage2_policy.foresight import Forecast, forecast
 from stage2_policy.held_out import HeldOutEstimate, rounding_cost
@@ -41,7 +41,7 @@ from stage2_policy.natural_gradient import fit_natural_gradient
 from stage2_policy.reference import ReferenceLogp, arithmetic, reference_store, score_reference
 from stage2_policy.saving import read_provenance, save_policy, write_model_card
 from stage2_policy.settings import TrainSettings, require_comparison, require_no_start, require_trackers
-from stage2_policy.stretch import WIDEST, matching_factor, stretch_adapter, stretch_weights
+from stage2_policy.stretch import WIDEST, matching_factor, stretch_adapter, stretch_weights, values_to_match
 from stage2_policy.tilted_trainer import Policy
 from stage2_policy.verdict import judge_training
 
@@ -205,9 +205,7 @@ def train_policy(
     )
     stretch = 1.0
     if settings.match_prediction and settings.optimizer == "adamw":
-        stretch = _match_prediction(
-            model, data.held_out, ref_logp=ref_logp.held_out, settings=settings, reference=reference
-        )
+        stretch = _match_prediction(model, data, ref_logp=ref_logp.held_out, settings=settings, reference=reference)
         fit = replace(fit, weights=model.state_dict())
     n_train_prompts, n_held_out_prompts = len(set(train.prompt_ids)), len(data.held_out.prompt_ids)
     verdict = judge_training(
@@ -333,14 +331,16 @@ def _build_policy(
 
 
 def _match_prediction(
-    model: Policy, held_out: TrainingResponses, *, ref_logp: np.ndarray, settings: TrainSettings, reference: Path
+    model: Policy, data: TrainingData, *, ref_logp: np.ndarray, settings: TrainSettings, reference: Path
 ) -> float:
     """Move the trained policy along the ray from the reference, in place; the factor by which it was moved."""
+    held_out = data.held_out
     with arithmetic(settings.dtype, PartialState().device):
         logp = score_sequences(
             model, held_out.sequences, token_budget=settings.tokens_per_microbatch, show_progress=False
         )
-    stretch = matching_factor(held_out, logp - ref_logp)
+    values = values_to_match(held_out, data.columns("held_out", np.arange(len(held_out))), data.nats)
+    stretch = matching_factor(held_out, logp - ref_logp, values)
     if isinstance(model, PeftModel):
         stretch_adapter(model, stretch)
     else:

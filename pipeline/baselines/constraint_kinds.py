@@ -25,9 +25,9 @@ from stage1_dual.dual import InfeasibleError, KlBudgetError
 def demands(study: Study, base: Run) -> Mapping[str, Changes]:
     """The demands by kind, as a recipe has them, each far enough from the reference to cost reward.
 
-    All but that of the equality, which has no safe side, are assured. What a policy learns least of are a step and a
-    kink in the score: after a single epoch on the world's own prompts the share fell 0.065 short of its prediction and
-    the worst tenth 0.41. So these two train twice as long, and have a reserve.
+    All but that of the equality, which has no safe side, are assured. All but that of the KL budget, which it would
+    exceed, are moved to the predicted score. What a policy learns least of are a step and a kink in the score: these
+    two train twice as long, and eight times as long gains the share 0.003 more.
 
     Args:
         study: whose middle margin says how far to go.
@@ -41,23 +41,20 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
 
     above: Mapping[str, Any] = {"score": "harmless", "direction": ">=", **SURE}
     low, high = round(harmless + step(0.6), 3), round(harmless + step(1.1), 3)
-    share = {**above, "statistic": "share", "at_least": 0.0, "margin": step(0.2), "reserve": step(0.075)}
-    longer = {"training.epochs": 2 * base.config.training.epochs}
+    share = {**above, "statistic": "share", "at_least": 0.0, "margin": step(0.2)}
+    tail = {**above, "statistic": "cvar", "level": 0.2, "margin": step(0.75)}
+    matched = {"training.match_prediction": True}
+    longer = {**matched, "training.epochs": 2 * base.config.training.epochs}
     return {
         "share": {"constraints": {"safe": share}, **longer},
-        "each category": {"constraints": {"tone": {**above, "each": "category", "margin": step(0.625)}}},
-        "band": {"constraints": {"harmless": {"between": [low, high], **SURE}}},
+        "each category": {"constraints": {"tone": {**above, "each": "category", "margin": step(0.625)}}, **matched},
+        "band": {"constraints": {"harmless": {"between": [low, high], **SURE}}, **matched},
         "KL budget": {
             "beta": {"kl": step(0.625)},
             "constraints": {"harmless": {"direction": ">=", "margin": step(0.875), **SURE}},
         },
-        "CVaR": {
-            "constraints": {
-                "tail": {**above, "statistic": "cvar", "level": 0.2, "margin": step(0.75), "reserve": step(0.25)}
-            },
-            **longer,
-        },
-        "equality": {"constraints": {"humour": {"equals": round(humour - step(1 / 3), 3)}}},
+        "CVaR": {"constraints": {"tail": tail}, **longer},
+        "equality": {"constraints": {"humour": {"equals": round(humour - step(1 / 3), 3)}}, **matched},
     }
 
 

@@ -16,7 +16,7 @@ from pipeline.scorers.models import EMBEDDED, Locate, is_gguf, resolve_model
 from pipeline.scoring.groups import check_new_responses, check_scorers
 from pipeline.steps.prepare import prompts_are_prepared
 from stage2_policy.data import count_held_out
-from stage2_policy.settings import require_few, require_no_start, require_trackers
+from stage2_policy.settings import require_no_start, require_solvable, require_trackers
 
 _TRAINING_PACKAGES = ("torch", "transformers", "accelerate", "peft")
 
@@ -130,7 +130,7 @@ def check_training(run: Run, *, locate: Locate = resolve_model) -> None:
 
     Raises:
         InputError: a tracker that is not installed, a start that is not there or of another shape, an adapter on
-            layers that the reference has not, or more responses than the natural gradient can take.
+            layers that the reference has not, or prompts and responses that the natural gradient cannot take.
     """
     training = run.config.training
     if any(importlib.util.find_spec(name) is None for name in _TRAINING_PACKAGES):
@@ -141,7 +141,7 @@ def check_training(run: Run, *, locate: Locate = resolve_model) -> None:
         if training.pairs is None and prompts_are_prepared(run):
             n_prompts = run.prompts_table()["split"].to_pylist().count("train")
             n_trained = n_prompts - count_held_out(n_prompts, fraction=training.held_out_fraction)
-            require_few(n_trained * run.config.sampling.samples_per_prompt)
+            require_solvable(n_prompts=n_trained, n_responses=n_trained * run.config.sampling.samples_per_prompt)
     if training.initial is not None:
         _check_initial(training, Path(training.initial))
     if training.adapter != "none" and training.lora_target_modules != "all-linear":

@@ -54,6 +54,11 @@ def test_too_many_responses_are_refused_before_the_pass(
         train(stage_one, tmp_path)
 
 
+def test_a_single_prompt_to_train_on_leaves_none_to_choose_the_penalty_by(stage_one: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"at least 2 to train on; there are 1 beside those of `held_out_fraction`"):
+        train(stage_one, tmp_path, changed(SETTINGS, held_out_fraction=0.99))
+
+
 def test_it_starts_from_the_reference_alone(stage_one: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"`initial` is .*; the optimizer natural_gradient takes one step from the"):
         train(stage_one, tmp_path, initial=stage_one.reference)

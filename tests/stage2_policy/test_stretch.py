@@ -17,7 +17,7 @@ from pipeline.contracts.errors import InputError
 from stage2_policy.data import TrainingResponses, segment_softmax
 from stage2_policy.logprobs import score_sequences
 from stage2_policy.settings import TrainSettings
-from stage2_policy.stretch import WIDEST, matching_factor, stretch_weights
+from stage2_policy.stretch import WIDEST, matching_factor, stretch_weights, values_to_match
 from stage2_policy.token_sequences import TokenSequences
 from stage2_policy.trainer import train_policy
 
@@ -51,7 +51,7 @@ def draw_responses(rng: np.random.Generator, *, n_prompts: int = 200, k: int = 6
 @pytest.mark.parametrize("share", [0.8, 1.0, 1.25])
 def test_a_policy_that_learnt_a_share_of_every_score_is_stretched_by_its_inverse(share: float) -> None:
     responses = draw_responses(np.random.default_rng(0))
-    assert matching_factor(responses, share * responses.tilt) == pytest.approx(1 / share, abs=1e-3)
+    assert matching_factor(responses, share * responses.tilt, responses.tilt) == pytest.approx(1 / share, abs=1e-3)
 
 
 def test_noise_in_the_log_ratios_is_not_amplified_beyond_the_mean_score() -> None:
@@ -59,19 +59,49 @@ def test_noise_in_the_log_ratios_is_not_amplified_beyond_the_mean_score() -> Non
     rng = np.random.default_rng(1)
     responses = draw_responses(rng, n_prompts=800)
     log_ratio = 0.8 * responses.tilt + 0.3 * rng.normal(size=len(responses.tilt))
-    assert matching_factor(responses, log_ratio) == pytest.approx(1 / 0.8, abs=0.03)
+    assert matching_factor(responses, log_ratio, responses.tilt) == pytest.approx(1 / 0.8, abs=0.03)
 
 
 @pytest.mark.parametrize(("slope", "factor"), [(0.1, WIDEST), (20.0, 1 / WIDEST)])
 def test_the_factor_is_bounded(slope: float, factor: float) -> None:
     responses = draw_responses(np.random.default_rng(2))
-    assert matching_factor(responses, slope * responses.tilt) == factor
+    assert matching_factor(responses, slope * responses.tilt, responses.tilt) == factor
 
 
 def test_equal_scores_ask_for_nothing() -> None:
     responses = draw_responses(np.random.default_rng(3), n_prompts=3)
     equal = replace(responses, tilt=np.zeros(len(responses.tilt)), weight=np.full(len(responses.tilt), 1 / 64))
-    assert matching_factor(equal, np.random.default_rng(4).normal(size=len(equal.tilt))) == 1.0
+    assert matching_factor(equal, np.random.default_rng(4).normal(size=len(equal.tilt)), equal.tilt) == 1.0
+
+
+def pose(column_n: np.ndarray) -> TrainingResponses:
+    """Responses whose s is the sum of some columns."""
+    responses, tilt = draw_responses(np.random.default_rng(5)), column_n.sum(axis=1)
+    return replace(responses, tilt=tilt, weight=segment_softmax(tilt, responses.prompt_p))
+
+
+def test_a_constraint_that_is_learnt_less_than_the_reward_is_moved_to_its_prediction() -> None:
+    column_n = np.random.default_rng(6).normal(size=(200 * 64, 2))
+    responses, log_ratio = pose(column_n), column_n @ [1.0, 0.8]
+    alpha = matching_factor(responses, log_ratio, values_to_match(responses, column_n, np.ones(2)))
+    policy = segment_softmax(alpha * log_ratio, responses.prompt_p)
+    assert policy @ column_n[:, 1] == pytest.approx(responses.weight @ column_n[:, 1], abs=0.05)
+    assert matching_factor(responses, log_ratio, responses.tilt) < alpha - 0.1
+
+
+@pytest.mark.parametrize(
+    "pull",
+    [
+        pytest.param([0.0, 0.3], id="a constraint that gains little"),
+        pytest.param([-0.5, 0.5], id="one that holds what the reward would move"),
+    ],
+)
+def test_constraints_that_gain_little_or_nothing_are_matched_with_the_reward(pull: list[float]) -> None:
+    """What holds a score where it is has no gain to be matched: every factor meets a mean that nothing moves."""
+    drawn = np.random.default_rng(7).normal(size=(200 * 64, 2))
+    column_n = np.stack([drawn[:, 0], drawn @ pull], axis=1)
+    responses = pose(column_n)
+    np.testing.assert_allclose(values_to_match(responses, column_n, np.ones(2)), responses.tilt)
 
 
 def test_weights_move_along_the_ray(tmp_path: Path) -> None:
