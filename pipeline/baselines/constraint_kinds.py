@@ -26,8 +26,9 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
     """The demands by kind, as a recipe has them, each far enough from the reference to cost reward.
 
     All but that of the equality, which has no safe side, are assured. All but that of the KL budget, which it would
-    exceed, are moved to the predicted score. What a policy learns least of are a step and a kink in the score: these
-    two train twice as long, and eight times as long gains the share 0.003 more.
+    exceed, are moved to the prediction. What a policy learns least of are a step and a kink in the score: these two
+    train twice as long. Four times as long again gained the share 0.013 more, of 0.097 that it was short of its
+    prediction before it was moved; that is the size of the policy, which closes no more on the prompts it trains on.
 
     Args:
         study: whose middle margin says how far to go.
