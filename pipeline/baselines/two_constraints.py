@@ -179,7 +179,8 @@ def _errors(one: Mapping[str, Any]) -> str:
 def _split(one: Mapping[str, Any]) -> str:
     return (
         f"Of the bias {one['correction (sd)']:+.3f} is by how much lambda*, corrected for finitely many responses, is "
-        f"foreseen to miss it on the train prompts, {one['prompts (sd)']:+.3f} is what test prompts promise beyond these, "
-        f"{one['training (sd)']:+.3f} is training. So many responses understate what lambda* gives by "
-        f"{one['responses (sd)']:.3f}; {one['noise (sd)']:.3f} would be the error of a policy that meets its demand exactly"
+        f"foreseen to miss it on the train prompts, {one['prompts (sd)']:+.3f} is what test prompts promise beyond "
+        f"these, {one['training (sd)']:+.3f} is training. So many responses understate what lambda* gives by "
+        f"{one['responses (sd)']:.3f}; a policy that meets its demand exactly would be seen to miss it by "
+        f"{one['noise (sd)']:.3f}"
     )
