@@ -70,18 +70,18 @@ def paper_dpo(study: Study, margin: float) -> Arm:
 
 
 def two_constraints(harmless: float, humour: float) -> Arm:
-    """Two margins at once.
+    """Two margins at once, both assured, though less surely than elsewhere.
 
-    Neither is assured: this experiment says how near policies come to their demands, and what is assured is asked for
-    on top. Of 24 that were assured by 0.75 none violated a demand, but 0.052 standard deviations of humour were asked
-    for on top, and it was overshot by 0.048.
+    What is assured is asked for on top of a demand, and this experiment says how near policies come to it. Of 24 that
+    were assured by 0.75 none violated a demand, but 0.052 standard deviations of humour were asked for on top, and it
+    was overshot by 0.048.
 
     Their policies go further from the reference than those of one margin, and a single epoch leaves more of the way:
     they are moved along their ray to the prediction. Measured at (0.6, 0.6) on the world's own prompts: humour misses
     by 0.08 standard deviations instead of 0.17.
     """
     margins = {"harmless": harmless, "humour": humour}
-    constraints = {name: {"direction": ">=", "margin": margin} for name, margin in margins.items()}
+    constraints = {name: {"direction": ">=", "margin": margin, "assurance": 0.4} for name, margin in margins.items()}
     changes = {"constraints": constraints, "training.match_prediction": True}
     return Arm(f"two-{harmless:g}-{humour:g}", ONE_SHOT, changes)
 

@@ -19,6 +19,7 @@ def _row(*, seed: int = 0, method: str = policies.ONE_SHOT, **changes: Any) -> d
         row |= {
             f"{name}_demanded": 0.4,
             f"{name}_lambda": 0.5,
+            f"{name}_assurance": 0.0,
             f"{name}_promised": 0.4,
             f"{name}_predicted": 0.4,
             f"{name}_understated": 0.0,
@@ -36,16 +37,17 @@ def _summary(rows: list[dict[str, Any]], name: str = "harmless") -> dict[str, An
     return summarise(rows, policies.ONE_SHOT, name)
 
 
-def test_correction_prompts_and_training_add_up_to_the_bias():
+def test_assurance_correction_prompts_and_training_add_up_to_the_bias():
     rows = [
-        _row(harmless_promised=0.5, harmless_predicted=0.46, harmless_realised=0.5),
-        _row(harmless_promised=0.54, harmless_predicted=0.62, harmless_realised=0.5),
+        _row(harmless_assurance=0.1, harmless_promised=0.5, harmless_predicted=0.46, harmless_realised=0.5),
+        _row(harmless_assurance=0.2, harmless_promised=0.54, harmless_predicted=0.62, harmless_realised=0.5),
     ]
     summary = _summary(rows)
-    assert summary["correction (sd)"] == pytest.approx((0.1 + 0.14) / 2 / SD)
+    assert summary["assurance (sd)"] == pytest.approx(0.15 / SD)
+    assert summary["correction (sd)"] == pytest.approx((0.0 - 0.06) / 2 / SD)
     assert summary["prompts (sd)"] == pytest.approx((-0.04 + 0.08) / 2 / SD)
     assert summary["training (sd)"] == pytest.approx((0.04 - 0.12) / 2 / SD)
-    parts = sum(summary[f"{part} (sd)"] for part in ("correction", "prompts", "training"))
+    parts = sum(summary[f"{part} (sd)"] for part in ("assurance", "correction", "prompts", "training"))
     assert summary["realised less demanded (sd)"] == pytest.approx(parts) == pytest.approx(0.1 / SD)
 
 
@@ -78,10 +80,10 @@ def test_the_noise_is_what_a_policy_without_error_would_show():
 
 
 def test_a_later_iterate_was_asked_for_other_thresholds_than_were_demanded():
-    row = _row(method=policies.MULTI_SHOT, harmless_promised=None)
+    row = _row(method=policies.MULTI_SHOT, harmless_assurance=None)
     summary = summarise([row], policies.MULTI_SHOT, "harmless")
     assert summary["correction (sd)"] is None
-    assert summary["prompts (sd)"] is None
+    assert summary["assurance (sd)"] is None
     assert summary["training (sd)"] == pytest.approx(0.0, abs=1e-15)
 
 
@@ -91,7 +93,7 @@ def test_a_policy_is_kept_by_both_of_its_demands_and_stands_beside_multi_shot_of
         _row(humour_status="violated"),
         _row(seed=1, harmless_status="satisfied", humour_status="satisfied"),
         _row(harmless_demanded=0.8, harmless_status="violated", humour_status="violated"),
-        _row(method=policies.MULTI_SHOT, harmless_demanded=0.8, harmless_promised=None, humour_promised=None),
+        _row(method=policies.MULTI_SHOT, harmless_demanded=0.8, harmless_assurance=None, humour_assurance=None),
     ]
     one, harmless, humour, multi, beside = _findings(rows)
     assert one == "one-shot: 2 of 4 policies violate neither demand, 1 satisfy both"
