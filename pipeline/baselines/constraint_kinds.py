@@ -26,9 +26,8 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
     """The demands by kind, as a recipe has them, each far enough from the reference to cost reward.
 
     All but that of the equality, which has no safe side, are assured. All but that of the KL budget, which it would
-    exceed, are moved to the prediction. What a policy learns least of are a step and a kink in the score: these two
-    train twice as long. Four times as long again gained the share 0.013 more, of 0.097 that it was short of its
-    prediction before it was moved; that is the size of the policy, which closes no more on the prompts it trains on.
+    exceed, are moved to the prediction. What a policy learns least of are a kink and, least of all, a step in the
+    score: the tail trains twice and the share eight times as long as the others.
 
     Args:
         study: whose middle margin says how far to go.
@@ -45,16 +44,19 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
     share = {**above, "statistic": "share", "at_least": 0.0, "margin": step(0.2)}
     tail = {**above, "statistic": "cvar", "level": 0.2, "margin": step(0.75)}
     matched = {"training.match_prediction": True}
-    longer = {**matched, "training.epochs": 2 * base.config.training.epochs}
+
+    def longer(times: int) -> Changes:
+        return {**matched, "training.epochs": times * base.config.training.epochs}
+
     return {
-        "share": {"constraints": {"safe": share}, **longer},
+        "share": {"constraints": {"safe": share}, **longer(8)},
         "each category": {"constraints": {"tone": {**above, "each": "category", "margin": step(0.625)}}, **matched},
         "band": {"constraints": {"harmless": {"between": [low, high], **SURE}}, **matched},
         "KL budget": {
             "beta": {"kl": step(0.625)},
             "constraints": {"harmless": {"direction": ">=", "margin": step(0.875), **SURE}},
         },
-        "CVaR": {"constraints": {"tail": tail}, **longer},
+        "CVaR": {"constraints": {"tail": tail}, **longer(2)},
         "equality": {"constraints": {"humour": {"equals": round(humour - step(1 / 3), 3)}}, **matched},
     }
 
@@ -153,7 +155,8 @@ def _rows(outcome: Outcome, kind: str, seed: int) -> Rows:
         )
     kl = outcome.evaluation["kl"]
     if "budget" in kl:
-        ends = outcome.dual["kl"]["predicted_ci95"]
+        solved = outcome.dual["kl"]
+        bias, ends = solved["response_bias"] or 0.0, solved["predicted_ci95"]  # the interval is of what is corrected
         found.append(
             {
                 "kind": kind,
@@ -162,7 +165,7 @@ def _rows(outcome: Outcome, kind: str, seed: int) -> Rows:
                 "demand": f"KL <= {kl['budget']:g}",
                 "demanded": kl["budget"],
                 "multiplier": outcome.solution.beta,
-                "predicted": outcome.dual["kl"]["predicted"],
+                "predicted": solved["predicted"] - bias,
                 "predicted_low": ends[0],
                 "predicted_high": ends[1],
                 "realised": kl["realised"],
@@ -172,7 +175,7 @@ def _rows(outcome: Outcome, kind: str, seed: int) -> Rows:
                 "unit_size": 1.0,
                 "sign": -1.0,
                 "error": kl["budget"] - kl["realised"],
-                "prediction_error": kl["realised"] - kl["predicted"],
+                "prediction_error": kl["realised"] - (kl["predicted"] - bias),
                 "unit": "nats",
                 "run": outcome.run.name,
             }
