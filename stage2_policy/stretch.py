@@ -39,8 +39,8 @@ def values_to_match(responses: TrainingResponses, column_n: np.ndarray, nats: np
     Returns:
         The values in nats, up to a constant, shape (n,).
     """
-    constraints = column_n[:, 1:] @ nats[1:]
-    whole = column_n @ nats
+    constraints: np.ndarray = column_n[:, 1:] @ nats[1:]
+    whole: np.ndarray = column_n @ nats
     moved = responses.weight - 1.0 / responses.n_samples
     return constraints if moved @ constraints >= SMALLEST_PART * (moved @ whole) else whole
 
