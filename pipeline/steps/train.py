@@ -64,7 +64,9 @@ def train(run: Run) -> None:
     elif run.config.training.match_prediction:
         log.info("train: moved along the ray from the reference by %.3f to match the prediction", result.stretch)
         if result.falls_short_of_prediction:
-            log.warning("train: the prediction is further off than that; train longer, or at a higher rate")
+            log.warning(
+                "train: the prediction is further off than that; train longer, or give the constraint a `reserve`"
+            )
     # The card is left out: `evaluate` completes it with what was realised.
     files = {
         str(path.relative_to(folder)): file_sha256(path)
