@@ -10,7 +10,6 @@ The modules of a command are imported when it is used, never for another one: `d
 from __future__ import annotations
 
 import io
-import logging
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from pipeline.commands.parsers import names_a_table, parser_for
 from pipeline.commands.subcommand import is_quiet
 from pipeline.contracts.errors import DualignError, loading_failure, printable, writing_failure
 from pipeline.contracts.privacy import keep_private
+from pipeline.logs import show_log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 2
             options, rest = parser.parse_known_args(arguments)
             verbose = bool(getattr(options, "verbose", False))
-            _show_log(quiet=is_quiet(options), verbose=verbose)
+            show_log(quiet=is_quiet(options), verbose=verbose)
             code = int(options.perform(options, rest) or 0)
             sys.stdout.flush()  # here a disk that is full is still ours to report
             return code
@@ -110,39 +110,3 @@ def _fail(error: DualignError, *, verbose: bool) -> int:
         print(printable("".join(traceback.format_exception(error))), file=sys.stderr)
     print(f"dualign: {printable(str(error))}", file=sys.stderr)
     return error.exit_code
-
-
-def _show_log(*, quiet: bool, verbose: bool) -> None:
-    """Messages of the run to standard error; standard output is for tables.
-
-    Args:
-        quiet: warnings alone, and no bars of libraries.
-        verbose: with the time, and what libraries say of themselves.
-    """
-    handler = logging.StreamHandler()
-    handler.setFormatter(_PrintableFormatter("%(asctime)s %(message)s" if verbose else "%(message)s"))
-    logger = logging.getLogger("dualign")
-    logger.handlers = [handler]
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-    logger.propagate = False
-    # What these libraries warn of is theirs to change; what matters of it is checked where a model is loaded.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if verbose else "error")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "WARNING" if verbose else "ERROR")
-    if verbose:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")
-    else:
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of a home where it cannot keep its list of fonts
-    # Read when tqdm is imported.
-    if quiet:
-        os.environ.setdefault("TQDM_DISABLE", "1")
-    elif not sys.stderr.isatty():
-        # Our bars write lines there (pipeline.progress); others, once a minute.
-        os.environ.setdefault("TQDM_MININTERVAL", "60")
-        os.environ.setdefault("TQDM_MAXINTERVAL", "60")
-
-
-class _PrintableFormatter(logging.Formatter):
-    """Messages name what strangers wrote: prompts, files, models."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))

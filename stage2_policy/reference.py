@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from accelerate import PartialState
+from filelock import FileLock
 
 from pipeline.contracts.artifacts import (
     Manifest,
@@ -150,11 +151,12 @@ def score_reference(
             )
 
     if store is not None:
-        for name, responses in parts.items():
-            if responses is not None and not is_complete(store.table):
-                _write_shards(store, responses, part=name, score=score)
-        _finish(store)
-        _require_files(store)
+        with _alone(store):
+            for name, responses in parts.items():
+                if responses is not None and not is_complete(store.table):
+                    _write_shards(store, responses, part=name, score=score)
+            _finish(store)
+            _require_files(store)
     values = {}
     for name, responses in parts.items():
         if responses is None:
@@ -168,6 +170,17 @@ def score_reference(
 
 def _table(store: ReferenceStore) -> ShardedTable:
     return ShardedTable(folder=store.table, schema=SCHEMA, metadata={"key": content_sha256(store.key)})
+
+
+@contextmanager
+def _alone(store: ReferenceStore) -> Iterator[None]:
+    """Hold a table for the processes of this run: two runs that share it would move each other's shards."""
+    processes = PartialState()
+    store.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{store.table}.lock") if processes.is_main_process else nullcontext():
+        processes.wait_for_everyone()
+        yield
+        processes.wait_for_everyone()
 
 
 def _write_shards(store: ReferenceStore, responses: TrainingResponses, *, part: str, score: Any) -> None:

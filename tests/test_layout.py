@@ -17,6 +17,7 @@ COVERED_ELSEWHERE = {
     "pipeline/commands/on_runs.py": "tests/pipeline/test_cli.py",
     "pipeline/commands/run_options.py": "tests/pipeline/test_cli.py",
     "pipeline/commands/subcommand.py": "tests/pipeline/commands/test_parsers.py",
+    "pipeline/logs.py": "tests/pipeline/test_cli.py",
     "pipeline/baselines/palette.py": "colours",
     # What solve_problem and its file say are one question.
     "pipeline/dual/document.py": "tests/pipeline/dual/test_solving.py",

@@ -1,4 +1,4 @@
-"""`dualign baselines`: the experiments one after the other, each resumable, and the page that lists them."""
+"""`dualign baselines`: the experiments, several at a time, each resumable, and the page that lists them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 from pipeline.baselines.experiments import EXPERIMENTS, PERFORMED_UNASKED
 from pipeline.baselines.results import Result, write_index, write_result
+from pipeline.baselines.side_by_side import count_jobs, perform_experiments
 from pipeline.baselines.study import Study, change_config
 from pipeline.config.loading import load_config
 from pipeline.config.sections import WIDER
 from pipeline.contracts.artifacts import require_writable, run_lock
-from pipeline.contracts.errors import InputError, StaleArtifactError
+from pipeline.contracts.errors import InputError
 from pipeline.microworld.size import WorldSize
 from pipeline.run.run import Run
 from pipeline.run.step import log
@@ -107,47 +108,47 @@ def build_study(*, data_dir: Path, n_seeds: int, quick: bool, show_progress: boo
     )
 
 
-def run_experiments(study: Study, names: Sequence[str]) -> list[Result]:
-    """Perform experiments in order and write their results; policies that are there are kept.
+def run_experiments(study: Study, names: Sequence[str], *, jobs: int | None = None) -> list[Result]:
+    """Perform experiments and write their results as they are done; policies that are there are kept.
 
     Args:
         study: the study.
         names: of experiments; none for all but those that are only performed by name.
+        jobs: how many at a time, which share the cores; as many as there are cores where not given.
+
+    Returns:
+        The results in the order in which they were done.
 
     Raises:
-        InputError: there is no such experiment.
+        InputError: there is no such experiment, or the number of jobs is not positive.
         DualignError: whatever makes a step stop; finished work is kept.
     """
     for name in names:
         if name not in EXPERIMENTS:
             raise InputError(f"--only {name}: there is no such experiment; there are {', '.join(EXPERIMENTS)}")
+    chosen = list(dict.fromkeys(names)) or PERFORMED_UNASKED
+    jobs = count_jobs(jobs, n_experiments=len(chosen))
     folder = study.folder / "results"
     require_writable(folder)
-    results = []
+    results: list[Result] = []
     begun = time.monotonic()
     origin = study.origin
+    metadata = Run(study.config, study.name, study.data_dir).table_metadata()
     with run_lock(folder):
-        for number, name in enumerate(chosen := list(names) or PERFORMED_UNASKED, start=1):
-            started = time.monotonic()
-            log.info(
-                "==== experiment %d of %d, after %.0f min: %s",
-                number,
-                len(chosen),
-                (started - begun) / 60,
-                EXPERIMENTS[name].title,
-            )
-            try:
-                result = EXPERIMENTS[name].perform(study)
-            except StaleArtifactError as error:
-                made_from = str(error).rpartition("\n")[0]  # the last line is the remedy of another command
-                raise StaleArtifactError(
-                    f"{made_from}\nThe experiments' recipe has changed since: remove {study.folder} to make them anew"
-                ) from error
-            metadata = Run(study.config, study.name, study.data_dir).table_metadata()
+        log.info("%d experiments, %d at a time", len(chosen), jobs)
+        for name, result, seconds in perform_experiments(study, chosen, jobs=jobs):
+            results.append(result)
             page = write_result(result, folder, origin=origin, metadata=metadata)[1]
             write_index(folder, EXPERIMENTS, origin=origin)
-            log.info("%s: %.0f s, %s", name, time.monotonic() - started, page)
+            log.info(
+                "==== %s done in %.0f s (%d of %d after %.0f min): %s",
+                name,
+                seconds,
+                len(results),
+                len(chosen),
+                (time.monotonic() - begun) / 60,
+                page,
+            )
             for finding in result.findings:
                 log.info("  - %s", finding)
-            results.append(result)
     return results

@@ -33,12 +33,14 @@ class Experiment:
     unasked: bool = True
 
 
+# Those that take longest first: several are performed at a time.
 EXPERIMENTS: dict[str, Experiment] = {
     "constraint_satisfaction": Experiment("realised against demanded margins", constraint_satisfaction),
-    "trade_off": Experiment("helpfulness against harmlessness, all methods", trade_off),
     "two_constraints": Experiment("harmlessness and humour, a grid of margins", two_constraints),
     "constraint_kinds": Experiment("share, each category, band, KL budget, tail, equality", constraint_kinds),
+    "trade_off": Experiment("helpfulness against harmlessness, all methods", trade_off),
     "many_constraints": Experiment("three and five demands at once", many_constraints),
+    "geometry": Experiment("frontier, supporting line and trained policies, three sizes", geometry),
     "sample_sizes": Experiment("lambda* against the number of prompts and responses", sample_sizes),
     "global_normalisation": Experiment(
         "the dual normalised over all prompts at once, and what it realises", global_normalisation
@@ -46,7 +48,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "convergence": Experiment("the dual by our solver and by projected gradient", convergence),
     "preference_calibration": Experiment("calibration of the implicit rewards", preference_calibration),
     "cost": Experiment("wall time and tokens of each method", cost),
-    "geometry": Experiment("frontier, supporting line and trained policies, three sizes", geometry),
     # Hours, where all the others together take one and a half.
     "real_model": Experiment("a published model: realised against demanded", real_model, unasked=False),
 }

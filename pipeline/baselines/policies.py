@@ -15,6 +15,7 @@ from pipeline.baselines.study import (
     Arm,
     Changes,
     Study,
+    alone,
     at_margin,
     change_config,
     is_recorded,
@@ -148,11 +149,12 @@ def preference_base(study: Study, base: Run) -> Run:
     }
     run = replace(run, config=change_config(base.config, changes))
     made_from = {side: read_manifest(one.folder / "policy").identity for side, one in tuned.items()}
-    if not is_recorded(run, "scores", made_from):
-        log.info("== %s: implicit rewards", run.name)
-        share_stage1(base, run)
-        run_steps(run, ("score",))
-        record_done(run, "scores", made_from)
+    with alone(run):
+        if not is_recorded(run, "scores", made_from):
+            log.info("== %s: implicit rewards", run.name)
+            share_stage1(base, run)
+            run_steps(run, ("score",))
+            record_done(run, "scores", made_from)
     return run
 
 
@@ -196,28 +198,29 @@ def soup(study: Study, base: Run, share: float) -> Run:
     run = replace(study.arm_run(base, reward_only()), name=f"{base.name}/soup-{share:g}")
     folder = run.folder / "policy"
     inputs = {f"policy {place}": read_manifest(side.folder / "policy").identity for place, side in enumerate(sides)}
-    if is_recorded(run, "evaluation", inputs):
+    with alone(run):
+        if is_recorded(run, "evaluation", inputs):
+            return run
+        log.info("== %s", run.name)
+        made_from = dict(inputs)
+        share_stage1(base, run)
+        with output_to(run.folder / "output.txt"):
+            run_steps(run, ("solve", "export"))
+        inputs["samples"] = read_manifest(run.folder / "samples").identity
+        settings = {"share": share}
+        begin_step(folder, settings=settings, inputs=inputs, remedy=remedy("train"))
+        if not is_complete(folder):
+            started = time.monotonic()
+            _write_mixture(*(side.folder / "policy" for side in sides), share=share, output=folder)
+            dual = read_json(run.folder / "dual" / "dual.json")
+            described = {"weights": f"mixed from {sides[0].name} and {sides[1].name}", "share of the second": share}
+            write_model_card(folder, dual=dual, evaluation=None, identities=inputs, training=described)
+            files = {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+            finish_step(run.name, folder, "train", settings=settings, inputs=inputs, files=files, started=started)
+        with output_to(run.folder / "output.txt"):
+            run_steps(run, ("evaluate",))
+        record_done(run, "evaluation", made_from)
         return run
-    log.info("== %s", run.name)
-    made_from = dict(inputs)
-    share_stage1(base, run)
-    with output_to(run.folder / "output.txt"):
-        run_steps(run, ("solve", "export"))
-    inputs["samples"] = read_manifest(run.folder / "samples").identity
-    settings = {"share": share}
-    begin_step(folder, settings=settings, inputs=inputs, remedy=remedy("train"))
-    if not is_complete(folder):
-        started = time.monotonic()
-        _write_mixture(*(side.folder / "policy" for side in sides), share=share, output=folder)
-        dual = read_json(run.folder / "dual" / "dual.json")
-        described = {"weights": f"mixed from {sides[0].name} and {sides[1].name}", "share of the second": share}
-        write_model_card(folder, dual=dual, evaluation=None, identities=inputs, training=described)
-        files = {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
-        finish_step(run.name, folder, "train", settings=settings, inputs=inputs, files=files, started=started)
-    with output_to(run.folder / "output.txt"):
-        run_steps(run, ("evaluate",))
-    record_done(run, "evaluation", made_from)
-    return run
 
 
 def _write_mixture(first: Path, second: Path, *, share: float, output: Path) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from pipeline.config.loading import build_config
 from pipeline.config.recipe import RunConfig
 from pipeline.contracts.artifacts import content_sha256, read_json, read_manifest, write_json
@@ -121,40 +123,51 @@ class Study:
             data_dir=self.data_dir,
             show_progress=self.show_progress,
         )
-        if not is_recorded(run, "scores", {}):
-            log.info("== %s: samples and scores", run.name)
-            run_steps(run, ("prepare", "sample", "score"))
-            record_done(run, "scores", {})
+        with alone(run):
+            if not is_recorded(run, "scores", {}):
+                log.info("== %s: samples and scores", run.name)
+                run_steps(run, ("prepare", "sample", "score"))
+                record_done(run, "scores", {})
         return run
 
     def train(self, base: Run, arm: Arm) -> Run:
         """The arm's run on the samples of ``base``, solved, trained and evaluated."""
         run = self.arm_run(base, arm)
         made_from = _score_identities(base)
-        if not is_recorded(run, "evaluation", made_from):
-            log.info("== %s", run.name)
-            share_stage1(base, run)
-            with output_to(run.folder / "output.txt"):
-                run_steps(run, ("solve", "export", "train", "evaluate"))
-            record_done(run, "evaluation", made_from)
+        with alone(run):
+            if not is_recorded(run, "evaluation", made_from):
+                log.info("== %s", run.name)
+                share_stage1(base, run)
+                with output_to(run.folder / "output.txt"):
+                    run_steps(run, ("solve", "export", "train", "evaluate"))
+                record_done(run, "evaluation", made_from)
         return run
 
     def iterate(self, base: Run, arm: Arm) -> Run:
         """The run that the iterative method keeps, from the arm's one-shot policy on."""
         run = self.train(base, arm)
         made_from = {"policy": read_manifest(run.folder / "policy").identity}
-        if is_recorded(run, MULTISHOT, made_from):
-            kept = read_manifest(run.folder / MULTISHOT).details["kept_run"]
-            return replace(run, name=kept)
-        log.info("== %s: multi-shot", run.name)
-        with output_to(run.folder / MULTISHOT / "output.txt"):
-            kept_run = run_multishot(run)
-        record_done(run, MULTISHOT, made_from)
-        return kept_run
+        with alone(run):
+            if is_recorded(run, MULTISHOT, made_from):
+                kept = read_manifest(run.folder / MULTISHOT).details["kept_run"]
+                return replace(run, name=kept)
+            log.info("== %s: multi-shot", run.name)
+            with output_to(run.folder / MULTISHOT / "output.txt"):
+                kept_run = run_multishot(run)
+            record_done(run, MULTISHOT, made_from)
+            return kept_run
 
     def arm_run(self, base: Run, arm: Arm) -> Run:
         """The arm's run, done or not."""
         return replace(base, config=change_config(base.config, arm.changes), name=f"{base.name}/{arm.name}")
+
+
+@contextmanager
+def alone(run: Run) -> Iterator[None]:
+    """Hold a run while it is looked for and made; another experiment that wants it waits, and finds it made."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(run.folder / ".made.lock"):
+        yield
 
 
 def is_recorded(run: Run, what: str, made_from: Mapping[str, str]) -> bool:

@@ -48,6 +48,12 @@ def _add_baselines_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="seeds of the experiments that use several (default: 3; quick: 1)",
     )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="experiments at a time, which share the cores (default: as many as there are cores)",
+    )
     parser.add_argument("--quick", action="store_true", help="rough numbers in a few minutes")
     add_data_options(parser)
 
@@ -65,7 +71,7 @@ def _baselines(options: argparse.Namespace, rest: Sequence[str]) -> None:
         quick=options.quick,
         show_progress=shows_progress(options),
     )
-    run_experiments(study, options.only)
+    run_experiments(study, options.only, jobs=options.jobs)
 
 
 def _env(options: argparse.Namespace, rest: Sequence[str]) -> None:  # noqa: ARG001  # the signature of a command

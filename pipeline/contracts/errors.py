@@ -20,8 +20,7 @@ import errno
 import importlib
 import importlib.util
 import traceback
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -53,6 +52,16 @@ class DualignError(Exception):
     """Base of all errors raised on purpose; its text is meant for the user as it is."""
 
     exit_code: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, whatever its constructor asks for: an error of a worker is raised in the process that waits."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[DualignError], args: tuple[Any, ...], attributes: Mapping[str, Any]) -> DualignError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InputError(DualignError):
@@ -90,14 +99,9 @@ class MissingExtraError(InputError):
     """A package of an optional extra is not installed."""
 
     def __init__(self, *, package: str, extra: str, purpose: str) -> None:
-        self._arguments = {"package": package, "extra": extra, "purpose": purpose}
         super().__init__(
             f"{purpose} needs the package `{package}`, which is not installed: pip install 'dualign[{extra}]'"
         )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """By its own arguments: it is raised in the workers of a cluster too, and comes from there pickled."""
-        return partial(MissingExtraError, **self._arguments), ()
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,25 @@ def test_values_are_computed_once(reference_model: PreTrainedModel, data: Traini
     assert manifest.counts == {"rows": 55}
     assert manifest.run == "mine"
     assert len(manifest.files) > 4
+
+
+def test_runs_that_train_at_the_same_time_compute_them_once(
+    reference_model: PreTrainedModel, data: TrainingData, store: ReferenceStore
+) -> None:
+    fed = []
+    handle = reference_model.register_forward_pre_hook(
+        lambda _, __, inputs: fed.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+    alone = score(reference_model, data, None)
+    once, fed[:] = sum(fed), []
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda _: score(reference_model, data, store), range(4)))
+    handle.remove()
+
+    assert sum(fed) <= once + 10  # shards cut the rows elsewhere
+    for values in together:
+        np.testing.assert_allclose(values.train, alone.train, atol=1e-4)
+        np.testing.assert_array_equal(values.held_out, together[0].held_out)
 
 
 def test_another_share_of_held_out_prompts_reads_the_same_table(

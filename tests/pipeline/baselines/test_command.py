@@ -81,9 +81,9 @@ def test_what_takes_hours_is_performed_by_name_alone(study, monkeypatch):
     for name in EXPERIMENTS:
         monkeypatch.setitem(EXPERIMENTS, name, replace(EXPERIMENTS[name], perform=pretend(name)))
     with pytest.raises(InputError, match="enough"):
-        run_experiments(study, [])
+        run_experiments(study, [], jobs=1)
     with pytest.raises(InputError, match="enough"):
-        run_experiments(study, ["real_model"])
+        run_experiments(study, ["real_model"], jobs=1)
     assert performed == ["constraint_satisfaction", "real_model"]
     assert [name for name in EXPERIMENTS if name not in PERFORMED_UNASKED] == ["real_model"]
 

@@ -18,7 +18,7 @@ from pipeline.contracts.errors import (
     printable,
     writing_failure,
 )
-from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
+from stage1_dual.dual.errors import InfeasibleError, KlBudgetError, NotCertifiedError
 
 
 @pytest.mark.parametrize(
@@ -27,11 +27,13 @@ from stage1_dual.dual.errors import InfeasibleError, NotCertifiedError
         InputError("the value is wrong"),
         WorkerFailedError("the sampler failed"),
         MissingExtraError(package="vllm", extra="sample", purpose="sampling with vLLM"),
+        ConfigError(["one", "two"], source="my.yaml"),
+        KlBudgetError("too much", kl_budget=0.5, attainable_kl=0.75),
     ],
 )
 def test_an_error_of_a_worker_comes_back_as_it_was(error: DualignError) -> None:
     found = pickle.loads(pickle.dumps(error))
-    assert (type(found), str(found)) == (type(error), str(error))
+    assert (type(found), str(found), vars(found)) == (type(error), str(error), vars(error))
 
 
 def test_a_package_that_cannot_be_loaded_is_not_called_missing(
