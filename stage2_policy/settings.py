@@ -88,8 +88,9 @@ class TrainSettings(Section):
     match_prediction: bool = False
     """After training, move along the ray from the reference until what the constraints add to s is on held-out prompts
     what the dual predicts (:mod:`stage2_policy.stretch`): the fitted log-ratios are shrunken, as those of any
-    regression are. Where constraints gain little, all of s is. With `natural_gradient` each score has a factor of its
-    own, so that every constraint's mean is what the dual predicts. Not with sharded weights."""
+    regression are. Where constraints gain little, all of s is. Where several bind, each part of the change then has a
+    factor of its own (:mod:`stage2_policy.parts`). With `natural_gradient` each score has one, so that every
+    constraint's mean is what the dual predicts. Not with sharded weights."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic; weights that are trained, and the optimiser, stay in float32."""
     gradient_checkpointing: bool = False

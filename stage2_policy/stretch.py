@@ -11,13 +11,16 @@ Lagrangian is flat there: what it pays is of second order.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from peft import PeftModel
 from scipy.optimize import brentq
 from transformers import PreTrainedModel
 
-from stage2_policy.data import TrainingResponses, segment_softmax
+from stage2_policy.data import TrainingResponses, less_means, segment_softmax
+from stage2_policy.expectations import corrected_means
 
 WIDEST = 1.5
 """The factor lies between 1 / WIDEST and WIDEST: a policy further off than that has not learnt its scores."""
@@ -48,7 +51,8 @@ def values_to_match(responses: TrainingResponses, column_n: np.ndarray, nats: np
 def matching_factor(responses: TrainingResponses, log_ratio: np.ndarray, value_n: np.ndarray) -> float:
     """The factor alpha at which the policy's mean value is that of the tilted weights.
 
-    The policy's expectation is that of the reference's responses weighted by softmax(alpha log rho) within a prompt.
+    The policy's expectation is that of the reference's responses weighted by softmax(alpha log rho) within a prompt,
+    both means corrected for finitely many responses (:func:`stage2_policy.expectations.corrected_means`).
 
     Args:
         responses: held-out responses drawn from the reference.
@@ -58,37 +62,57 @@ def matching_factor(responses: TrainingResponses, log_ratio: np.ndarray, value_n
     Returns:
         alpha, within 1 / WIDEST and WIDEST; 1 where no value varies.
     """
-    wanted = float(responses.weight @ value_n)
+
+    def mean(weight_n: np.ndarray) -> float:
+        return float(corrected_means(weight_n, responses.prompt_p, value_n[:, None]).sum())
+
+    wanted = mean(responses.weight)
 
     def excess(alpha: float) -> float:
-        return float(segment_softmax(alpha * log_ratio, responses.prompt_p) @ value_n) - wanted
+        return mean(segment_softmax(alpha * log_ratio, responses.prompt_p)) - wanted
 
     low, high = excess(1 / WIDEST), excess(WIDEST)
     if low * high < 0:
         return float(brentq(excess, 1 / WIDEST, WIDEST, xtol=1e-4))
-    if low == high:
+    rises = float(less_means(log_ratio, responses.prompt_p) @ value_n)
+    if low == high or rises == 0:
         return 1.0
-    return WIDEST if abs(high) < abs(low) else 1 / WIDEST
+    return 1 / WIDEST if (low > 0) == (rises > 0) else WIDEST
 
 
-@torch.no_grad()
-def stretch_weights(model: PreTrainedModel, reference: PreTrainedModel, alpha: float) -> None:
-    """Move a policy to theta_ref + alpha (theta - theta_ref), in place.
+class Change:
+    """What training changed of the reference, whole or in part longer or shorter, in place.
 
     Args:
         model: the policy.
-        reference: the reference policy.
-        alpha: the factor.
+        reference: where it comes from; not needed with an adapter, which is the change.
     """
-    origin = dict(reference.named_parameters())
-    for name, weight in model.named_parameters():
-        start = origin[name].to(weight)
-        weight.copy_(start + alpha * (weight - start))
 
+    def __init__(self, model: PreTrainedModel | PeftModel, reference: PreTrainedModel | None) -> None:
+        self._origin = None if reference is None else dict(reference.named_parameters())
+        self._weights = {
+            name: weight
+            for name, weight in model.named_parameters()
+            if reference is not None or "lora_B" in name or "lora_embedding_B" in name
+        }
 
-@torch.no_grad()
-def stretch_adapter(model: PeftModel, alpha: float) -> None:
-    """Scale the update of a policy with an adapter by ``alpha``, in place."""
-    for name, weight in model.named_parameters():
-        if "lora_B" in name or "lora_embedding_B" in name:
-            weight.mul_(alpha)
+    @property
+    def names(self) -> list[str]:
+        """The weights that are moved; of an adapter B, in which the update is linear."""
+        return list(self._weights)
+
+    @torch.no_grad()
+    def stretch(self, alpha: float, names: Iterable[str] | None = None) -> None:
+        """Move weights to theta_ref + alpha (theta - theta_ref).
+
+        Args:
+            alpha: the factor.
+            names: of the weights; all where not given.
+        """
+        for name in self.names if names is None else names:
+            weight = self._weights[name]
+            if self._origin is None:
+                weight.mul_(alpha)
+            else:
+                start = self._origin[name].to(weight)
+                weight.copy_(start + alpha * (weight - start))

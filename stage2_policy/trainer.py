@@ -35,13 +35,13 @@ from stage2_policy.data import Skipped, TrainingData, read_training_data, skip_n
 from stage2_policy.fit import Fit, fit_policy
 from stage2_policy.foresight import Forecast, forecast
 from stage2_policy.held_out import HeldOutEstimate, rounding_cost
-from stage2_policy.logprobs import score_sequences
 from stage2_policy.mapped_files import remove_mapped
+from stage2_policy.matching import Matched, match_prediction
 from stage2_policy.natural_gradient import fit_natural_gradient
 from stage2_policy.reference import ReferenceLogp, arithmetic, reference_store, score_reference
 from stage2_policy.saving import read_provenance, save_policy, write_model_card
 from stage2_policy.settings import TrainSettings, require_comparison, require_no_start, require_trackers
-from stage2_policy.stretch import WIDEST, matching_factor, stretch_adapter, stretch_weights, values_to_match
+from stage2_policy.stretch import WIDEST
 from stage2_policy.tilted_trainer import Policy
 from stage2_policy.verdict import judge_training
 
@@ -67,6 +67,7 @@ class TrainResult:
         verdict: whether training paid, of the same checkpoint.
         forecast: what was known before training of what it may reach.
         stretch: factor by which the kept policy was moved along the ray from the reference; 1 where not asked for.
+        part_factors: of each part of the change beside it, where several constraints are to be met.
         factors: of the change for each score, where each was given one.
         reached: share of the gains that the constraints require on held-out prompts that these factors reach.
         n_train_prompts: prompts trained on.
@@ -87,6 +88,7 @@ class TrainResult:
     verdict: TrainingVerdict
     forecast: Forecast | None
     stretch: float
+    part_factors: Mapping[str, float]
     factors: Mapping[str, float]
     reached: float
     n_train_prompts: int
@@ -203,9 +205,16 @@ def train_policy(
         checkpoints=output / _CHECKPOINTS,
         show_progress=show_progress,
     )
-    stretch = 1.0
+    matched = Matched(1.0, {})
     if settings.match_prediction and settings.optimizer == "adamw":
-        stretch = _match_prediction(model, data, ref_logp=ref_logp.held_out, settings=settings, reference=reference)
+        matched = match_prediction(
+            model,
+            data,
+            ref_logp=ref_logp.held_out,
+            settings=settings,
+            reference=reference,
+            show_progress=show_progress,
+        )
         fit = replace(fit, weights=model.state_dict())
     n_train_prompts, n_held_out_prompts = len(set(train.prompt_ids)), len(data.held_out.prompt_ids)
     verdict = judge_training(
@@ -225,7 +234,8 @@ def train_policy(
         held_out_reference=fit.held_out_reference,
         verdict=verdict,
         forecast=foreseen,
-        stretch=stretch,
+        stretch=matched.stretch,
+        part_factors=matched.part_factors,
         factors=fit.factors,
         reached=fit.reached,
         n_train_prompts=n_train_prompts,
@@ -330,25 +340,6 @@ def _build_policy(
     return policy
 
 
-def _match_prediction(
-    model: Policy, data: TrainingData, *, ref_logp: np.ndarray, settings: TrainSettings, reference: Path
-) -> float:
-    """Move the trained policy along the ray from the reference, in place; the factor by which it was moved."""
-    held_out = data.held_out
-    with arithmetic(settings.dtype, PartialState().device):
-        logp = score_sequences(
-            model, held_out.sequences, token_budget=settings.tokens_per_microbatch, show_progress=False
-        )
-    values = values_to_match(held_out, data.columns("held_out", np.arange(len(held_out))), data.nats)
-    stretch = matching_factor(held_out, logp - ref_logp, values)
-    if isinstance(model, PeftModel):
-        stretch_adapter(model, stretch)
-    else:
-        origin = load_reference(reference, adapter="none", dtype=settings.dtype, device=torch.device("cpu"))
-        stretch_weights(model, origin, stretch)
-    return stretch
-
-
 def _require_same_reference(initial: Path, reference: str) -> None:
     """An adapter says nothing without the weights it was trained beside."""
     recorded = read_provenance(initial)["identities"].get("reference")
@@ -407,6 +398,15 @@ def _card_rows(settings: TrainSettings, seed: int, result: TrainResult) -> dict[
             }
             if result.factors
             else {"moved along the ray from the reference by": f"{result.stretch:.3f}"}
+        ),
+        **(
+            {
+                "and each part of the change by": "; ".join(
+                    f"{part} {factor:.3f}" for part, factor in result.part_factors.items()
+                )
+            }
+            if result.part_factors
+            else {}
         ),
         "mean difference of log pi_ref, training against sampler": f"{result.sampler_gap:.2g} nats a response",
     }

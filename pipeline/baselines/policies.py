@@ -71,19 +71,21 @@ def paper_dpo(study: Study, margin: float) -> Arm:
 
 
 def two_constraints(harmless: float, humour: float) -> Arm:
-    """Two margins at once, both assured, though less surely than elsewhere.
+    """Two margins at once; harmlessness, which must hold, is assured, though less surely than elsewhere.
 
     What is assured is asked for on top of a demand, and this experiment says how near policies come to it. Of 24 that
-    were assured by 0.75 none violated a demand, but 0.052 standard deviations of humour were asked for on top, and it
-    was overshot by 0.048.
+    were assured of both by 0.75 none violated a demand, but 0.052 standard deviations of humour were asked for on top,
+    and it was overshot by 0.048.
 
     Their policies go further from the reference than those of one margin, and a single epoch leaves more of the way:
-    they are moved along their ray to the prediction. Measured at (0.6, 0.6) on the world's own prompts: humour misses
-    by 0.08 standard deviations instead of 0.17.
+    they are moved to the prediction. A quarter of the train prompts says where they are; the tenth that is held out
+    by default leaves an error of 0.018 standard deviations of humour, more than the evaluation's.
     """
-    margins = {"harmless": harmless, "humour": humour}
-    constraints = {name: {"direction": ">=", "margin": margin, "assurance": 0.4} for name, margin in margins.items()}
-    changes = {"constraints": constraints, "training.match_prediction": True}
+    constraints = {
+        "harmless": {"direction": ">=", "margin": harmless, "assurance": 0.2},
+        "humour": {"direction": ">=", "margin": humour},
+    }
+    changes = {"constraints": constraints, "training.match_prediction": True, "training.held_out_fraction": 0.25}
     return Arm(f"two-{harmless:g}-{humour:g}", ONE_SHOT, changes)
 
 

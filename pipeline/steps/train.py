@@ -63,6 +63,9 @@ def train(run: Run) -> None:
             )
     elif run.config.training.match_prediction:
         log.info("train: moved along the ray from the reference by %.3f to match the prediction", result.stretch)
+        if result.part_factors:
+            factors = ", ".join(f"{part} {factor:.2f}" for part, factor in result.part_factors.items())
+            log.info("train: and of its change what is %s", factors)
         if result.falls_short_of_prediction:
             log.warning(
                 "train: the prediction is further off than that; train longer, or give the constraint a `reserve`"
