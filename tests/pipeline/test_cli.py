@@ -154,6 +154,7 @@ def test_help_imports_nothing_heavy(tmp_path):
         "pipeline.contracts",
         "pipeline.contracts.errors",
         "pipeline.contracts.privacy",
+        "pipeline.logs",
         "pipeline.steps",
         "pipeline.steps.order",
     }
