@@ -33,12 +33,12 @@ class Experiment:
     unasked: bool = True
 
 
-# Those that take longest first: several are performed at a time.
+# Those that take longest first, as several are performed at a time; and those that share policies apart.
 EXPERIMENTS: dict[str, Experiment] = {
-    "constraint_satisfaction": Experiment("realised against demanded margins", constraint_satisfaction),
+    "trade_off": Experiment("helpfulness against harmlessness, all methods", trade_off),
     "two_constraints": Experiment("harmlessness and humour, a grid of margins", two_constraints),
     "constraint_kinds": Experiment("share, each category, band, KL budget, tail, equality", constraint_kinds),
-    "trade_off": Experiment("helpfulness against harmlessness, all methods", trade_off),
+    "constraint_satisfaction": Experiment("realised against demanded margins", constraint_satisfaction),
     "many_constraints": Experiment("three and five demands at once", many_constraints),
     "geometry": Experiment("frontier, supporting line and trained policies, three sizes", geometry),
     "sample_sizes": Experiment("lambda* against the number of prompts and responses", sample_sizes),
