@@ -6,11 +6,9 @@ those of the other.
 
 import os
 
-import pytest
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Take every n-th core, for the n processes of pytest-xdist."""
+def _take_cores() -> None:
+    """Take every n-th core, for the n processes of pytest-xdist; before anything loads a library that counts them."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is None or not hasattr(os, "sched_setaffinity"):
         return
@@ -18,3 +16,6 @@ def pytest_configure(config: pytest.Config) -> None:
     own = sorted(os.sched_getaffinity(0))[place::count]
     if own:  # more processes than cores share them all
         os.sched_setaffinity(0, own)
+
+
+_take_cores()
