@@ -136,13 +136,13 @@ def run_experiments(study: Study, names: Sequence[str], *, jobs: int | None = No
     metadata = Run(study.config, study.name, study.data_dir).table_metadata()
     with run_lock(folder):
         log.info("%d experiments, %d at a time", len(chosen), jobs)
-        for name, result, seconds in perform_experiments(study, chosen, jobs=jobs):
+        for result, seconds in perform_experiments(study, chosen, jobs=jobs):
             results.append(result)
             page = write_result(result, folder, origin=origin, metadata=metadata)[1]
             write_index(folder, EXPERIMENTS, origin=origin)
             log.info(
                 "==== %s done in %.0f s (%d of %d after %.0f min): %s",
-                name,
+                result.name,
                 seconds,
                 len(results),
                 len(chosen),

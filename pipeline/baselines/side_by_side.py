@@ -19,6 +19,7 @@ from dataclasses import replace
 from pipeline.baselines.experiments import EXPERIMENTS
 from pipeline.baselines.results import Result
 from pipeline.baselines.study import Study
+from pipeline.contracts.cores import usable_cores
 from pipeline.contracts.errors import InputError, StaleArtifactError
 from pipeline.logs import show_log
 from pipeline.run.step import log
@@ -38,15 +39,10 @@ def count_jobs(asked: int | None, *, n_experiments: int) -> int:
     """
     if asked is not None and asked < 1:
         raise InputError(f"--jobs is {asked}; it must be at least 1")
-    return max(1, min(n_experiments, asked or n_cores()))
+    return max(1, min(n_experiments, asked or usable_cores()))
 
 
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def perform_experiments(study: Study, names: Sequence[str], *, jobs: int) -> Iterator[tuple[str, Result, float]]:
+def perform_experiments(study: Study, names: Sequence[str], *, jobs: int) -> Iterator[tuple[Result, float]]:
     """Perform experiments, several at a time; one at a time in this process.
 
     Args:
@@ -55,7 +51,7 @@ def perform_experiments(study: Study, names: Sequence[str], *, jobs: int) -> Ite
         jobs: how many are performed at a time; the cores are shared among them.
 
     Yields:
-        Each experiment's name, its result and how long it took in seconds, as they are done.
+        Each experiment's result and how long it took in seconds, as they are done.
 
     Raises:
         DualignError: whatever stops one of them; the others are stopped too, and finished work is kept.
@@ -65,7 +61,7 @@ def perform_experiments(study: Study, names: Sequence[str], *, jobs: int) -> Ite
             yield _perform(study, name)
         return
     quiet = replace(study, show_progress=False)  # bars of several processes would draw over each other
-    threads = max(1, n_cores() // jobs)
+    threads = max(1, usable_cores() // jobs)
     level = log.getEffectiveLevel()
     before = os.environ.get(_THREADS)
     os.environ[_THREADS] = str(threads)  # read when a worker loads its libraries
@@ -86,7 +82,7 @@ def perform_experiments(study: Study, names: Sequence[str], *, jobs: int) -> Ite
             os.environ[_THREADS] = before
 
 
-def _perform(study: Study, name: str) -> tuple[str, Result, float]:
+def _perform(study: Study, name: str) -> tuple[Result, float]:
     started = time.monotonic()
     log.info("==== %s: %s", name, EXPERIMENTS[name].title)
     try:
@@ -96,7 +92,7 @@ def _perform(study: Study, name: str) -> tuple[str, Result, float]:
         raise StaleArtifactError(
             f"{made_from}\nThe experiments' recipe has changed since: remove {study.folder} to make them anew"
         ) from error
-    return name, result, time.monotonic() - started
+    return result, time.monotonic() - started
 
 
 def _begin_worker(threads: int, level: int) -> None:

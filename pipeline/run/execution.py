@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from pipeline.config.sections import ExecutionSettings
+from pipeline.contracts.cores import usable_cores
 from pipeline.run.run import Run
 from stage1_dual.work import InProcess, WorkerPool
 
@@ -44,7 +43,7 @@ def local_device() -> str:
 def _cpus(settings: ExecutionSettings, gpus: float) -> float:
     if settings.address is not None or gpus:
         return 1.0
-    return float(max(1, len(os.sched_getaffinity(0)) // settings.max_actors))
+    return float(max(1, usable_cores() // settings.max_actors))
 
 
 def _gpus(settings: ExecutionSettings, per_model: int) -> float:

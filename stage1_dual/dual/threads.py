@@ -12,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
+from pipeline.contracts.cores import usable_cores
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -27,7 +29,7 @@ class ThreadExecutor:
     """
 
     def __init__(self, n_threads: int | None = None) -> None:
-        self.n_threads = _usable_cores() if n_threads is None else n_threads
+        self.n_threads = usable_cores() if n_threads is None else n_threads
 
     def run(self, function: Callable[[S], T], partitions: Sequence[S]) -> Iterator[T]:
         """Results in the order of ``partitions``."""
@@ -51,10 +53,6 @@ class ThreadExecutor:
 @cache
 def _pool(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, thread_name_prefix="dual")
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # A forked child inherits the pool but not its threads: waiting on it would never end.

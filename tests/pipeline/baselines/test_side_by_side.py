@@ -17,9 +17,10 @@ import pytest
 from helpers.tiny_runs import write_recipe
 
 from pipeline.baselines.command import run_experiments
-from pipeline.baselines.side_by_side import count_jobs, n_cores
+from pipeline.baselines.side_by_side import count_jobs
 from pipeline.baselines.study import Study
 from pipeline.config.loading import load_config
+from pipeline.contracts.cores import usable_cores
 from pipeline.contracts.errors import InputError
 from stage1_dual.dual import InfeasibleError
 
@@ -70,7 +71,7 @@ def test_what_stops_one_experiment_is_raised_as_it_is(study: Study) -> None:
 
 def test_the_number_of_jobs_is_at_most_that_of_experiments(study: Study) -> None:
     assert count_jobs(None, n_experiments=1) == 1
-    assert count_jobs(None, n_experiments=1000) == n_cores()
+    assert count_jobs(None, n_experiments=1000) == usable_cores()
     assert count_jobs(3, n_experiments=2) == 2
     with pytest.raises(InputError, match=r"--jobs is 0; it must be at least 1"):
         run_experiments(study, NAMES, jobs=0)
