@@ -29,9 +29,11 @@ def cost(study: Study) -> Result:
     for margin in study.margins:
         arm = policies.one_shot(margin)
         run = study.train(base, arm)
-        study.iterate(base, arm)
         trained = _trained_share(run) * read * run.config.training.epochs
         rows.append(_cost_row(policies.ONE_SHOT, margin, stage1, own_seconds(base, arm), drawn, trained))
+        if margin not in study.some_margins:
+            continue
+        study.iterate(base, arm)
         iterates = run.folder / MULTISHOT
         later = _iterates(iterates)[1:]
         measured = [iterates / "0" / "samples", *(iterates / str(number) / "measured/samples" for number in later)]

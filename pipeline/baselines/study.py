@@ -89,9 +89,9 @@ class Study:
         return self.margins[len(self.margins) // 2]
 
     @property
-    def some_pairs(self) -> tuple[tuple[float, float], ...]:
-        """Every third pair, likewise."""
-        return self.pairs[1::3] or self.pairs
+    def middle_pair(self) -> tuple[float, float]:
+        """The pair of what is done at one pair only."""
+        return self.pairs[len(self.pairs) // 2]
 
     @property
     def some_margins(self) -> tuple[float, ...]:

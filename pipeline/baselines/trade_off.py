@@ -25,7 +25,8 @@ def trade_off(study: Study) -> Result:
     for margin in study.margins:
         arm = policies.one_shot(margin)
         rows.append(_trade_off_row(base, study.train(base, arm), policies.ONE_SHOT, margin))
-        rows.append(_trade_off_row(base, study.iterate(base, arm), policies.MULTI_SHOT, margin))
+        if margin in study.some_margins:
+            rows.append(_trade_off_row(base, study.iterate(base, arm), policies.MULTI_SHOT, margin))
     for margin in study.some_margins:
         rows.append(
             _trade_off_row(base, study.train(base, policies.paper_dpo(study, margin)), policies.PAPER_DPO, margin)

@@ -19,7 +19,7 @@ SCORES = ("harmless", "humour")
 
 
 def two_constraints(study: Study) -> Result:
-    """Harmlessness and humour demanded together, over a grid of margins and seeds; multi-shot at some of the first.
+    """Harmlessness and humour demanded together, over a grid of margins and seeds; multi-shot at one of the first's.
 
     Raises:
         InputError: no pair of demands can be met.
@@ -38,11 +38,10 @@ def two_constraints(study: Study) -> Result:
     if not rows:
         raise InputError(f"experiment two_constraints: none of its demands can be met; {'; '.join(refused)}")
     first = study.seeds[0]
-    base, met = study.wider_base(first), {_question(row) for row in rows}
-    for pair in study.some_pairs:
-        if (first, *pair) in met:
-            run = study.iterate(base, policies.two_constraints(*pair))
-            rows.append(_row(read_outcome(base, run), first, pair, policies.MULTI_SHOT))
+    base, pair = study.wider_base(first), study.middle_pair
+    if (first, *pair) in {_question(row) for row in rows}:
+        run = study.iterate(base, policies.two_constraints(*pair))
+        rows.append(_row(read_outcome(base, run), first, pair, policies.MULTI_SHOT))
     table = pa.Table.from_pylist(rows)
     return Result(
         "two_constraints",

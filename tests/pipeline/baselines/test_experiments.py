@@ -86,8 +86,8 @@ def test_realised_margins_are_those_of_the_evaluations(study: Study, results: Pa
     rows = pq.read_table(results / "constraint_satisfaction.parquet").to_pylist()
     assert {(row["method"], row["seed"], row["demanded"]) for row in rows} == {
         (method, seed, margin)
-        for method in (policies.ONE_SHOT, policies.MULTI_SHOT)
-        for seed in study.seeds
+        for method, seeds in ((policies.ONE_SHOT, study.seeds), (policies.MULTI_SHOT, study.seeds[:1]))
+        for seed in seeds
         for margin in MARGINS
     }
     for row in rows:
