@@ -40,7 +40,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "constraint_kinds": Experiment("share, each category, band, KL budget, tail, equality", constraint_kinds),
     "constraint_satisfaction": Experiment("realised against demanded margins", constraint_satisfaction),
     "many_constraints": Experiment("three and five demands at once", many_constraints),
-    "geometry": Experiment("frontier, supporting line and trained policies, three sizes", geometry),
+    "geometry": Experiment("frontier, supporting line and trained policies, two sizes", geometry),
     "sample_sizes": Experiment("lambda* against the number of prompts and responses", sample_sizes),
     "global_normalisation": Experiment(
         "the dual normalised over all prompts at once, and what it realises", global_normalisation

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from pipeline.contracts.allocator import keep_freed_memory
 from pipeline.contracts.artifacts import (
     MANIFEST,
     atomic_write_bytes,
@@ -77,6 +78,7 @@ def run_steps(run: Run, names: Sequence[str], *, redo_from: str | None = None) -
         run, ("prepare", "sample", *names) if tops_up else names
     )  # first: what is refused leaves nothing behind, and costs nothing that was done before
     require_writable(run.folder)
+    keep_freed_memory()
     with run_lock(run.folder):
         if redo_from is not None:
             _require_earlier_steps(run, redo_from, names)
