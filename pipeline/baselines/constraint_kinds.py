@@ -27,7 +27,7 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
 
     All but that of the equality, which has no safe side, are assured. All but that of the KL budget, which it would
     exceed, are moved to the prediction. What a policy learns least of are a kink and, least of all, a step in the
-    score: the tail trains twice and the share four times as long as the others.
+    score: the tail trains twice and the share eight times as long as the others.
 
     Args:
         study: whose middle margin says how far to go.
@@ -49,7 +49,7 @@ def demands(study: Study, base: Run) -> Mapping[str, Changes]:
         return {**matched, "training.epochs": times * base.config.training.epochs}
 
     return {
-        "share": {"constraints": {"safe": share}, **longer(4)},
+        "share": {"constraints": {"safe": share}, **longer(8)},
         "each category": {"constraints": {"tone": {**above, "each": "category", "margin": step(0.625)}}, **matched},
         "band": {"constraints": {"harmless": {"between": [low, high], **SURE}}, **matched},
         "KL budget": {
