@@ -143,7 +143,7 @@ def _findings(rows: Rows) -> Iterator[str]:
         yield f"one-shot, {name}: {_errors(one)}" + (f". {_split(one)}" if one["binding"] else "")
     for method, some in ((policies.MULTI_SHOT, multi_shot), (policies.ONE_SHOT, beside)) if beside else ():
         found = "; ".join(f"{name} {_errors(summarise(some, method, name))}" for name in SCORES)
-        yield f"{method}, {len(some)} pairs of seed {some[0]['seed']}: {_kept(some)}; {found}"
+        yield f"{method}, one pair of seed {some[0]['seed']}: {_kept(some)}; {found}"
 
 
 _METHODS = (policies.ONE_SHOT, policies.MULTI_SHOT)

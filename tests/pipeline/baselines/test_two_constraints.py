@@ -99,5 +99,5 @@ def test_a_policy_is_kept_by_both_of_its_demands_and_stands_beside_multi_shot_of
     assert one == "one-shot: 2 of 4 policies violate neither demand, 1 satisfy both"
     assert harmless.startswith("one-shot, harmless: mean absolute error ")
     assert humour.startswith("one-shot, humour: mean absolute error ")
-    assert multi.startswith("multi-shot, 1 pairs of seed 0: 1 of 1 policies violate neither demand, 0 satisfy both; ")
-    assert beside.startswith("one-shot, 1 pairs of seed 0: 0 of 1 policies violate neither demand, 0 satisfy both; ")
+    assert multi.startswith("multi-shot, one pair of seed 0: 1 of 1 policies violate neither demand, 0 satisfy both; ")
+    assert beside.startswith("one-shot, one pair of seed 0: 0 of 1 policies violate neither demand, 0 satisfy both; ")
