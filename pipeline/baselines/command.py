@@ -38,7 +38,7 @@ _WIDER = {
     "prompts.category_column": "category",
     "sampling.samples_per_prompt": 32,
     "training.epochs": 0.5,  # somewhat more steps than the recipe's epoch has
-    "training.evaluations": 1,  # a first one has chosen no other checkpoint
+    "training.evaluations": 1,  # of two policies a first one chose no other checkpoint
     "evaluation.samples_per_prompt": 5,  # intervals of 8 are a sixth narrower, and a policy takes 10 s longer
 }
 """More prompts of fewer responses, but not of 24: lambda* corrected for so few leaves humour 0.03 and 0.08 standard

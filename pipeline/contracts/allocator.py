@@ -12,7 +12,7 @@ _LARGEST_KEPT = 32 << 20
 def keep_freed_memory() -> None:
     """Have freed memory kept for the next block, where the C library is glibc; elsewhere nothing is done.
 
-    A layer's results of some MiB are made and freed a thousand times a second. Handed back each time, every page of
+    A layer's results of some MiB are made and freed again and again. Handed back each time, every page of
     them is a fault the next time: on two cores with a process each, small policies were scored 1.2 times as fast where
     they are kept. Larger blocks are handed back as ever.
     """
