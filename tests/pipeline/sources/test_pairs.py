@@ -174,7 +174,7 @@ def test_no_test_prompt_is_in_the_pairs_and_what_chooses_the_checkpoint_was_samp
     assert scored == {(row["prompt_id"], row["sample_index"]) for row in pairs}
     sampled = sorted(name for name, its_split in splits.items() if its_split == "train")
     held_out = [sampled[place] for place in choose_held_out(sampled, fraction=TRAINING["held_out_fraction"])]
-    stored = next((run / "reference_logp").iterdir())
+    (stored,) = (path.parent for path in (run / "reference_logp").glob("*/manifest.json"))  # a lock is beside it
     logp = {row["prompt_id"] for row in rows_of(stored)}
     assert set(held_out) <= logp
     assert not (set(sampled) - set(held_out) - {row["prompt_id"] for row in pairs}) & logp
