@@ -108,7 +108,12 @@ def test_shared_prompts_give_the_gradient_of_separate_ones(reference_model: PreT
     reference_model.zero_grad(set_to_none=True)
 
     assert gradients[0].norm() > 1
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
+    assert_same_gradient(gradients[0], gradients[1])
+
+
+def assert_same_gradient(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """To the rounding of float32, which is of the largest terms of a sum: seen are 5e-8 to 8e-7, by the processor."""
+    assert (found - expected).norm() < 5e-6 * expected.norm()
 
 
 def gradient_and_logp(model: PreTrainedModel, batch: SequenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +154,7 @@ def test_chunked_head_has_values_and_gradients_of_the_full_one_within_its_memory
     assert n_targets > 200
     assert n_targets % 23
     torch.testing.assert_close(chunked[1], whole[1], rtol=0, atol=1e-5)
-    torch.testing.assert_close(chunked[0], whole[0], rtol=1e-4, atol=1e-5)
+    assert_same_gradient(chunked[0], whole[0])
     # Every chunk runs twice, forward and backward; of the prompts only one position does, whose logits nobody reads.
     prompts = [len(batch.prefix_ids)] if share_prompts else []
     assert sorted(sizes) == sorted([*prompts, *[23] * (2 * (n_targets // 23)), *[n_targets % 23] * 2])
@@ -196,7 +201,7 @@ def test_a_fixed_head_has_the_gradient_of_a_trained_one_and_computes_its_logits_
 
     torch.testing.assert_close(fixed[1], trained[1], rtol=0, atol=0)
     if dtype == torch.float32:
-        torch.testing.assert_close(fixed[0], trained[0], rtol=1e-4, atol=1e-5)
+        assert_same_gradient(fixed[0], trained[0])
     else:  # 8 bits of mantissa in every product: both are as far from the gradient in float32 as from each other
         assert (fixed[0] - trained[0]).norm() < 0.02 * trained[0].norm()
     assert sum(sizes) == n_targets + len(batch.prefix_ids)  # of the prompts one position each, which nobody reads
