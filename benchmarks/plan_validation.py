@@ -392,6 +392,20 @@ def unseen_spreads(n_prompts: int = 800, n_responses: int = 384) -> TableWorld:
     return TableWorld(scores, {})
 
 
+def later_spreads(n_prompts: int = 800, n_responses: int = 384) -> TableWorld:
+    """Written down after the terms of second order: prompts of lognormal spread, and a share of bad responses."""
+    rng = np.random.default_rng(307)
+    shape = (n_prompts, n_responses)
+    size_p1 = np.minimum(np.exp(0.6 * _size(rng, n_prompts, 1)), 3.5)
+    pushed = _size(rng, *shape)
+    scores = {
+        "helpful": size_p1 * (0.6 * pushed + 0.8 * _size(rng, *shape)) + _size(rng, n_prompts, 1),
+        "civil": size_p1 * (-0.3 * pushed + 0.95 * _size(rng, *shape)) + 0.6 * _size(rng, n_prompts, 1),
+        "risk": 0.4 * pushed + 0.92 * _size(rng, *shape) + 0.8 * _size(rng, n_prompts, 1),
+    }
+    return TableWorld(scores, {})
+
+
 def read_table(path: Path) -> TableWorld:
     """A table of one row a response, as many a prompt as the prompt with the fewest has; the reward column first."""
     table = pq.read_table(path)
@@ -496,6 +510,15 @@ def all_cases(table: Path | None) -> list[Case]:
         "unseen spreads",
         unseen_spreads(),
         [(["kind >= ref + 0.3"], 0.3, 48), (["kind >= ref + 0.3", "brief >= ref + 0.3"], 0.8, 96)],
+    )
+    cases += _table_cases(
+        "later spreads",
+        later_spreads(),
+        [
+            (["civil >= ref + 0.3"], 0.4, 32),
+            (["civil >= ref + 0.3"], 0.4, 192),
+            (["civil >= ref + 0.25", "share(risk >= 1) <= 0.15"], 0.7, 96),
+        ],
     )
     if table is not None:
         given = read_table(table)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stage1_dual.dual.pilot_moments import Moments, moments_of
 from stage1_dual.dual.pilot_rows import PilotRows
+from stage1_dual.dual.pilot_slopes import Slopes
 from stage1_dual.dual.pilot_terms import PromptTerms, prompt_terms
 from stage1_dual.dual.problem import LARGEST_KL_SHARE
 from stage1_dual.dual.segments import FloatArray, IntArray
@@ -52,6 +53,7 @@ class Pilot:
         collapsed_share: share of the prompts with an effective sample size below 2.
         counting_m: prompts of which the column is not constant, shape (m,).
         replicates: the same moments with a group of prompts left out, one a group.
+        slopes: how the slope of the equations of a run errs with them.
         warnings: sentences on the shape of the problem, of its solution's diagnostics.
     """
 
@@ -71,11 +73,12 @@ class Pilot:
     collapsed_share: float
     counting_m: IntArray
     replicates: tuple[Moments, ...]
+    slopes: Slopes
     warnings: tuple[str, ...] = ()
 
     @classmethod
     def measure(cls, rows: PilotRows) -> Pilot:
-        """One pass over the rows, and one more for each group of prompts of the jackknife."""
+        """A pass over the rows, one for each group of prompts of the jackknife, two for each constraint that binds."""
         terms, everything_p = prompt_terms(rows, rows.multipliers_m), np.ones(len(rows.counts_p), dtype=np.bool_)
         moments, active = moments_of(rows, terms, everything_p), rows.is_active_m
         hessian_mm = moments.hessian_mm.at(float(np.median(rows.counts_p)))
@@ -109,6 +112,7 @@ class Pilot:
             collapsed_share=float(np.mean(terms.ess_p < 2)),
             counting_m=rows.counting_m,
             replicates=tuple(replicates),
+            slopes=Slopes.measure(rows, terms, moments, errors_m),
         )
 
     def fewest_responses(self) -> int:
@@ -146,6 +150,7 @@ class Pilot:
         variance_m = np.maximum(np.diag(variance_mm), math.sqrt(_FEWEST_DEGREES / 2) * error_m)
         variance_mm = variance_mm + np.diag(variance_m - np.diag(variance_mm))
         degrees_m = _degrees(variance_m, error_m**2)
+        free = np.flatnonzero(self.is_active_m)
         offset_gm = np.array([one.offset_m(n_responses) for one in self.replicates])
         return Prediction(
             n_responses=n_responses,
@@ -154,6 +159,8 @@ class Pilot:
             offset_m=self.moments.offset_m(n_responses),
             offset_errors_m=_RARE_PROMPTS * np.sqrt(_jackknife_variance(offset_gm)),
             two_sided_m=self.is_active_m,
+            hessian_ff=self.moments.hessian_mm.at(n_responses)[np.ix_(free, free)],
+            slopes_ffi=self.slopes.at(n_responses, free),
         )
 
 

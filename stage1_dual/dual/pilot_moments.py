@@ -10,7 +10,9 @@ to first order around lam*: an error of lam_hat does not matter by itself, only 
 That is why a KL budget, whose beta moves too, changes nothing here. C / K is minus the bias of a self-normalised
 mean, -E_x E_ref[w^2 (g - E_lam g)] / K with w = pi_lam / pi_ref (Hesterberg 1988), A the variance between prompts of
 the true psi, and B / K what the K responses of a prompt add, E_x E_ref[(w (g - E_lam g) - (g - E_ref g))^2] / K for a
-margin. The prompts give A, as the variance of psi_hat less what their own responses added (``pilot_terms``).
+margin. The prompts give A, as the variance of psi_hat less what their own responses added (``pilot_terms``). Prompts
+with a strong tilt are also those that few responses hold back most: psi_hat_p is psi_p - C_p / K in the mean, and A is
+less by 2 Cov(psi, C) / K, which halves of the responses show, one psi and the other C.
 
 A constraint j that does not bind moves with those that do, by H_jA H_AA^-1 of their errors. With few responses the
 Hessian by which lam_hat moves is low, by the bias of a variance, and the slacks are off by as much more: by
@@ -36,7 +38,7 @@ from stage1_dual.dual.segments import FloatArray
 class Moments:
     """A, B, C of the equations, how slacks follow them, and where the slacks of constraints that do not bind lie."""
 
-    between_mm: FloatArray
+    between_mm: Series
     within_mm: Series
     bias_m: Series
     hessian_mm: Series
@@ -48,22 +50,25 @@ class Moments:
 
         lam moves by the Hessian as K responses show it, which is low, and the slacks by the population's.
         """
-        moves_mm, free = np.zeros_like(self.between_mm), np.flatnonzero(self.active_m)
+        moves_mm, free = np.zeros_like(self.hessian_mm.first), np.flatnonzero(self.active_m)
         shown_ff = self.hessian_mm.at(n_responses)[np.ix_(free, free)]
         moves_mm[:, free] = self.hessian_mm.first[:, free] @ np.linalg.pinv(shown_ff, rcond=1e-10, hermitian=True)
         return moves_mm
 
+    def equations_mm(self, n_responses: float) -> FloatArray:
+        """A + B / K, the variance of the equations, times the number of prompts, shape (m, m)."""
+        return np.asarray(self.between_mm.at(n_responses) + self.within_mm.at(n_responses) / n_responses)
+
     def variance_mm(self, n_responses: float) -> FloatArray:
         """Of the slacks, times the number of prompts, shape (m, m)."""
         moves_mm = self.moves_mm(n_responses)
-        return moves_mm @ (self.between_mm + self.within_mm.at(n_responses) / n_responses) @ moves_mm.T
+        return moves_mm @ self.equations_mm(n_responses) @ moves_mm.T
 
     def covariance_mm(self, n_responses: float) -> FloatArray:
         """The same, made one that can be: a difference of two estimates may have negative variances."""
         moves_mm = self.moves_mm(n_responses)
-        equations_mm = (
-            nearest_covariance(self.between_mm) + nearest_covariance(self.within_mm.at(n_responses)) / n_responses
-        )
+        between_mm, within_mm = self.between_mm.at(n_responses), self.within_mm.at(n_responses)
+        equations_mm = nearest_covariance(between_mm) + nearest_covariance(within_mm) / n_responses
         return moves_mm @ equations_mm @ moves_mm.T
 
     def biases_m(self, n_responses: float) -> FloatArray:
@@ -78,9 +83,8 @@ class Moments:
 def moments_of(rows: PilotRows, terms: PromptTerms, kept_p: NDArray[np.bool_]) -> Moments:
     """Of the prompts kept; ``room_m`` is 0 where a constraint binds, else its slack at the population's lam*."""
     psi_mp = terms.psi_mp[:, kept_p]
-    own_mmp = terms.within_mmp.at(rows.counts_p) / rows.counts_p
     found = Moments(
-        between_mm=np.atleast_2d(np.cov(psi_mp)) - np.mean(own_mmp[:, :, kept_p], axis=-1),
+        between_mm=_between(rows, terms, kept_p),
         within_mm=terms.within_mmp.mean(kept_p),
         bias_m=terms.bias_mp.mean(kept_p),
         hessian_mm=terms.hessian_mmp.mean(kept_p),
@@ -93,6 +97,22 @@ def moments_of(rows: PilotRows, terms: PromptTerms, kept_p: NDArray[np.bool_]) -
     own_m = np.mean((terms.bias_mp.at(rows.counts_p) / rows.counts_p)[:, kept_p], axis=-1)
     seen_m = np.mean(psi_mp, axis=-1) + own_m - found.moves_mm(math.inf) @ own_m
     return replace(found, room_m=np.where(found.active_m, 0.0, seen_m))
+
+
+def _between(rows: PilotRows, terms: PromptTerms, kept_p: NDArray[np.bool_]) -> Series:
+    """A, by the variance of psi_hat less what its own responses added, and how few of them hold it back."""
+    m, counts_p = len(terms.psi_mp), rows.counts_p[kept_p]
+    own_mmp = (terms.within_mmp.at(rows.counts_p) / rows.counts_p)[:, :, kept_p]
+    seen_mm = np.atleast_2d(np.cov(terms.psi_mp[:, kept_p])) - np.mean(own_mmp, axis=-1)
+    shared_mm = np.mean(
+        [
+            np.cov(psi_mp[:, kept_p], bias_mp[:, kept_p])[:m, m:]
+            for psi_mp, bias_mp in zip(terms.psi_hmp, terms.bias_hmp[::-1], strict=True)
+        ],
+        axis=0,
+    )
+    second_mm = -(shared_mm + shared_mm.T)
+    return Series(seen_mm - second_mm * float(np.mean(1.0 / counts_p)), second_mm)
 
 
 def nearest_covariance(matrix_mm: FloatArray) -> FloatArray:

@@ -52,9 +52,14 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class PromptTerms:
-    """What each prompt contributes at some multipliers; B and C are scaled to one response."""
+    """What each prompt contributes at some multipliers; B and C are scaled to one response.
+
+    ``psi_hmp`` and ``bias_hmp`` are the equations and C as each half of the responses shows them, which err apart.
+    """
 
     psi_mp: FloatArray
+    psi_hmp: FloatArray
+    bias_hmp: FloatArray
     within_mmp: Series
     bias_mp: Series
     hessian_mmp: Series
@@ -78,18 +83,18 @@ def prompt_terms(rows: PilotRows, multipliers_m: FloatArray, *, near: PromptTerm
     weight_n, logit_n, total_p = tilted_weights(rows, multipliers_m)
     segments = Segments.from_counts(rows.counts_p)
     counts_p, beta = rows.counts_p, rows.beta
-    whole, hessian_mmp = leave_one_out(rows, weight_n), _hessian(rows, weight_n)
+    whole, hessian_mmp, psi_mp = leave_one_out(rows, weight_n), _hessian(rows, weight_n), _psi(rows, weight_n)
     if near is None:
-        within, bias, hessian = _through_halves(rows, multipliers_m, whole, hessian_mmp)
+        within, bias, hessian, psi_hmp, bias_hmp = _through_halves(rows, multipliers_m, whole, hessian_mmp)
     else:
+        psi_hmp, bias_hmp = near.psi_hmp + (psi_mp - near.psi_mp), near.bias_hmp
         within = near.within_mmp.moved_to(whole.within_mmp, counts_p)
         # Of the series of a bias, at all responses twice the second term is what a jackknife finds.
         second_mp = near.bias_mp.second
         bias = Series(whole.bias_mp - 2 * second_mp / counts_p, second_mp)
         hessian = near.hessian_mmp.moved_to(hessian_mmp, counts_p)
-    mean_mp, reference_mp = segments.sum(rows.column_mn * weight_n), segments.mean(rows.reference_mn)
-    off_mn = segments.subtract(rows.column_mn, mean_mp)
-    reference_off_mn = segments.subtract(rows.reference_mn, reference_mp)
+    off_mn = segments.subtract(rows.column_mn, segments.sum(rows.column_mn * weight_n))
+    reference_off_mn = segments.subtract(rows.reference_mn, segments.mean(rows.reference_mn))
     rest_n = np.maximum(1.0 - weight_n, 1.0 - _LARGEST_WEIGHT)
     reward_off_n = segments.subtract(rows.reward_n, segments.dot(weight_n, rows.reward_n))
     # Of a reward that is constant only rounding would be left.
@@ -103,7 +108,9 @@ def prompt_terms(rows: PilotRows, multipliers_m: FloatArray, *, near: PromptTerm
     kl_bias_p = np.where(segments.max(weight_n) > _LARGEST_WEIGHT, 0.0, kl_bias_p)
     squared_p = segments.dot(weight_n, weight_n)
     return PromptTerms(
-        psi_mp=mean_mp - reference_mp - rows.target_m[:, np.newaxis],
+        psi_mp=psi_mp,
+        psi_hmp=psi_hmp,
+        bias_hmp=bias_hmp,
         within_mmp=within,
         bias_mp=bias,
         hessian_mmp=hessian,
@@ -117,8 +124,8 @@ def prompt_terms(rows: PilotRows, multipliers_m: FloatArray, *, near: PromptTerm
 
 def _through_halves(
     rows: PilotRows, multipliers_m: FloatArray, whole: Jackknife, hessian_mmp: FloatArray
-) -> tuple[Series, Series, Series]:
-    """B, C and the Hessian as they move with the number of responses."""
+) -> tuple[Series, Series, Series, FloatArray, FloatArray]:
+    """B, C and the Hessian as they move with the number of responses; the equations of each half, and C."""
     halves = [rows.half(part) for part in range(2)]
     weights = [tilted_weights(half, multipliers_m)[0] for half in halves]
     found = [leave_one_out(half, weight_n) for half, weight_n in zip(halves, weights, strict=True)]
@@ -133,6 +140,8 @@ def _through_halves(
         Series.through(whole.within_mmp, within_mmp, rows.counts_p, half_p),
         Series(bias.first, bias.second / 2),
         Series.through(hessian_mmp, np.mean(hessians, axis=0), rows.counts_p, half_p),
+        np.stack([_psi(half, weight_n) for half, weight_n in zip(halves, weights, strict=True)]),
+        np.stack([one.bias_mp for one in found]),
     )
 
 
@@ -164,6 +173,13 @@ def leave_one_out(rows: PilotRows, weight_n: FloatArray) -> Jackknife:
     centred_mn = segments.subtract(moved_mn, moved_mp / counts_p)
     scale_p = (counts_p - 1).astype(np.float64)  # (K - 1) / K, times K: of one response
     return Jackknife(_products(segments, centred_mn, centred_mn) * scale_p, -moved_mp * scale_p)
+
+
+def _psi(rows: PilotRows, weight_n: FloatArray) -> FloatArray:
+    """The slack of each prompt as its responses show it, shape (m, p)."""
+    segments = Segments.from_counts(rows.counts_p)
+    mean_mp, reference_mp = segments.sum(rows.column_mn * weight_n), segments.mean(rows.reference_mn)
+    return np.asarray(mean_mp - reference_mp - rows.target_m[:, np.newaxis])
 
 
 def _hessian(rows: PilotRows, weight_n: FloatArray) -> FloatArray:

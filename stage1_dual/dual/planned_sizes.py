@@ -287,7 +287,7 @@ def _evaluation_prompts(pilot: Pilot, request: SizeRequest, chosen: Prediction, 
 
 def _spread_m(pilot: Pilot, responses: int, reference_responses: int) -> FloatArray:
     """The variance of an evaluation's slacks, times the number of its prompts, shape (m,)."""
-    between_m = np.diag(nearest_covariance(pilot.moments.between_mm))
+    between_m = np.diag(nearest_covariance(pilot.moments.between_mm.first))
     return np.asarray(between_m + pilot.sampled_m / responses + pilot.reference_m / reference_responses)
 
 

@@ -31,6 +31,18 @@ def draw_gaussian(
     return r_pk, g_pkm + effect * rng.normal(size=(n_prompts, 1, n_constraints))
 
 
+def draw_unlike(
+    rng: np.random.Generator, variance_p: Scores, n_responses: int, *, n_constraints: int = 1
+) -> tuple[Scores, Scores]:
+    """Rewards, and scores of an own variance a prompt that they do not go with, shapes (p, k) and (p, k, m).
+
+    The slack of a prompt is then lam_j variance_p / beta less the margin.
+    """
+    shape = (len(variance_p), n_responses)
+    own_pkm = rng.normal(size=(*shape, n_constraints))
+    return 0.3 * rng.normal(size=shape), np.sqrt(variance_p)[:, None, None] * own_pkm
+
+
 def pilot_rows(
     r_pk: Scores, g_pkm: Scores, margins: float, *, relative: bool = True, beta: float = BETA, equal: bool = False
 ) -> PilotRows:

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers.pilots import draw_gaussian, pilot_rows
+from helpers.pilots import BETA, draw_gaussian, draw_unlike, pilot_rows
 
 from stage1_dual.dual import Pilot
 
@@ -17,7 +17,7 @@ def test_moments_are_those_of_a_gaussian_population():
     moment, moved = math.exp(2 * pilot.kl), margin - g_pkm.mean()
     assert pilot.second_moment == pytest.approx(moment, rel=0.05)
     assert pilot.moments.bias_m.first[0] == pytest.approx(moment * moved, rel=0.05)
-    assert pilot.moments.between_mm[0, 0] == pytest.approx(effect**2, rel=0.2)
+    assert pilot.moments.between_mm.first[0, 0] == pytest.approx(effect**2, rel=0.2)
     # E w^2 (g - E_lam g)^2 = exp(v) (1 + margin^2), `moved` being how far the tilt moves the mean.
     assert pilot.moments.within_mm.first[0, 0] == pytest.approx(moment * (1 + moved**2), rel=0.05)
     assert pilot.sampled_m[0] == pytest.approx(1.0, rel=0.05)
@@ -26,5 +26,17 @@ def test_moments_are_those_of_a_gaussian_population():
 def test_equalities_are_planned_for_like_bounds():
     r_pk, g_pkm = draw_gaussian(np.random.default_rng(10), 64, 32)
     bound, equal = (Pilot.measure(pilot_rows(r_pk, g_pkm, 0.4, equal=equal)) for equal in (False, True))
-    np.testing.assert_allclose(equal.moments.between_mm, bound.moments.between_mm, rtol=1e-6)
+    np.testing.assert_allclose(equal.moments.between_mm.first, bound.moments.between_mm.first, rtol=1e-6)
     np.testing.assert_allclose(equal.bias_at(32), bound.bias_at(32), rtol=1e-6)
+
+
+def test_how_prompts_differ_is_told_though_few_responses_hold_the_strongest_tilts_back():
+    rng = np.random.default_rng(3)
+    variance_p = rng.gamma(2.0, 0.5, size=4000)
+    pilot = Pilot.measure(pilot_rows(*draw_unlike(rng, variance_p, 32), 0.7))
+    # psi_p = lam variance_p / beta - margin, of responses without end, at the multiplier of the pilot.
+    expected = (pilot.multipliers_m[0] / BETA) ** 2 * np.var(variance_p)
+    between = pilot.moments.between_mm
+    # 32 responses show by themselves 22% too little; the term after the next is left.
+    assert between.at(32)[0, 0] < 0.8 * expected
+    assert between.first[0, 0] == pytest.approx(expected, rel=0.08)

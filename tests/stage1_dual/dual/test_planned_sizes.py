@@ -59,7 +59,7 @@ def test_the_evaluation_says_satisfied_as_often_as_was_asked_for():
     rng = np.random.default_rng(5)
     pilot = Pilot.measure(pilot_rows(*draw_gaussian(rng, 400, 64), 0.3, relative=False))
     plan = plan_sizes(pilot, size_request(0.1, evaluation_responses=32))
-    spread = math.sqrt((pilot.moments.between_mm[0, 0] + pilot.sampled_m[0] / 32) / plan.evaluation_prompts)
+    spread = math.sqrt((pilot.moments.between_mm.first[0, 0] + pilot.sampled_m[0] / 32) / plan.evaluation_prompts)
     # The policy lies `room` beyond the demand, off by the run's own error, and is judged by an interval over prompts.
     truth = plan.room_m[0] + plan.errors_m[0] * rng.normal(size=20_000)
     satisfied = np.mean(truth + spread * rng.normal(size=20_000) - 1.96 * spread > 0)
