@@ -76,7 +76,7 @@ class Slopes:
     def at(self, n_responses: float, free: NDArray[np.intp]) -> FloatArray:
         """t: the mean of H - H_hat by the error of the equations, with so many responses; shape (f, f, f), i last."""
         size = len(free)
-        if len(self.after) < size:
+        if not self.after:
             return np.zeros((size, size, size))
         moved_kff = np.stack(
             [

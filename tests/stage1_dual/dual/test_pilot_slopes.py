@@ -37,3 +37,11 @@ def test_slopes_are_the_covariances_of_a_prompts_hessian_with_its_slack():
             for i in range(2):
                 expected = np.cov(hessian_jkp[j, k], psi_mp[i])[0, 1]
                 assert found[j, k, i] == pytest.approx(expected, abs=0.06 * np.abs(found).max())
+
+
+def test_where_nothing_binds_there_is_no_slope():
+    r_pk, g_pkm = draw_gaussian(np.random.default_rng(7), 60, 32)
+    pilot = Pilot.measure(pilot_rows(r_pk, g_pkm, -2.0))
+    assert not pilot.is_active_m.any()
+    assert pilot.slopes.at(64, np.flatnonzero(pilot.is_active_m)).shape == (0, 0, 0)
+    assert pilot.predict(64).miss(100, np.array([0.1])) < 0.05
