@@ -536,6 +536,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="TEXT", help="cases whose name has one of these")
     parser.add_argument("--table", type=Path, help="a table of scores of your own")
     parser.add_argument("--looks", action="store_true", help="top up from 64 x 16 until it holds, in place of a plan")
+    parser.add_argument("--pilot", type=int, nargs=2, metavar=("PROMPTS", "RESPONSES"), help="another size of pilots")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, help="JSON file for the rows")
     args = parser.parse_args(arguments)
@@ -546,7 +547,8 @@ def main(arguments: list[str] | None = None) -> None:
     for case in all_cases(args.table):
         if not wanted(case.name):
             continue
-        case = replace(case, pilot=(64, 16)) if args.looks else case  # noqa: PLW2901  # the same, begun smaller
+        if args.looks or args.pilot:
+            case = replace(case, pilot=tuple(args.pilot or (64, 16)))  # noqa: PLW2901  # the same, from another pilot
         rows.append(measure(case, n_repeats=args.repeats, seed=args.seed, looks=args.looks))
         print(format_row(rows[-1]))
         sys.stdout.flush()
