@@ -160,7 +160,7 @@ class Pilot:
             offset_errors_m=_RARE_PROMPTS * np.sqrt(_jackknife_variance(offset_gm)),
             two_sided_m=self.is_active_m,
             hessian_ff=self.moments.hessian_mm.at(n_responses)[np.ix_(free, free)],
-            slopes_ffi=self.slopes.at(n_responses, free),
+            slopes_ffi=self.slopes.at(n_responses),
         )
 
 

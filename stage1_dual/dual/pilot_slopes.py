@@ -21,12 +21,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stage1_dual.dual.pilot_moments import Moments, moments_of, nearest_covariance
 from stage1_dual.dual.pilot_rows import PilotRows
-from stage1_dual.dual.pilot_terms import PromptTerms
-from stage1_dual.dual.pilot_terms import prompt_terms as terms_at
+from stage1_dual.dual.pilot_terms import PromptTerms, prompt_terms
 from stage1_dual.dual.segments import FloatArray
 
 
@@ -61,7 +59,7 @@ class Slopes:
         def moved(place: int, by: float) -> Moments:
             multipliers_m = rows.multipliers_m.copy()
             multipliers_m[place] += by
-            return moments_of(rows, terms_at(rows, multipliers_m, near=terms), everything_p)
+            return moments_of(rows, prompt_terms(rows, multipliers_m, near=terms), everything_p)
 
         free = [int(place) for place in np.flatnonzero(rows.is_active_m) if steps_m[place] > 0]
         if len(free) < np.count_nonzero(rows.is_active_m):  # a column that no prompt tells apart has no slope
@@ -73,24 +71,25 @@ class Slopes:
             steps_f=2.0 * steps_m[free],
         )
 
-    def at(self, n_responses: float, free: NDArray[np.intp]) -> FloatArray:
+    def at(self, n_responses: float) -> FloatArray:
         """t: the mean of H - H_hat by the error of the equations, with so many responses; shape (f, f, f), i last."""
-        size = len(free)
         if not self.after:
+            size = int(np.count_nonzero(self.moments.active_m))
             return np.zeros((size, size, size))
         moved_kff = np.stack(
             [
-                (_covariance(one, n_responses, free) - _covariance(other, n_responses, free)) / step
+                (_covariance(one, n_responses) - _covariance(other, n_responses)) / step
                 for one, other, step in zip(self.after, self.before, self.steps_f.tolist(), strict=True)
             ]
         )
         shared_ffi = (
             np.einsum("kij->jki", moved_kff) + np.einsum("jik->jki", moved_kff) - np.einsum("ijk->jki", moved_kff)
         ) / 2
-        covariance_ff = nearest_covariance(_covariance(self.moments, n_responses, free))
+        covariance_ff = nearest_covariance(_covariance(self.moments, n_responses))
         return np.asarray(shared_ffi @ np.linalg.pinv(covariance_ff, rcond=1e-10, hermitian=True))
 
 
-def _covariance(moments: Moments, n_responses: float, free: NDArray[np.intp]) -> FloatArray:
+def _covariance(moments: Moments, n_responses: float) -> FloatArray:
     """A + B / K of the equations of constraints that bind."""
+    free = np.flatnonzero(moments.active_m)
     return np.asarray(moments.equations_mm(n_responses)[np.ix_(free, free)])

@@ -83,7 +83,9 @@ def prompt_terms(rows: PilotRows, multipliers_m: FloatArray, *, near: PromptTerm
     weight_n, logit_n, total_p = tilted_weights(rows, multipliers_m)
     segments = Segments.from_counts(rows.counts_p)
     counts_p, beta = rows.counts_p, rows.beta
-    whole, hessian_mmp, psi_mp = leave_one_out(rows, weight_n), _hessian(rows, weight_n), _psi(rows, weight_n)
+    whole, hessian_mmp = leave_one_out(rows, weight_n), _hessian(rows, weight_n)
+    mean_mp, reference_mp = _means(rows, weight_n)
+    psi_mp = mean_mp - reference_mp - rows.target_m[:, np.newaxis]
     if near is None:
         within, bias, hessian, psi_hmp, bias_hmp = _through_halves(rows, multipliers_m, whole, hessian_mmp)
     else:
@@ -93,8 +95,8 @@ def prompt_terms(rows: PilotRows, multipliers_m: FloatArray, *, near: PromptTerm
         second_mp = near.bias_mp.second
         bias = Series(whole.bias_mp - 2 * second_mp / counts_p, second_mp)
         hessian = near.hessian_mmp.moved_to(hessian_mmp, counts_p)
-    off_mn = segments.subtract(rows.column_mn, segments.sum(rows.column_mn * weight_n))
-    reference_off_mn = segments.subtract(rows.reference_mn, segments.mean(rows.reference_mn))
+    off_mn = segments.subtract(rows.column_mn, mean_mp)
+    reference_off_mn = segments.subtract(rows.reference_mn, reference_mp)
     rest_n = np.maximum(1.0 - weight_n, 1.0 - _LARGEST_WEIGHT)
     reward_off_n = segments.subtract(rows.reward_n, segments.dot(weight_n, rows.reward_n))
     # Of a reward that is constant only rounding would be left.
@@ -140,7 +142,8 @@ def _through_halves(
         Series.through(whole.within_mmp, within_mmp, rows.counts_p, half_p),
         Series(bias.first, bias.second / 2),
         Series.through(hessian_mmp, np.mean(hessians, axis=0), rows.counts_p, half_p),
-        np.stack([_psi(half, weight_n) for half, weight_n in zip(halves, weights, strict=True)]),
+        np.stack([np.subtract(*_means(half, weight_n)) for half, weight_n in zip(halves, weights, strict=True)])
+        - rows.target_m[:, np.newaxis],
         np.stack([one.bias_mp for one in found]),
     )
 
@@ -175,11 +178,10 @@ def leave_one_out(rows: PilotRows, weight_n: FloatArray) -> Jackknife:
     return Jackknife(_products(segments, centred_mn, centred_mn) * scale_p, -moved_mp * scale_p)
 
 
-def _psi(rows: PilotRows, weight_n: FloatArray) -> FloatArray:
-    """The slack of each prompt as its responses show it, shape (m, p)."""
+def _means(rows: PilotRows, weight_n: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Tilted means of the columns, and the reference's of its own, of each prompt; shape (m, p) each."""
     segments = Segments.from_counts(rows.counts_p)
-    mean_mp, reference_mp = segments.sum(rows.column_mn * weight_n), segments.mean(rows.reference_mn)
-    return np.asarray(mean_mp - reference_mp - rows.target_m[:, np.newaxis])
+    return segments.sum(rows.column_mn * weight_n), segments.mean(rows.reference_mn)
 
 
 def _hessian(rows: PilotRows, weight_n: FloatArray) -> FloatArray:

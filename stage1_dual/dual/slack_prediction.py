@@ -88,9 +88,9 @@ class Prediction:
         """Draws of the slacks, shape (draws, m): x, of those that bind H H_hat^{-1} x = (I - T[z] H^{-1})^{-1} x."""
         slack_dm = self.offset_m + self._offset_dm + self._spread_dm / math.sqrt(n_prompts)
         root_fe, inverse_ef, bend_de, axes_dee = self._bends
-        axis_de = np.einsum("dea,ef,df->da", axes_dee, inverse_ef, slack_dm[:, self.two_sided_m])
+        axis_de = np.einsum("dea,de->da", axes_dee, slack_dm[:, self.two_sided_m] @ inverse_ef.T)
         further_de = 1.0 / np.maximum(1.0 - bend_de / math.sqrt(n_prompts), _FLATTEST) - 1.0
-        slack_dm[:, self.two_sided_m] += np.einsum("fe,dea,da->df", root_fe, axes_dee, further_de * axis_de)
+        slack_dm[:, self.two_sided_m] += np.einsum("dea,da->de", axes_dee, further_de * axis_de) @ root_fe.T
         return np.asarray(slack_dm)
 
     @cached_property

@@ -112,7 +112,9 @@ def test_shared_prompts_give_the_gradient_of_separate_ones(reference_model: PreT
 
 
 def assert_same_gradient(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """To the rounding of float32, which is of the largest terms of a sum: seen are 5e-8 to 8e-7, by the processor."""
+    """To the rounding of float32, which is of the largest terms of a sum, by the processor: seen is 1.4 of it."""
+    rounding = torch.finfo(torch.float32).eps * float(expected.abs().max())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=max(1e-5, 4 * rounding))
     assert (found - expected).norm() < 5e-6 * expected.norm()
 
 
